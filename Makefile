@@ -1,0 +1,49 @@
+# Everything runs in .venv, which the first command makes and which is renewed when one of these changes:
+REQUIREMENTS := pyproject.toml constraints.txt overrides.txt
+INSTALLED := .venv/.installed
+INSTALL := .venv/bin/uv pip install --quiet --python .venv/bin/python --override overrides.txt --constraint constraints.txt
+
+# Stages and queued experiments call `python`: it has to be the one of .venv.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := true
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test lint bench constraints clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-15s%s\n", $$1, $$2}' Makefile
+
+repro: $(INSTALLED)  ## run the pipeline: only what has changed
+	.venv/bin/dvc repro
+
+test: $(INSTALLED)  ## run the tests
+	.venv/bin/python -m pytest
+
+lint: $(INSTALLED)  ## check style and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+bench: $(INSTALLED)  ## install the libraries that benchmarks/ compares with
+	$(INSTALL) --editable '.[dev,bench]'
+
+constraints: $(INSTALLED)  ## renew constraints.txt: the newest versions that pyproject.toml allows
+	.venv/bin/uv pip compile --quiet --upgrade pyproject.toml --extra dev --override overrides.txt --no-annotate \
+		--python .venv/bin/python --custom-compile-command 'make constraints' --output-file constraints.txt
+
+clean:  ## remove .venv and the tools' caches; data, models and reports stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/*.egg-info
+
+# The oldest Python comes first: constraints.txt was made with it. A venv without a working pip was interrupted.
+$(INSTALLED): $(REQUIREMENTS)
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || { \
+		for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+			if $$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+				echo "making .venv with $$python" && exec $$python -m venv .venv; \
+			fi; \
+		done; \
+		echo "error: no Python 3.11 or newer with its venv module found; install one, for example python3.11" >&2; exit 1; }
+	@echo "installing into .venv"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@

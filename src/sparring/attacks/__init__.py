@@ -1,0 +1,34 @@
+"""Attacks: functions from images to images, found by the method's name.
+
+`attack(model, images, labels, **arguments)` takes and returns images (N, 3, H, W) in [0, 1]. One that needs chance
+or other images says so by its signature: `noise` (N, 3, H, W), standard normal, or `partners` (N, 3, H, W), images of
+other classes. Both are drawn by (seed, attack, index), so an image's result does not depend on its neighbours.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from sparring.attacks.bim import bim
+from sparring.attacks.cw import cw
+from sparring.attacks.deepfool import deepfool
+from sparring.attacks.fgsm import fgsm
+from sparring.attacks.gaussian import gaussian
+from sparring.attacks.nst import nst
+from sparring.attacks.torchattacks_adapter import run
+from sparring.params import TORCHATTACKS
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "gaussian": gaussian,
+    "fgsm": fgsm,
+    "bim": bim,
+    "deepfool": deepfool,
+    "cw": cw,
+    "nst": nst,
+}
+
+
+def find(method: str) -> Callable[..., Tensor]:
+    """The attack of that name (params.py has checked that there is one)."""
+    return partial(run, method) if method.startswith(TORCHATTACKS) else METHODS[method]

@@ -1,0 +1,19 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Gradient (N, 3, H, W) of each image's own cross-entropy."""
+    images = images.detach().requires_grad_()
+    loss = F.cross_entropy(model(images), labels, reduction="sum")
+    return torch.autograd.grad(loss, images)[0]
+
+
+def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float) -> Tensor:
+    """One signed-gradient step (Goodfellow et al., 2015, arXiv 1412.6572).
+
+    images: (N, 3, H, W) in [0, 1].  eps: largest change of a pixel, same unit.
+    Returns images of the same shape, within eps of the input and in [0, 1].
+    """
+    return (images + eps * loss_gradient(model, images, labels).sign()).clamp(0, 1)

@@ -1,0 +1,46 @@
+import torch
+from torch import Tensor
+
+from sparring.networks import ResNet
+
+STYLE, CONTENT = "layer1", "layer4"
+
+
+def nst(
+    model: ResNet,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps: int,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    style: str,
+    partners: Tensor,
+) -> Tensor:
+    """Move each image towards an image of another class in the model's feature space, after neural style transfer
+    (Gatys et al., 2016) as arXiv 2204.11596 uses it.
+
+    images, partners: (N, 3, H, W) in [0, 1].  SGD on the pixels, by the sum of the mean squared differences of the
+    layer1 ("style") and layer4 ("content") maps of image and partner; style `gram` compares layer1's Gram matrices.
+    Each image has its own loss, so its result does not depend on its neighbours. Returns images in [0, 1].
+    """
+
+    def look(batch: Tensor) -> tuple[Tensor, Tensor]:
+        maps = model.maps(batch)
+        first = maps[STYLE].flatten(2)
+        if style == "gram":
+            first = first @ first.transpose(1, 2) / first.shape[2]
+        return first.flatten(1), maps[CONTENT].flatten(1)
+
+    with torch.no_grad():
+        wanted = look(partners)
+    flow = images.clone().requires_grad_()
+    optimizer = torch.optim.SGD([flow], learning_rate, momentum=momentum, weight_decay=weight_decay)
+    for _ in range(steps):
+        loss = sum((have - want).square().mean(1).sum() for have, want in zip(look(flow), wanted, strict=True))
+        flow.grad = torch.autograd.grad(loss, flow)[0]
+        optimizer.step()
+        with torch.no_grad():
+            flow.clamp_(0, 1)
+    return flow.detach()

@@ -1,0 +1,19 @@
+import inspect
+from typing import Any
+
+import torchattacks
+from torch import Tensor, nn
+
+from sparring.params import TORCHATTACKS
+
+
+def run(method: str, model: nn.Module, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
+    """Any attack of torchattacks by the name of its class, as in `torchattacks.PGD`, with that class's arguments.
+
+    images: (N, 3, H, W) in [0, 1].  Returns images of the same shape and range.
+    """
+    attack_class = getattr(torchattacks, method.removeprefix(TORCHATTACKS))
+    if "n_classes" in inspect.signature(attack_class).parameters and "n_classes" not in arguments:
+        arguments["n_classes"] = model(images[:1]).shape[1]
+    attack = attack_class(model, **arguments)
+    return attack(images.contiguous(), labels)

@@ -1,0 +1,108 @@
+"""The Transformer head that tells adversarial from clean images by a classifier's feature maps.
+
+Method: "A Simple Structure For Building A Robust Model", arXiv 2204.11596, section on the detector.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparring.params import Detector
+
+HEADS = 4
+MLP_RATIO = 4
+
+
+class Layer(nn.Module):
+    """Pre-norm Transformer encoder layer with dropout on projection and MLP, none on the attention weights,
+    which would keep PyTorch off its fused attention. (nn.MultiheadAttention copies its tokens to another order.)"""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.projection = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, MLP_RATIO * dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(MLP_RATIO * dim, dim),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, tokens: Tensor, class_only: bool = False) -> Tensor:
+        """tokens (N, T, dim), the class token first; class_only: the new class token (N, 1, dim) alone."""
+        normed = self.norm1(tokens)
+        if class_only:
+            tokens = tokens[:, :1]
+        heads = [_heads(part) for part in self.key_value(normed).chunk(2, -1)]
+        attended = F.scaled_dot_product_attention(_heads(self.query(normed[:, : tokens.shape[1]])), *heads)
+        tokens = tokens + self.dropout(self.projection(attended.transpose(1, 2).flatten(2)))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+def _heads(tokens: Tensor) -> Tensor:
+    return tokens.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+class TransformerDetector(nn.Module):
+    """Clean or adversarial, from feature maps brought to the shape of the `centre` map and read as tokens."""
+
+    def __init__(self, settings: Detector, shapes: dict[str, tuple[int, int, int]]) -> None:
+        """shapes: (channels, height, width) of every map of the classifier, by name."""
+        super().__init__()
+        self.inputs = ("layer1", "layer2", "layer3", "layer4") if settings.input == "full" else ("layer1",)
+        self.by_channel = settings.tokens == "channel" or (settings.tokens == "auto" and settings.input == "full")
+        centre = shapes[settings.centre]
+        self.embed = nn.ModuleDict({name: _to_centre(shapes[name], centre) for name in self.inputs})
+        channels, positions = centre[0] * len(self.inputs), centre[1] * centre[2]
+        count, dim = (channels, positions) if self.by_channel else (positions, channels)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.position = nn.Parameter(torch.empty(1, count + 1, dim))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.layers = nn.ModuleList(Layer(dim, settings.dropout) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, 2)
+
+    @property
+    def last_map(self) -> str:
+        """The deepest feature map that the detector reads."""
+        return self.inputs[-1]
+
+    def token(self, maps: dict[str, Tensor]) -> Tensor:
+        """The normed class token z (N, dim) of equation 1."""
+        tokens = torch.cat([self.embed[name](maps[name]) for name in self.inputs], 1).flatten(2)
+        if not self.by_channel:
+            tokens = tokens.transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
+        tokens = self.dropout(tokens + self.position)
+        for number, layer in enumerate(self.layers, 1):
+            tokens = layer(tokens, class_only=number == len(self.layers))
+        return self.norm(tokens[:, 0])
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        """Logits (N, 2): clean, adversarial."""
+        return self.head(self.token(maps))
+
+
+def _to_centre(shape: tuple[int, int, int], centre: tuple[int, int, int]) -> nn.Module:
+    """Convolutions that bring a map to the centre map's channels, height and width."""
+    channels, wanted = shape[0], centre[0]
+    steps = round(math.log2(shape[1] / centre[1]))
+    if steps == 0:
+        return nn.Conv2d(channels, wanted, 1)
+    layers = nn.Sequential()
+    for _ in range(abs(steps)):
+        if steps > 0:
+            layers.append(nn.Conv2d(channels, wanted, 3, 2, 1))
+        else:
+            layers.append(nn.ConvTranspose2d(channels, wanted, 2, 2))
+        channels = wanted
+    return layers

@@ -1,0 +1,81 @@
+"""Device, precision and seeds: the three things that decide whether a run can be repeated."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparring.params import InputError, Params
+
+
+def rng(seed: int, *what: str | int) -> np.random.Generator:
+    """A generator that is a function of the seed and of what it is for, so that no draw depends on another."""
+    text = "/".join(str(part) for part in (seed, *what))
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
+
+
+@contextmanager
+def torch_seed(seed: int, *what: str | int) -> Iterator[None]:
+    """Seed torch's global generators inside the block only, for library code that draws from them."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(rng(seed, *what).integers(2**62)))
+        yield
+
+
+def choose(params: Params) -> torch.device:
+    """The device that `device` names; auto is CUDA where there is a GPU. Raises InputError where it is absent.
+
+    Also sets float32 to mean float32: no TF32, as images on a decision boundary flip otherwise.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    name = params.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"params.yaml: device is {name}; this machine has {torch.cuda.device_count()} CUDA GPUs, use auto"
+        )
+    return device
+
+
+def precision(params: Params, device: torch.device) -> torch.dtype:
+    """The dtype of training's matrix work; `auto` is bfloat16 where the hardware has units for it."""
+    if params.precision != "auto":
+        return getattr(torch, params.precision)
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+
+
+def channels_last(net: nn.Module, device: torch.device) -> nn.Module:
+    """The net on the device, its convolutions in the layout in which the stores hold the images."""
+    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def hardware(device: torch.device) -> str:
+    """What the run ran on, in words, for the report."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"

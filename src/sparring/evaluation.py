@@ -1,0 +1,89 @@
+"""Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model anything."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sparring import files, networks, progress, store
+from sparring.detector import TransformerDetector
+from sparring.device import channels_last, choose
+from sparring.networks import ResNet
+from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params
+
+
+def evaluate(params: Params, structure: str) -> None:
+    """Predict every clean and attacked test and held-out image with one structure (`baseline` is the pretrained net)."""
+    if structure != BASELINE and structure not in params.structures:
+        known = ", ".join([BASELINE, *params.structures])
+        raise InputError(f"params.yaml: structures.{structure} is missing; there are {known}")
+    device = choose(params)
+    with progress.timed(f"evaluate@{structure}", device) as done:
+        clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
+        classes = len(clean["test"].metadata["classes"])
+        pretrained = networks.load(params.network, classes, files.PRETRAINED)
+        source = networks.digest(pretrained)
+        channels_last(pretrained, device)
+        net, detector = pretrained, None
+        if structure != BASELINE:
+            net = networks.load(params.network, classes, files.model(structure, params.seed))
+            channels_last(net, device)
+            if params.structures[structure].detector != "none":
+                detector = _detector(params, structure, pretrained, device)
+        folders = {name: files.ADVERSARIAL / name for name in params.attacks}
+        folders |= {name: files.UNSEEN / name for name in params.unseen_attacks}
+        parts = []
+        with progress.bar(f"evaluate@{structure}", sum(map(len, clean.values())) * (1 + len(folders))) as advance:
+            for split, images in clean.items():
+                for attack in [CLEAN, *folders]:
+                    shown = images
+                    if attack != CLEAN:
+                        path = folders[attack] / f"{split}.parquet"
+                        shown = store.read(path, ("image",))
+                        store.check_rows(images, shown, path)
+                        store.check_source(shown, source, path)
+                    parts.append(
+                        _rows(params, net, pretrained, detector, shown, device).assign(split=split, attack=attack)
+                    )
+                    advance(len(shown))
+        rows = pd.concat(parts, ignore_index=True).assign(seed=params.seed)
+        columns = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
+        with files.replacing(files.PREDICTIONS / f"{structure}.parquet") as path:
+            rows[columns].to_parquet(path, index=False)
+        done(len(rows), f"{len(rows):,} predictions")
+
+
+def _detector(params: Params, structure: str, pretrained: ResNet, device: torch.device) -> TransformerDetector:
+    detector = TransformerDetector(params.detector, networks.map_shapes(pretrained, params.data.image_size))
+    networks.load_into(detector, files.detector(structure, params.seed))
+    return detector.to(device).eval()
+
+
+def _rows(
+    params: Params,
+    net: ResNet,
+    pretrained: ResNet,
+    detector: TransformerDetector | None,
+    images: store.Images,
+    device: torch.device,
+) -> pd.DataFrame:
+    size = params.store.batch_size
+    probabilities = networks.predict(net, images.image, size, device)
+    rows = pd.DataFrame({"index": images.index, "label": images.label})
+    rows["prediction"] = probabilities.argmax(1) if len(rows) else np.empty(0, np.int64)
+    rows["confidence"] = probabilities.max(1, initial=0) if len(rows) else np.empty(0, np.float32)
+    rows["detector_score"] = pd.Series(np.nan, rows.index, dtype="float32")
+    if detector is not None and len(rows):
+        rows["detector_score"] = _scores(pretrained, detector, images.image, size, device)
+    return rows
+
+
+@torch.no_grad()
+def _scores(
+    pretrained: ResNet, detector: TransformerDetector, stored: np.ndarray, size: int, device: torch.device
+) -> np.ndarray:
+    """The detector's probability (N,) that an image is adversarial, from the pretrained net's maps of it."""
+    parts = []
+    for start in range(0, len(stored), size):
+        maps = pretrained.eval().maps(networks.to_images(stored[start : start + size], device), last=detector.last_map)
+        parts.append(detector(maps).softmax(1)[:, 1].cpu().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,226 @@
+"""The report's figures as PNG files: same data, same bytes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#000000",
+)  # Okabe & Ito: safe for all eyes
+HATCHES = ("", "//", "..", "xx")  # tells bars apart in print, and once the colours are used up
+DASHES = ("-", "--", ":", "-.")
+MAGNIFICATIONS = (1, 2, 5, 10, 20, 50, 100)
+STYLE = {
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One column of the gallery: (R, H, W, 3) uint8 images and what the source model takes them for."""
+
+    title: str
+    image: np.ndarray
+    prediction: list[str]
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of that size in inches, saved to `path` when the block ends well."""
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def gallery(path: Path, names: Sequence[str], clean: Example, attacked: Sequence[Example]) -> None:
+    """One row an image: clean, then under each attack with its magnified difference to the right.
+
+    names: (R,) the images' classes.
+    """
+    columns, count = 1 + 2 * len(attacked), len(names)
+    with _figure(path, 0.82 * columns + 1.1, 0.85 * count + 0.9) as figure:
+        axes = figure.subplots()  # a single one for all pictures: an axes for each takes ten times as long
+        axes.set_xticks([])
+        axes.set_yticks(np.arange(count) + 0.41, [_short(name) for name in names])
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        _column(axes, 0, clean.title, clean.image)
+        _guesses(axes, 0, clean, names)
+        for number, example in enumerate(attacked):
+            change = (example.image.astype(float) - clean.image.astype(float)) / 255
+            factor = _magnification(change)
+            _column(axes, 2 * number + 1, example.title, example.image)
+            _guesses(axes, 2 * number + 1, example, names)
+            _column(axes, 2 * number + 2, f"change ×{factor}", np.clip(0.5 + factor * change, 0, 1), "#555555")
+        axes.set(xlim=(0, columns), ylim=(count, 0))  # imshow narrows both to the last picture
+        figure.supxlabel(
+            "Below each image: what the pretrained net takes it for, in bold where wrong. Change: grey is none.",
+            fontsize=8,
+        )
+
+
+def _column(axes: Axes, left: int, title: str, pictures: np.ndarray, colour: str = "black") -> None:
+    axes.text(left + 0.46, -0.06, title, fontsize=8, ha="center", va="bottom", color=colour)
+    for row, picture in enumerate(pictures):
+        box = (left + 0.05, left + 0.87, row + 0.82, row)
+        axes.imshow(picture, interpolation="nearest", extent=box, aspect="equal")
+
+
+def _guesses(axes: Axes, left: int, example: Example, names: Sequence[str]) -> None:
+    for row, (prediction, name) in enumerate(zip(example.prediction, names, strict=True)):
+        weight = "normal" if prediction == name else "bold"
+        axes.text(left + 0.46, row + 0.83, _short(prediction), fontsize=7, ha="center", va="top", weight=weight)
+
+
+def _magnification(change: np.ndarray) -> int:
+    """The largest round factor at which all but 5 % of the values still fit between black and white."""
+    largest = float(np.quantile(np.abs(change), 0.95)) if change.size else 0.0
+    return max([factor for factor in MAGNIFICATIONS if factor * largest <= 0.5], default=1)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 12 else name[:11] + "…"
+
+
+def curves(path: Path, histories: dict[str, pd.DataFrame]) -> None:
+    """Loss, accuracy and, where there is a detector, its accuracy, by epoch; a line a model."""
+    detectors = any("detector_accuracy" in history for history in histories.values())
+    with _figure(path, 11 if detectors else 7.5, 3.4) as figure:
+        panels = list(figure.subplots(1, 3 if detectors else 2, squeeze=False)[0])
+        for number, (name, history) in enumerate(histories.items()):
+            colour, marker = COLOURS[number % len(COLOURS)], "o" if len(history) <= 30 else ""
+            look = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.4}
+            dash = DASHES[number // len(COLOURS) % len(DASHES)]
+            panels[0].plot(history["epoch"] + 1, history["loss"], label=name, linestyle=dash, **look)
+            panels[1].plot(history["epoch"] + 1, history["accuracy"], color=colour, linestyle=":", linewidth=1.2)
+            if history["validation_accuracy"].notna().any():
+                panels[1].plot(history["epoch"] + 1, history["validation_accuracy"], linestyle=dash, **look)
+            if "detector_accuracy" in history:
+                panels[2].plot(history["epoch"] + 1, history["detector_accuracy"], label=name, linestyle=dash, **look)
+        panels[0].set(title="Training loss", ylim=(0, None))
+        panels[1].set(title="Accuracy\n(dotted: training images, solid: validation images)", ylim=(0, 1.02))
+        if detectors:
+            panels[2].set(title="Accuracy of the detector\n(training images)", ylim=(0, 1.02))
+            panels[2].legend()
+        panels[0].legend()
+        for panel in panels:
+            panel.set_xlabel("epoch")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def accuracy_by_attack(path: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
+    """Grouped bars with 95 % intervals; a group an attack, a bar a structure.
+
+    table: columns structure, attack, accuracy, ci_low, ci_high, of one split.  titles: attack → what to write below.
+    """
+    structures = list(dict.fromkeys(table["structure"]))
+    width = 0.8 / len(structures)
+    with _figure(path, max(6.5, 0.35 * len(titles) * (len(structures) + 1)), 3.6) as figure:
+        axes = figure.subplots()
+        for number, structure in enumerate(structures):
+            rows = table[table["structure"] == structure].set_index("attack").loc[list(titles)]
+            left = np.arange(len(titles)) + (number - (len(structures) - 1) / 2) * width
+            axes.bar(
+                left,
+                rows["accuracy"],
+                width * 0.94,
+                yerr=_bars(rows),
+                label=structure,
+                color=COLOURS[number % len(COLOURS)],
+                hatch=HATCHES[number % len(HATCHES)],
+                edgecolor="white",
+                error_kw={"elinewidth": 0.9, "ecolor": "#222222", "capsize": 2},
+            )
+        axes.set_xticks(np.arange(len(titles)), list(titles.values()))
+        axes.set(
+            ylabel="accuracy", ylim=(0, 1.02), title="Accuracy on the test images, clean and under each stored attack"
+        )
+        axes.grid(visible=False, axis="x")
+        figure.legend(loc="outside lower center", ncols=min(len(structures), 6))
+
+
+def mixture(path: Path, table: pd.DataFrame) -> None:
+    """Accuracy on the mixture with 95 % intervals; a line a structure, a mark a split, a diamond for the paper.
+
+    table: columns split, structure, accuracy, ci_low, ci_high, paper.
+    """
+    structures = list(dict.fromkeys(table["structure"]))
+    with _figure(path, 6.5, 1.3 + 0.5 * len(structures)) as figure:
+        axes = figure.subplots()
+        for number, (split, name, marker) in enumerate((("test", "test", "o"), ("heldout", "held-out", "s"))):
+            rows = table[table["split"] == split]
+            axes.errorbar(
+                rows["accuracy"],
+                np.arange(len(structures)) + 0.2 * number - 0.1,
+                xerr=_bars(rows),
+                fmt=marker,
+                label=f"{name} images",
+                color=COLOURS[number],
+                capsize=3,
+            )
+        paper = table[table["split"] == "test"]
+        if paper["paper"].notna().any():
+            axes.plot(
+                paper["paper"],
+                np.arange(len(structures)),
+                "D",
+                label="paper (CIFAR-10)",
+                color="#777777",
+                fillstyle="none",
+            )
+        axes.set_yticks(np.arange(len(structures)), structures)
+        axes.set(xlabel="accuracy on the mixture", ylim=(len(structures) - 0.5, -0.5))
+        figure.legend(loc="outside upper center", ncols=3)
+
+
+def _bars(rows: pd.DataFrame) -> np.ndarray:
+    """Distances to both ends of the interval, as matplotlib wants them; rounding must not make them negative."""
+    value = rows["accuracy"].to_numpy(float)
+    ends = np.stack([value - rows["ci_low"].to_numpy(float), rows["ci_high"].to_numpy(float) - value])
+    return ends.clip(min=0)
+
+
+def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """A ROC line for each detector. lines: legend → (false-positive rates, true-positive rates)."""
+    with _figure(path, 4.6, 4.6) as figure:
+        axes: Axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1, label="chance")
+        axes.axvline(0.05, color="#bbbbbb", linewidth=0.8)
+        for number, (name, (false, true)) in enumerate(lines.items()):
+            dash = DASHES[number // len(COLOURS) % len(DASHES)]
+            axes.plot(false, true, color=COLOURS[number % len(COLOURS)], linestyle=dash, label=name)
+        axes.set(
+            xlabel="clean images accused",
+            ylabel="adversarial images found",
+            xlim=(0, 1),
+            ylim=(0, 1.01),
+            aspect="equal",
+        )
+        axes.set_title(
+            "Detector on the mixture of test images\n(grey line: 5 % of the clean images accused)", fontsize=9
+        )
+        axes.legend(loc="lower right")

@@ -1,0 +1,46 @@
+"""Where the stages keep their files, below the folder that they run in, and how a file is written."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sparring.params import InputError
+
+CLEAN = Path("data/clean")
+ADVERSARIAL = Path("data/adversarial")
+UNSEEN = Path("data/unseen")
+PREDICTIONS = Path("data/predictions")
+HISTORY = Path("data/history")
+TIMINGS = Path("data/timings")
+MODELS = Path("models")
+PRETRAINED = MODELS / "pretrained.safetensors"
+REPORTS = Path("reports")
+
+
+def model(structure: str, seed: int) -> Path:
+    return MODELS / structure / f"{seed}.safetensors"
+
+
+def detector(structure: str, seed: int) -> Path:
+    return MODELS / structure / f"{seed}.detector.safetensors"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well and is removed when it does not.
+
+    Raises InputError where the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{path}: the disk is full; free some space and run the stage again") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,416 @@
+"""params.yaml as typed, validated models: the one place that knows every key.
+
+Every key is required: what a run did can be read off its params.yaml without knowing any default.
+"""
+
+import difflib
+import inspect
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PARAMS_FILE = "params.yaml"
+BASELINE = "baseline"
+CLEAN = "clean"
+SPLITS = ("train", "validation", "test", "heldout")
+ATTACKED_SPLITS = ("train", "test", "heldout")
+EVALUATED_SPLITS = ("test", "heldout")
+
+
+class InputError(Exception):
+    """Bad input, told in one line that names the thing, the value and the mend."""
+
+
+def root() -> Path:
+    """The main repository, also from the copy below .dvc/tmp in which DVC runs queued experiments."""
+    here = Path.cwd()
+    for folder in here.parents:
+        if folder.name == ".dvc" and (folder / "config").exists():
+            return folder.parent
+    return here
+
+
+def _share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError("it is a share, so 0 to 1")
+    return value
+
+
+Share = Annotated[float, AfterValidator(_share)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Section):
+    source: Literal["digits", "cifar10", "parquet", "folder"]
+    path: str | None
+    group_pattern: str | None
+    image_size: Annotated[int, Field(ge=8, le=1024)]
+    train: Count
+    validation: CountOrNone
+    test: CountOrNone
+    heldout: CountOrNone
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"it is not a regular expression ({error})") from error
+            if groups != 1:
+                raise ValueError("it needs exactly one (…) that captures the name of the group")
+        return pattern
+
+    @model_validator(mode="after")
+    def _has_path(self) -> "Data":
+        if self.source in ("parquet", "folder") and not self.path:
+            raise ValueError(f"path is missing; data.source {self.source} reads the files that data.path names")
+        return self
+
+
+class Store(Section):
+    shard_size: Count
+    batch_size: Count
+
+
+class Network(Section):
+    blocks: Annotated[list[Count], Field(min_length=4, max_length=4)]
+    width: Count
+
+
+class Training(Section):
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    momentum: Share
+    weight_decay: NotNegative
+    crop_area: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    horizontal_flip: bool
+
+    @field_validator("crop_area")
+    @classmethod
+    def _is_range(cls, area: list[float]) -> list[float]:
+        if not 0 < area[0] <= area[1]:
+            raise ValueError("it is [smallest, largest] share of the image, both above 0")
+        return area
+
+
+class Sampler(Section):
+    adv_ratio: Share
+    range: Share
+    redraw: Literal["epoch", "batch"]
+    weights: dict[str, NotNegative]
+
+    @model_validator(mode="after")
+    def _range_fits(self) -> "Sampler":
+        if self.adv_ratio - self.range < -1e-9 or self.adv_ratio + self.range > 1 + 1e-9:
+            raise ValueError(
+                f"range is {self.range}; adv_ratio {self.adv_ratio} ± range must stay within 0 to 1, "
+                f"so at most {min(self.adv_ratio, 1 - self.adv_ratio):g}"
+            )
+        return self
+
+
+class Detector(Section):
+    input: Literal["full", "low"]
+    layers: Count
+    tokens: Literal["auto", "channel", "position"]
+    centre: Literal["layer1", "layer2", "layer3", "layer4"]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    alpha: NotNegative
+    beta: NotNegative
+    learning_rate: Positive
+
+
+class Structure(Section):
+    opponents: Literal["sampler", "fixed", "none"]
+    detector: Literal["detector", "none"]
+
+    @model_validator(mode="after")
+    def _has_opponents(self) -> "Structure":
+        if self.detector != "none" and self.opponents == "none":
+            raise ValueError("detector needs adversarial images to learn from; name its opponents: sampler or fixed")
+        return self
+
+
+class Mixture(Section):
+    adv_ratio: Share
+
+
+class Gaussian(Section):
+    std: Positive
+
+
+class Fgsm(Section):
+    eps: Share
+
+
+class Bim(Section):
+    eps: Share
+    step: Positive
+    first_step: Positive
+    steps: Count
+
+
+class DeepFool(Section):
+    steps: Count
+    overshoot: NotNegative
+
+
+class CW(Section):
+    c: Positive
+    kappa: NotNegative
+    steps: Count
+    learning_rate: Positive
+
+
+class NST(Section):
+    steps: Count
+    learning_rate: Positive
+    momentum: Share
+    weight_decay: NotNegative
+    style: Literal["maps", "gram"]
+
+
+BUILT_IN: dict[str, type[Section]] = {
+    "gaussian": Gaussian,
+    "fgsm": Fgsm,
+    "bim": Bim,
+    "deepfool": DeepFool,
+    "cw": CW,
+    "nst": NST,
+}
+TORCHATTACKS = "torchattacks."
+
+
+def torchattacks_class(method: str) -> type:
+    """The class that `torchattacks.NAME` names; ValueError where there is none."""
+    import torchattacks
+
+    name = method.removeprefix(TORCHATTACKS)
+    found = getattr(torchattacks, name, None)
+    if not (inspect.isclass(found) and issubclass(found, torchattacks.attack.Attack)):
+        close = difflib.get_close_matches(name, dir(torchattacks), 3, 0.5)
+        raise ValueError(f"method is {method}; torchattacks has no attack of that name" + _did_you_mean(close))
+    return found
+
+
+class Attack(Section):
+    """One entry of `attacks`: which method runs, with which arguments."""
+
+    method: str
+    arguments: dict[str, Any]
+
+    @property
+    def linf(self) -> float | None:
+        """The L∞ radius, in [0, 1] units, as stored: the largest k/255 within eps. None for an attack without one."""
+        if "eps" not in self.arguments or self._norm() != "linf":
+            return None
+        return math.floor(255 * float(self.arguments["eps"]) + 0.001) / 255
+
+    @property
+    def l2(self) -> float | None:
+        """The L2 radius, in [0, 1] units; None for an attack without one."""
+        return float(self.arguments["eps"]) if "eps" in self.arguments and self._norm() == "l2" else None
+
+    def stored(self) -> dict[str, Any]:
+        """The arguments that the attack runs with: as configured, but eps as stored."""
+        return self.arguments | ({} if self.linf is None else {"eps": self.linf})
+
+    def _norm(self) -> str:
+        return str(self.arguments.get("norm", "L2" if "L2" in self.method else "Linf")).lower()
+
+
+def _attack(name: str, entry: Any) -> Attack:
+    if not isinstance(entry, dict):
+        raise ValueError(f" is {_shown(entry)}; it needs the attack's arguments, as in {{eps: 0.03}}")
+    arguments = dict(entry)
+    method = arguments.pop("method", name)
+    if isinstance(method, str) and method.startswith(TORCHATTACKS):
+        accepted = dict(list(inspect.signature(torchattacks_class(method)).parameters.items())[1:])
+        for key in arguments:
+            if key not in accepted:
+                raise ValueError(f"{key} is not an argument of {method}; it takes {', '.join(accepted) or 'none'}")
+            if _is_number(accepted[key].default) and not _is_number(arguments[key]):
+                raise ValueError(f"{key} is {_shown(arguments[key])}; it is a number, as in {accepted[key].default:g}")
+        # The library's defaults become part of the record; the number of classes is the data set's, not a default.
+        defaults = {key: found.default for key, found in accepted.items() if key != "n_classes"}
+        for key, default in (defaults | arguments).items():
+            if default is inspect.Parameter.empty:
+                raise ValueError(f"{key} is missing; {method} cannot run without it")
+        return _storable(Attack(method=method, arguments=defaults | arguments))
+    if not isinstance(method, str) or method not in BUILT_IN:
+        known = ", ".join(BUILT_IN)
+        raise ValueError(f"method is {_shown(method)}; there is no such attack; use {known} or torchattacks.<Class>")
+    return _storable(Attack(method=method, arguments=BUILT_IN[method].model_validate(arguments).model_dump()))
+
+
+def _storable(attack: Attack) -> Attack:
+    eps = attack.arguments.get("eps", 0.0)
+    if not _is_number(eps) or not 0 <= eps < math.inf:
+        raise ValueError(f"eps is {_shown(eps)}; it is a radius, so a number above 0")
+    if attack.linf == 0:
+        raise ValueError(f"eps is {attack.arguments['eps']}; below 1/255 nothing of it survives storage in 8 bits")
+    return attack
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _names(entries: dict[str, Any], reserved: tuple[str, ...]) -> None:
+    for name in entries:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", str(name)) or name in reserved:
+            raise ValueError(f"{name} cannot be a name here; use letters, digits, - and _, not {', '.join(reserved)}")
+
+
+class Params(Section):
+    seed: CountOrNone
+    device: str
+    precision: Literal["auto", "float32", "bfloat16"]
+    data: Data
+    network: Network
+    training: Training
+    store: Store
+    attacks: dict[str, Attack]
+    unseen_attacks: dict[str, Attack]
+    sampler: Sampler
+    fixed: Sampler
+    detector: Detector
+    none: dict[str, Any]
+    structures: dict[str, Structure]
+    mixture: Mixture
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError("use auto, cpu, cuda or cuda:<number>")
+        return device
+
+    @field_validator("attacks", "unseen_attacks", mode="before")
+    @classmethod
+    def _attacks(cls, entries: Any) -> Any:
+        if not isinstance(entries, dict):
+            return entries
+        _names(entries, (CLEAN,))
+        attacks = {}
+        for name, entry in entries.items():
+            try:
+                attacks[name] = _attack(str(name), entry)
+            except ValidationError as error:
+                raise ValueError(f".{name}.{_first(error)}") from error
+            except ValueError as error:
+                raise ValueError(f".{name}{'' if str(error).startswith(' ') else '.'}{error}") from error
+        return attacks
+
+    @field_validator("structures")
+    @classmethod
+    def _structures(cls, structures: dict[str, Structure]) -> dict[str, Structure]:
+        _names(structures, (BASELINE, "pretrained"))
+        return structures
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Params":
+        if not self.attacks:
+            raise ValueError("attacks is empty; name at least one")
+        for name in self.unseen_attacks:
+            if name in self.attacks:
+                raise ValueError(f"unseen_attacks.{name} is also in attacks; an unseen attack needs a name of its own")
+        for section in ("sampler", "fixed"):
+            weights = getattr(self, section).weights
+            for name in weights:
+                if name not in self.attacks:
+                    raise ValueError(f"{section}.weights.{name} is not in attacks; use {', '.join(self.attacks)}")
+            if not any(weights.get(name, 1) for name in self.attacks):
+                raise ValueError(f"{section}.weights are all 0; give at least one attack a weight above 0")
+        return self
+
+
+def load(path: str | Path = PARAMS_FILE) -> Params:
+    """Read and validate a parameter file, the way DVC reads it (YAML 1.2).
+
+    Raises InputError, in one line, for a file that is missing, is not YAML, or has an unknown,
+    missing or impossible key.
+    """
+    return validate(read(path), str(path))
+
+
+def read(path: str | Path) -> Any:
+    """What a YAML 1.2 file holds, not validated; InputError where it cannot be read."""
+    try:
+        return YAML(typ="safe").load(Path(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; run `python -m sparring profile digits` to make it") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).split("To suppress this check")[0]
+        raise InputError(f"{path} is not YAML: {' '.join(reason.split())}") from error
+
+
+def validate(values: Any, name: str = PARAMS_FILE) -> Params:
+    """Params from a plain dictionary; InputError begins with `name`."""
+    if not isinstance(values, dict):
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise InputError(f"{name} {found}; it needs the sections of profiles/digits.yaml")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        more = f" ({error.error_count() - 1} more after this)" if error.error_count() > 1 else ""
+        raise InputError(f"{name}: {_first(error)}{more}") from error
+
+
+def _first(error: ValidationError) -> str:
+    # An unknown key before a missing one: a misspelt key is both.
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in problem["loc"])
+    kind, value, message = problem["type"], problem["input"], problem["msg"]
+    if kind == "extra_forbidden":
+        known = _fields(error.title, problem["loc"])
+        return f"{key} is not a key{_did_you_mean(difflib.get_close_matches(key.split('.')[-1], known, 1))}"
+    if kind == "missing":
+        return f"{key} is missing; add it (profiles/digits.yaml has every key, with its meaning)"
+    if kind == "value_error":
+        message = str(problem["ctx"]["error"])
+        if isinstance(value, dict):
+            return f"{key}{message}" if message.startswith(".") else f"{key}.{message}".lstrip(".")
+        if message.startswith("."):
+            return key + message
+    elif kind in ("model_type", "dict_type"):
+        message = "it should be a section: keys with values"
+    elif kind in ("too_short", "too_long"):
+        message = f"it needs {problem['ctx'].get('min_length', problem['ctx'].get('max_length'))} entries"
+    return f"{key} is {_shown(value)}; {message.replace('Input should', 'it should')}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _fields(title: str, location: tuple[Any, ...]) -> Iterator[str] | list[str]:
+    model: Any = {**{cls.__name__: cls for cls in BUILT_IN.values()}, "Params": Params}.get(title, Params)
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else Structure
+    return list(getattr(model, "model_fields", {}))
+
+
+def _did_you_mean(close: list[str]) -> str:
+    return f"; did you mean {' or '.join(close)}?" if close else "; profiles/digits.yaml lists the known ones"

@@ -1,0 +1,143 @@
+"""Named sets of parameters: profiles/digits.yaml holds every key, the other profiles hold what they change in it."""
+
+import difflib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
+
+from sparring import params
+from sparring.files import replacing
+from sparring.params import PARAMS_FILE, InputError
+
+FOLDER = Path("profiles")
+DEFAULT = "digits"
+FREE_NAMES = ("attacks", "unseen_attacks", "structures", "sampler.weights", "fixed.weights")
+"""The sections whose keys are the user's to choose, so that a setting may add one."""
+
+
+def apply(name: str, settings: Sequence[str] = (), path: Path = Path(PARAMS_FILE)) -> list[str]:
+    """Write profile `name`, changed by the `key=value` settings, to `path`; the comments of the default profile stay.
+
+    Returns a line `key: old → new` for every value that is not what the file held before.
+    Raises InputError, and leaves the file as it is, for an unknown profile or key or a value that is not valid.
+    """
+    known = sorted(profile.stem for profile in FOLDER.glob("*.yaml"))
+    if DEFAULT not in known:
+        raise InputError(f"{FOLDER / DEFAULT}.yaml is missing; run this in the repository's main folder")
+    if name not in known:
+        raise InputError(f"profile {name} does not exist; use {', '.join(known)}")
+    yaml = _round_trip()
+    values = yaml.load(FOLDER / f"{DEFAULT}.yaml")
+    if name != DEFAULT:
+        _merge(values, params.read(FOLDER / f"{name}.yaml"))
+    for setting in settings:
+        _set(values, setting)
+    buffer = io.StringIO()
+    yaml.dump(values, buffer)
+    changed = ", changed by --set" if settings else ""
+    text = buffer.getvalue().replace(f"the profile `{DEFAULT}`.", f"the profile `{name}`{changed}.", 1)
+    after = YAML(typ="safe").load(text)
+    params.validate(after, str(path))
+    before = _previous(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return [f"{path} is new: profile {name}"] if before is None else list(_changes(before, after))
+
+
+def _round_trip() -> YAML:
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.preserve_quotes = True
+    yaml.width = 1 << 20  # never break a line
+    return yaml
+
+
+def _merge(into: CommentedMap, changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = _in_one_line(value)
+
+
+def _set(values: CommentedMap, setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise InputError(f"--set {setting} is not key=value; write it like --set sampler.adv_ratio=0.25")
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise InputError(f"--set {key}: {' '.join(text.split())} is not a YAML value; quote text") from error
+    section = values
+    for depth, part in enumerate(parts):
+        above = ".".join(parts[:depth])
+        if not isinstance(section, dict):
+            raise InputError(f"--set {key}: {above} is {_shown(section)}, not a section with keys")
+        if part not in section:
+            if not any(f"{above}.".startswith(f"{free}.") for free in FREE_NAMES):
+                close = difflib.get_close_matches(part, section, 1)
+                hint = f"did you mean {close[0]}?" if close else f"use {', '.join(section) or 'none'}"
+                raise InputError(f"--set {key}: {'.'.join(parts[: depth + 1])} is not a key; {hint}")
+            if not section:
+                section.fa.set_flow_style()
+            section[part] = _in_one_line({})
+        if depth < len(parts) - 1:
+            section = section[part]
+    section[parts[-1]] = _in_one_line(value)
+
+
+def _in_one_line(value: Any) -> Any:
+    if isinstance(value, dict):
+        section = CommentedMap({key: _in_one_line(item) for key, item in value.items()})
+        section.fa.set_flow_style()
+        return section
+    if isinstance(value, list):
+        row = CommentedSeq(_in_one_line(item) for item in value)
+        row.fa.set_flow_style()
+        return row
+    return value
+
+
+def _previous(path: Path) -> dict[str, Any] | None:
+    try:
+        values = params.read(path)
+    except InputError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    for key in {**new, **old}:
+        if old.get(key) != new.get(key):
+            yield f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}"
+
+
+def _leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", _shown(value)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null as `null`; ruamel.yaml leaves the place empty."""
+
+    def represent_none(self, value: None) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+_Representer.add_representer(type(None), _Representer.represent_none)

@@ -1,0 +1,61 @@
+"""What a long run shows while it runs, and the one line and the timing file that it leaves."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from sparring import device, files
+
+Advance = Callable[[int], None]
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Advance]:
+    """A bar with rate and remaining time on standard error; silent where that is not a terminal.
+
+    Yields a function to call with the number of items done since the last call.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+@contextmanager
+def timed(stage: str, on: torch.device, precision: torch.dtype = torch.float32) -> Iterator[Callable[[int, str], None]]:
+    """Time a stage. Yields a function to call once, at the end, with the number of images handled and what was done;
+    it prints the stage's one line and writes data/timings/<stage>.json (`@` becomes `-`), which only the report reads.
+    """
+    start = time.perf_counter()
+
+    def done(images: int, what: str) -> None:
+        seconds = time.perf_counter() - start
+        rate = images / seconds
+        facts = {
+            "stage": stage,
+            "seconds": round(seconds, 2),
+            "images": images,
+            "images_per_second": round(rate, 1),
+            "hardware": device.hardware(on),
+            "device": str(on),
+            "precision": str(precision).removeprefix("torch."),
+            "torch": torch.__version__,
+        }
+        with files.replacing(files.TIMINGS / f"{stage.replace('@', '-')}.json") as path:
+            path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+        print(f"{stage}: {what} in {seconds:.1f} s ({rate:,.0f} images/s)", flush=True)
+
+    yield done

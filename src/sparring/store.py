@@ -1,0 +1,150 @@
+"""The Parquet image store: one row an image, read back without a copy.
+
+Columns: `index` (row in the source data set), `label`, `image` (fixed_size_binary of height × width × channel, uint8);
+an adversarial store adds `prediction` (of the source model, on the stored image), `l2` and `linf`
+(stored minus clean image, in [0, 1] units). The file's metadata (key `sparring`, JSON) tells shape, classes and origin.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparring.files import replacing
+from sparring.params import InputError
+
+METADATA_KEY = b"sparring"
+COLUMN_TYPES = {
+    "index": pa.int64(),
+    "label": pa.int32(),
+    "prediction": pa.int32(),
+    "l2": pa.float32(),
+    "linf": pa.float32(),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows of a store. image: (N, H, W, C) uint8; index, label: (N,) int64; the rest by name, (N,) each."""
+
+    index: np.ndarray
+    label: np.ndarray
+    image: np.ndarray
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: Any) -> "Images":
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Images(self.index[rows], self.label[rows], self.image[rows], columns, self.metadata)
+
+
+def write(path: Path, shards: Iterable[Images], metadata: dict[str, Any]) -> int:
+    """Write shards one after another, a row group each, so that memory holds one at a time; returns the rows written.
+
+    metadata must hold `shape` [height, width, channels]; the whole of it is stored as JSON with sorted keys.
+    The file appears under its name only when it is complete.
+    """
+    size = int(np.prod(metadata["shape"]))
+    schema, rows = None, 0
+    with replacing(path) as temporary:
+        writer = None
+        try:
+            for shard in shards:
+                columns: dict[str, pa.Array] = {
+                    "index": pa.array(shard.index, COLUMN_TYPES["index"]),
+                    "label": pa.array(shard.label, COLUMN_TYPES["label"]),
+                    "image": _binary(shard.image, size),
+                }
+                columns |= {name: pa.array(value, COLUMN_TYPES[name]) for name, value in shard.columns.items()}
+                table = pa.table(columns)
+                if writer is None:
+                    schema = table.schema.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+                    writer = pq.ParquetWriter(temporary, schema, use_dictionary=False, compression="lz4")
+                writer.write_table(table.cast(schema), row_group_size=max(len(shard), 1))
+                rows += len(shard)
+        finally:
+            if writer is not None:
+                writer.close()
+        if writer is None:
+            raise ValueError("a store needs at least one shard, which may be empty")
+    return rows
+
+
+def _binary(image: np.ndarray, size: int) -> pa.Array:
+    buffer = pa.py_buffer(np.ascontiguousarray(image, dtype=np.uint8))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(image), [None, buffer])
+
+
+def in_shards(images: Images, size: int) -> Iterator[Images]:
+    """Slices of at most `size` rows; one empty slice where there are no rows."""
+    for start in range(0, max(len(images), 1), size):
+        yield images[start : start + size]
+
+
+def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
+    """Read a store; `columns` limits what is read beside index and label (`image` is (0, …) where not asked for).
+
+    Raises InputError for a file that is missing, is not Parquet, or is not one of our stores.
+    """
+    wanted = None if columns is None else ["index", "label", *columns]
+    try:
+        table = pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; `dvc repro` makes it") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read ({_one_line(error)}); delete it and run `dvc repro`") from error
+    raw = (table.schema.metadata or {}).get(METADATA_KEY)
+    if raw is None or "index" not in table.column_names or "label" not in table.column_names:
+        raise InputError(f"{path} is not a store of Sparring (no metadata or columns of one); run `dvc repro`")
+    metadata = json.loads(raw)
+    height, width, channels = metadata["shape"]
+    image = np.empty((0, height, width, channels), np.uint8)
+    if "image" in table.column_names:
+        chunks = [_pixels(chunk, (height, width, channels)) for chunk in table["image"].chunks]
+        image = chunks[0] if len(chunks) == 1 else np.concatenate([image, *chunks])
+    rest = [name for name in table.column_names if name not in ("index", "label", "image")]
+    return Images(
+        table["index"].to_numpy(),
+        table["label"].to_numpy().astype(np.int64),
+        image,
+        {name: table[name].to_numpy() for name in rest},
+        metadata,
+    )
+
+
+def _pixels(chunk: pa.Array, shape: tuple[int, int, int]) -> np.ndarray:
+    size = int(np.prod(shape))
+    flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
+    return flat.reshape(len(chunk), *shape)
+
+
+def check_rows(clean: Images, other: Images, path: Path) -> None:
+    """Raise InputError unless `other` (read from `path`) holds the same images, in the same order, as the clean set."""
+    if len(other) != len(clean):
+        raise InputError(f"{path} holds {len(other)} rows, the clean set {len(clean)}; delete it and run `dvc repro`")
+    wrong = np.flatnonzero((other.index != clean.index) | (other.label != clean.label))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{path}: row {row} has index {other.index[row]} and label {other.label[row]}, the clean set "
+            f"{clean.index[row]} and {clean.label[row]}; delete it and run `dvc repro`"
+        )
+
+
+def check_source(images: Images, digest: str, path: Path) -> None:
+    """Raise InputError unless the adversarial store was made against the model with this digest of its tensors."""
+    found = images.metadata.get("source_model")
+    if found != digest:
+        raise InputError(f"{path} was made against model {found}, not {digest}; delete it and run `dvc repro`")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,18 @@
+"""Turn stored predictions into tables, figures and one readable page.
+
+reads   data/clean/, data/adversarial/, data/unseen/, data/predictions/, data/history/, data/timings/
+writes  reports/
+run     python stages/report.py
+"""
+
+from _stage import run
+
+from sparring import params, report
+
+
+def main() -> None:
+    report.render(params.load())
+
+
+if __name__ == "__main__":
+    run(main)

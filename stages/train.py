@@ -1,0 +1,18 @@
+"""Train one structure on clean and stored adversarial images.
+
+reads   data/clean/, data/adversarial/, models/pretrained.safetensors
+writes  models/<structure>/, data/history/<structure>.csv
+run     python stages/train.py ours
+"""
+
+from _stage import run
+
+from sparring import params, structures
+
+
+def main(structure: str) -> None:
+    structures.train(params.load(), structure)
+
+
+if __name__ == "__main__":
+    run(main)

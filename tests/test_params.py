@@ -1,0 +1,210 @@
+"""Every kind of wrong params.yaml ends in one line that names the key, the value and what would be right."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from sparring import params
+
+ROOT = Path(__file__).parent.parent
+GOOD: dict[str, Any] = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")
+PGD = "torchattacks.PGD"
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The good parameters with some values replaced; `__` separates the parts of a key."""
+    values = copy.deepcopy(GOOD)
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        section = values
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    return values
+
+
+def without(section: str, key: str) -> dict[str, Any]:
+    values = copy.deepcopy(GOOD)
+    del values[section][key]
+    return values
+
+
+def message(values: Any) -> str:
+    with pytest.raises(params.InputError) as error:
+        params.validate(values)
+    return str(error.value)
+
+
+def test_params_here_are_valid() -> None:
+    assert params.load(ROOT / "params.yaml").seed >= 0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (changed(sampler__adv_ratio=1.4), "sampler.adv_ratio is 1.4; it is a share, so 0 to 1"),
+        (changed(sampler__adv_ratio=float("nan")), "sampler.adv_ratio is NaN; it is a share, so 0 to 1"),
+        (changed(sampler__adv_ratio="0.5"), 'sampler.adv_ratio is "0.5"; it should be a valid number'),
+        (changed(sampler__adv_ratio=True), "sampler.adv_ratio is true; it should be a valid number"),
+        (
+            changed(sampler__adv_ratio=0.05),
+            "sampler.range is 0.1; adv_ratio 0.05 ± range must stay within 0 to 1, so at most 0.05",
+        ),
+        (changed(sampler__redraw="sample"), "sampler.redraw is \"sample\"; it should be 'epoch' or 'batch'"),
+        (changed(training__epochs=0), "training.epochs is 0; it should be greater than or equal to 1"),
+        (changed(training__epochs=2.5), "training.epochs is 2.5; it should be a valid integer"),
+        (changed(training__epochs=None), "training.epochs is null; it should be a valid integer"),
+        (changed(training__learning_rate="fast"), 'training.learning_rate is "fast"; it should be a valid number'),
+        (changed(training__horizontal_flip="yes"), 'training.horizontal_flip is "yes"; it should be a valid boolean'),
+        (changed(training__crop_area=[0.5]), "training.crop_area is [0.5]; it needs 2 entries"),
+        (
+            changed(training__crop_area=[0.9, 0.5]),
+            "training.crop_area is [0.9, 0.5]; it is [smallest, largest] share of the image, both above 0",
+        ),
+        (changed(network__blocks=[1] * 5), "network.blocks is [1, 1, 1, 1, 1]; it needs 4 entries"),
+        (changed(network__blocks=[1, 1, 1, 0]), "network.blocks.3 is 0; it should be greater than or equal to 1"),
+        (
+            changed(data__source="cifar"),
+            "data.source is \"cifar\"; it should be 'digits', 'cifar10', 'parquet' or 'folder'",
+        ),
+        (
+            changed(data__source="folder"),
+            "data.path is missing; data.source folder reads the files that data.path names",
+        ),
+        (
+            changed(data__group_pattern="abc"),
+            'data.group_pattern is "abc"; it needs exactly one (…) that captures the name of the group',
+        ),
+        (changed(data=3), "data is 3; it should be a section: keys with values"),
+        (changed(attacks=None), "attacks is null; it should be a section: keys with values"),
+        (changed(device="gpu"), 'device is "gpu"; use auto, cpu, cuda or cuda:<number>'),
+        (
+            changed(structures__x={"opponents": "none", "detector": "detector"}),
+            "structures.x.detector needs adversarial images to learn from; name its opponents: sampler or fixed",
+        ),
+        (changed(seed=-1, device="gpu"), "seed is -1; it should be greater than or equal to 0 (1 more after this)"),
+    ],
+)
+def test_wrong_value(values: Any, expected: str) -> None:
+    assert message(values) == f"params.yaml: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (changed(trainig={}), "trainig is not a key; did you mean training?"),
+        (changed(sampler__rnage=0.1), "sampler.rnage is not a key; did you mean range?"),
+        (changed(structures__ours__mask=1), "structures.ours.mask is not a key; profiles/digits.yaml lists"),
+        (changed(attacks__fgsm__epz=0.1), "attacks.fgsm.epz is not a key; did you mean eps?"),
+        (without("training", "epochs"), "training.epochs is missing; add it"),
+        (without("training", "epochs") | {"trainig": {}}, "trainig is not a key; did you mean training?"),
+        (changed(attacks__fgsm={}), "attacks.fgsm.eps is missing; add it"),
+        (changed(structures__x={"opponents": "none"}), "structures.x.detector is missing; add it"),
+    ],
+)
+def test_wrong_key(values: Any, expected: str) -> None:
+    found = message(values)
+    assert found.startswith(f"params.yaml: {expected}")
+    assert "\n" not in found
+
+
+def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
+    values = without("training", "epochs")
+    values["training"]["epoch"] = 3
+    assert message(values) == "params.yaml: training.epoch is not a key; did you mean epochs? (1 more after this)"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (changed(attacks__pgd={"eps": 0.1}), 'attacks.pgd.method is "pgd"; there is no such attack; use gaussian, '),
+        (changed(attacks__pgd={"method": ["x"]}), 'attacks.pgd.method is ["x"]; there is no such attack; use '),
+        (changed(attacks__fgsm=None), "attacks.fgsm is null; it needs the attack's arguments, as in {eps: 0.03}"),
+        (changed(attacks__fgsm__eps="big"), 'attacks.fgsm.eps is "big"; it should be a valid number'),
+        (changed(attacks__fgsm__eps=0.003), "attacks.fgsm.eps is 0.003; below 1/255"),
+        (changed(attacks__bim__steps=0), "attacks.bim.steps is 0; it should be greater than or equal to 1"),
+        (changed(attacks__nst__style="x"), "attacks.nst.style is \"x\"; it should be 'maps' or 'gram'"),
+        (changed(attacks__clean={"method": "fgsm", "eps": 0.1}), "attacks.clean cannot be a name here; use letters"),
+        (changed(structures={"low-0.5": {"opponents": "none", "detector": "none"}}), "structures.low-0.5 cannot be"),
+        (changed(structures__baseline={"opponents": "none", "detector": "none"}), "structures.baseline cannot be"),
+        (changed(attacks={}, sampler__weights={}, fixed__weights={}), "attacks is empty; name at least one"),
+        (changed(unseen_attacks={"fgsm": {"eps": 0.1}}), "unseen_attacks.fgsm is also in attacks; "),
+        (changed(sampler__weights__pgd=1), "sampler.weights.pgd is not in attacks; use gaussian, fgsm, "),
+        (changed(fixed__weights=dict.fromkeys(GOOD["attacks"], 0)), "fixed.weights are all 0; give at least one"),
+    ],
+)
+def test_wrong_attack_or_name(values: Any, expected: str) -> None:
+    found = message(values)
+    assert found.startswith(f"params.yaml: {expected}")
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (
+            {"method": "torchattacks.PDG"},
+            ".method is torchattacks.PDG; torchattacks has no attack of that name; did you",
+        ),
+        ({"method": PGD, "epz": 0.1}, ".epz is not an argument of torchattacks.PGD; it takes eps, alpha, steps, "),
+        ({"method": PGD, "model": 1}, ".model is not an argument of torchattacks.PGD; it takes eps, "),
+        ({"method": PGD, "eps": "big"}, '.eps is "big"; it is a number, as in 0.0313725'),
+        ({"method": PGD, "steps": None}, ".steps is null; it is a number, as in 10"),
+    ],
+)
+def test_wrong_torchattacks_argument(entry: dict[str, Any], expected: str) -> None:
+    assert message(changed(unseen_attacks={"pgd": entry})).startswith(f"params.yaml: unseen_attacks.pgd{expected}")
+
+
+def test_torchattacks_arguments_are_recorded_with_the_defaults() -> None:
+    values = params.validate(changed(unseen_attacks={"pgd": {"method": PGD, "eps": 0.03, "random_start": False}}))
+    arguments = values.unseen_attacks["pgd"].arguments
+    assert arguments == {"eps": 0.03, "alpha": pytest.approx(2 / 255), "steps": 10, "random_start": False}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", " is empty; it needs the sections of profiles/digits.yaml"),
+        (b"- 1", " holds a list; it needs the sections of profiles/digits.yaml"),
+        (b"data: [1", " is not YAML: while parsing a flow sequence"),
+        (b"seed: 1\nseed: 2\n", ' is not YAML: while constructing a mapping in "'),
+        (b"\xff\xfe\xfa", " is not YAML: "),
+    ],
+)
+def test_unreadable_file(content: bytes, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(params.InputError) as error:
+        params.load(path)
+    assert str(error.value).startswith(f"{path}{expected}")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(params.InputError, match="is missing; run `python -m sparring profile digits` to make it"):
+        params.load(tmp_path / "params.yaml")
+    with pytest.raises(params.InputError, match="cannot be read"):
+        params.load(tmp_path)
+
+
+def test_numbers_are_read_as_yaml_1_2(tmp_path: Path) -> None:
+    text = (ROOT / "profiles" / "digits.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("weight_decay: 0.0005", "weight_decay: 5e-4"), encoding="utf-8")
+    assert params.load(path).training.weight_decay == 0.0005
+
+
+def test_root_is_the_main_repository_also_from_the_copy_of_a_queued_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_of_queue = tmp_path / ".dvc" / "tmp" / "exps" / "tmpx"
+    copy_of_queue.mkdir(parents=True)
+    (tmp_path / ".dvc" / "config").touch()
+    monkeypatch.chdir(copy_of_queue)
+    assert params.root() == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert params.root() == tmp_path

@@ -1,0 +1,161 @@
+"""`python -m sparring profile` writes params.yaml whole and valid, with its comments, or not at all."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparring import __main__ as command_line
+from sparring import params
+
+ROOT = Path(__file__).parent.parent
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+DIGITS = (ROOT / "profiles" / "digits.yaml").read_bytes()
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in a folder with the committed profiles; gives exit code, output and errors."""
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    (tmp_path / "params.yaml").write_bytes(DIGITS)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            command_line.main(list(arguments))
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def comments(text: str) -> list[str]:
+    return re.findall(r"#.*", text.split("\n\n", 1)[1])
+
+
+def test_committed_params_are_the_profile_digits() -> None:
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "params.yaml"], cwd=ROOT, capture_output=True)
+    if changed.returncode == 1:
+        pytest.skip("params.yaml is not as committed, which is what it is for")
+    assert (ROOT / "params.yaml").read_bytes() == DIGITS
+
+
+def test_digits_is_reproduced_byte_for_byte(run: Run) -> None:
+    assert run("profile", "digits") == (0, "nothing changed\n", "")
+    assert Path("params.yaml").read_bytes() == DIGITS
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_is_valid_and_leads_back_to_digits(name: str, run: Run) -> None:
+    code, out, _ = run("profile", name)
+    assert code == 0
+    assert run("check")[1].startswith("params.yaml is valid: data ")
+    assert f"This is the profile `{name}`.\n" in Path("params.yaml").read_text(encoding="utf-8")
+    code, back, _ = run("profile", "digits")
+    assert code == 0 and len(back.splitlines()) == len(out.splitlines())
+    assert Path("params.yaml").read_bytes() == DIGITS
+
+
+def test_paper_is_the_papers_experiment(run: Run) -> None:
+    run("profile", "paper")
+    values = params.load()
+    assert values.data.model_dump(include={"source", "train", "validation", "test", "heldout"}) == {
+        "source": "cifar10",
+        "train": 45000,
+        "validation": 0,
+        "test": 5000,
+        "heldout": 10000,
+    }
+    assert (values.network.blocks, values.network.width) == ([3, 4, 6, 3], 64)
+    assert (values.training.epochs, values.training.batch_size, values.training.learning_rate) == (150, 64, 0.01)
+    assert values.attacks["cw"].arguments == {"c": 1.0, "kappa": 0.0, "steps": 100, "learning_rate": 0.01}
+    assert (values.detector.input, values.detector.layers, values.sampler.adv_ratio) == ("full", 2, 0.5)
+
+
+def test_settings_come_on_top_and_comments_and_layout_stay(run: Run) -> None:
+    _, out, _ = run("profile", "paper", "--set", "sampler.adv_ratio=0.25", "--set", "training.epochs=3")
+    assert "sampler.adv_ratio: 0.5 → 0.25\n" in out
+    assert "training.epochs: 20 → 3\n" in out
+    assert "network.blocks: [1, 1, 1, 1] → [3, 4, 6, 3]\n" in out
+    assert "training.horizontal_flip: false → true\n" in out
+    assert "training.momentum" not in out
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    assert comments(text) == comments(DIGITS.decode())
+    assert "  adv_ratio: 0.25         # expected share" in text
+    assert "  blocks: [3, 4, 6, 3]    # blocks a stage" in text
+    assert "This is the profile `paper`, changed by --set.\n" in text
+    assert len(text.splitlines()) == len(DIGITS.splitlines())
+
+
+def test_settings_may_add_names_where_names_are_free(run: Run) -> None:
+    code, out, err = run(
+        *("profile", "digits", "--set", "attacks.pgd={method: torchattacks.PGD, eps: 3e-2}"),
+        *("--set", "unseen_attacks.far.method=fgsm", "--set", "unseen_attacks.far.eps=0.1"),
+        *("--set", "structures.fixed={opponents: fixed, detector: none}", "--set", "fixed.weights.pgd=2"),
+    )
+    assert (code, err) == (0, "")
+    assert "attacks.pgd.eps: absent → 0.03\n" in out
+    values = params.load()
+    assert list(values.attacks)[-1] == "pgd" and values.attacks["pgd"].arguments["eps"] == 0.03
+    assert values.unseen_attacks["far"].arguments == {"eps": 0.1}
+    assert values.fixed.weights["pgd"] == 2
+    assert "unseen_attacks.far.eps: 0.1 → absent\n" in run("profile", "digits")[1]
+
+
+def test_setting_null_and_text(run: Run) -> None:
+    run("profile", "digits", "--set", r"data.group_pattern=(\d+)_", "--set", "data.path=some folder")
+    assert (params.load().data.group_pattern, params.load().data.path) == (r"(\d+)_", "some folder")
+    assert "data.path: some folder → null\n" in run("profile", "digits", "--set", "data.path=")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nope"], f"profile nope does not exist; use {', '.join(PROFILES)}"),
+        (["../params"], "profile ../params does not exist"),
+        (["digits", "--set", "seed"], "--set seed is not key=value; write it like --set sampler.adv_ratio=0.25"),
+        (["digits", "--set", "=1"], "--set =1 is not key=value"),
+        (["digits", "--set", "data.trian=3"], "--set data.trian: data.trian is not a key; did you mean train?"),
+        (["digits", "--set", "none.x=3"], "--set none.x: none.x is not a key; use none"),
+        (["digits", "--set", "seed.x=1"], "--set seed.x: seed is 0, not a section with keys"),
+        (["digits", "--set", "seed=[1"], "--set seed: [1 is not a YAML value"),
+        (["digits", "--set", "sampler.adv_ratio=1.4"], "params.yaml: sampler.adv_ratio is 1.4; it is a share"),
+        (["digits", "--set", "attacks.fgsm.epz=1"], "params.yaml: attacks.fgsm.epz is not a key; did you mean eps?"),
+        (["paper", "--set", "seed=1", "--set", "device=gpu"], 'params.yaml: device is "gpu"; use auto, cpu'),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_the_file_alone(arguments: list[str], expected: str, run: Run) -> None:
+    Path("params.yaml").write_text("mine: 1\n")
+    code, out, err = run("profile", *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {expected}") and err.count("\n") == 1
+    assert Path("params.yaml").read_text() == "mine: 1\n"
+    assert sorted(path.name for path in Path().iterdir()) == ["params.yaml", "profiles"]
+
+
+@pytest.mark.parametrize("before", [None, "", "data: [1"])
+def test_a_file_that_holds_no_parameters_is_replaced(before: str | None, run: Run) -> None:
+    Path("params.yaml").unlink()
+    if before is not None:
+        Path("params.yaml").write_text(before)
+    assert run("profile", "digits") == (0, "params.yaml is new: profile digits\n", "")
+    assert Path("params.yaml").read_bytes() == DIGITS
+
+
+def test_elsewhere_than_in_the_repository(run: Run) -> None:
+    shutil.rmtree("profiles")
+    assert run("profile", "digits")[2].startswith("error: profiles/digits.yaml is missing; run this in")
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sparring", "check"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: params.yaml is missing; run `python -m sparring profile digits` to make it\n"

@@ -1,0 +1,417 @@
+"""The report, from synthetic stores and predictions: no model, no training."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from sparring import params as parameters
+from sparring import report, statistics, store
+from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = ["zero", "one", "two", "three"]
+SHAPE = [8, 8, 3]
+
+
+def make_project(**changes: Any) -> Params:
+    """A finished run in the current folder, all but the report."""
+    values = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")
+    values["unseen_attacks"] = {"pgd": {"method": "bim", "eps": 0.03, "step": 0.01, "first_step": 0.01, "steps": 3}}
+    values |= changes
+    with Path("params.yaml").open("w") as file:
+        YAML(typ="safe").dump(values, file)
+    params = parameters.load()
+    generator = np.random.default_rng(0)
+    rows = dict.fromkeys(("train", "validation", "test", "heldout"), 60) | {"test": 90}
+    clean, start = {}, 0
+    for split, count in rows.items():
+        count = 0 if split == "validation" or getattr(params.data, split) == 0 else count
+        index = np.sort(generator.permutation(count)) + start
+        label = generator.integers(len(CLASSES), size=count)
+        image = generator.integers(0, 256, size=(count, *SHAPE), dtype=np.uint8)
+        clean[split] = store.Images(index, label, image)
+        metadata = {"shape": SHAPE, "classes": CLASSES, "source": "made-up images"}
+        store.write(Path(f"data/clean/{split}.parquet"), [clean[split]], metadata)
+        start += count
+    for attack in [*params.attacks, *params.unseen_attacks]:
+        seen = attack in params.attacks
+        for split in ("train", "test", "heldout") if seen else ("test", "heldout"):
+            write_attack("adversarial" if seen else "unseen", attack, split, clean[split], params, generator)
+    for structure in (BASELINE, *params.structures):
+        write_predictions(structure, params, clean, generator)
+    Path("data/history").mkdir()
+    for name in ("pretrained", *params.structures):
+        write_history(name, params)
+    Path("data/timings").mkdir()
+    timing = {
+        "stage": "attack@fgsm",
+        "seconds": 2.0,
+        "images": 210,
+        "images_per_second": 105.0,
+        "hardware": "a machine",
+    }
+    timing |= {"device": "cpu", "precision": "float32", "torch": "2"}
+    Path("data/timings/attack-fgsm.json").write_text(json.dumps(timing))
+    return params
+
+
+def write_attack(
+    folder: str, attack: str, split: str, clean: store.Images, params: Params, generator: np.random.Generator
+) -> None:
+    noise = generator.integers(-6, 7, size=clean.image.shape)
+    noise[::10] = 0
+    image = np.clip(clean.image.astype(int) + noise, 0, 255).astype(np.uint8)
+    change = (image.astype(np.float32) - clean.image).reshape(len(clean), int(np.prod(SHAPE))) / 255
+    columns = {
+        "prediction": generator.integers(len(CLASSES), size=len(clean)),
+        "l2": np.sqrt((change**2).sum(1)),
+        "linf": np.abs(change).max(1, initial=0),
+    }
+    entry = {**params.attacks, **params.unseen_attacks}[attack]
+    metadata = {
+        "shape": SHAPE,
+        "classes": CLASSES,
+        "source": "made-up images",
+        "attack": attack,
+        "method": entry.method,
+    }
+    metadata |= {"arguments": entry.arguments, "source_model": "0"}
+    images = store.Images(clean.index, clean.label, image, columns)
+    store.write(Path(f"data/{folder}/{attack}/{split}.parquet"), [images], metadata)
+
+
+def write_predictions(
+    structure: str, params: Params, clean: dict[str, store.Images], generator: np.random.Generator
+) -> None:
+    detector = structure in params.structures and params.structures[structure].detector != "none"
+    frames = []
+    for split in EVALUATED_SPLITS:
+        for attack in (CLEAN, *params.attacks, *params.unseen_attacks):
+            images = clean[split]
+            right = generator.random(len(images)) < 0.7
+            score = generator.random(len(images)) * 0.7 + (0.0 if attack == CLEAN else 0.3)
+            frame = pd.DataFrame({"index": images.index, "label": images.label})
+            frame["prediction"] = np.where(right, images.label, (images.label + 1) % len(CLASSES))
+            frame["confidence"] = np.float32(0.9)
+            frame["detector_score"] = score.astype(np.float32) if detector else np.full(len(images), np.nan, np.float32)
+            frames.append(frame.assign(split=split, seed=0, attack=attack))
+    path = Path(f"data/predictions/{structure}.parquet")
+    path.parent.mkdir(exist_ok=True)
+    rows = pd.concat(frames).sample(frac=1, random_state=0)  # an order of its own: the report must join by index
+    rows.to_parquet(path, index=False)
+
+
+def write_history(name: str, params: Params) -> None:
+    epoch = np.arange(5)
+    slope = 1 / (epoch + 2 + len(name) / 10)
+    history = pd.DataFrame(
+        {"epoch": epoch, "loss": 2 * slope, "accuracy": 1 - slope, "validation_accuracy": 0.9 - slope}
+    )
+    if name in params.structures and params.structures[name].detector != "none":
+        history["classification_loss"] = history["matching_loss"] = history["detector_loss"] = slope
+        history["detector_accuracy"] = 1 - slope
+    else:
+        history["validation_accuracy"] = np.nan  # as without validation images
+    history.to_csv(f"data/history/{name}.csv", index=False)
+
+
+def everything() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(Path("reports").rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of numbers: drawing takes ten times as long as all the rest."""
+    for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc"):
+        monkeypatch.setattr(report.figures, name, lambda path, *_: path.touch())
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    monkeypatch.chdir(tmp_path)
+    return make_project()
+
+
+def test_numbers_agree_with_the_predictions(project: Params, undrawn: None) -> None:
+    report.render(project)
+    summary = json.loads(Path("reports/summary.json").read_text())
+    assert summary["data"] == {"source": "made-up images", "classes": 4, "train": 60, "test": 90, "heldout": 60}
+    rows = pd.read_parquet("data/predictions/adv.parquet")
+    right = rows["label"] == rows["prediction"]
+    for split, tree in (("test", summary), ("heldout", summary["heldout"])):
+        for attack in (CLEAN, *project.attacks, *project.unseen_attacks):
+            of_attack = right[(rows["split"] == split) & (rows["attack"] == attack)]
+            assert tree["per_attack"]["adv"][attack] == pytest.approx(of_attack.mean(), abs=1e-6)
+        clean = store.read(Path(f"data/clean/{split}.parquet"))
+        draw = statistics.draw_mixture(clean.index, clean.label, list(project.attacks), 0.5, project.seed, split)
+        shown = dict(zip(draw["index"], draw["attack"], strict=True))
+        picked = (rows["split"] == split) & (rows["attack"] == rows["index"].map(shown))
+        assert picked.sum() == len(clean)
+        entry = tree["mixture"]["adv"]
+        assert entry["accuracy"] == pytest.approx(right[picked].mean(), abs=1e-6)
+        assert entry["ci_low"] < entry["accuracy"] < entry["ci_high"]
+    metrics = json.loads(Path("reports/metrics.json").read_text())
+    assert set(metrics["mixture"]) == {BASELINE, "adv", "ours"}
+    assert set(metrics["detector"]) == {"ours"}
+    assert metrics["detector"]["ours"]["auroc"] == round(summary["detector"]["ours"]["auroc"], 4)
+    attacks = summary["attacks"]
+    assert attacks["fgsm"]["images_per_second"] == 105
+    assert attacks["bim"]["images_per_second"] is None
+    assert attacks["pgd"]["unchanged"] == 9
+    assert attacks["pgd"]["images"] == 90
+
+
+def test_success_counts_only_images_that_were_right_before(project: Params, undrawn: None) -> None:
+    report.render(project)
+    success = json.loads(Path("reports/summary.json").read_text())["attacks"]["cw"]["success"]
+    rows = pd.read_parquet("data/predictions/baseline.parquet")
+    rows = rows[(rows["split"] == "test") & (rows["attack"] == CLEAN)].set_index("index")
+    stored = store.read(Path("data/adversarial/cw/test.parquet"), ("prediction",))
+    before = (rows["label"] == rows["prediction"]).loc[stored.index].to_numpy()
+    after = stored.columns["prediction"] == stored.label
+    assert success == pytest.approx((before & ~after).sum() / before.sum(), abs=1e-6)
+
+
+def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    report.render(project)
+    first = everything()
+    names = {name.removeprefix("reports/") for name in first}
+    assert names == {
+        *("metrics.json", "summary.json", "report.md", "figures/accuracy_by_attack.csv"),
+        *(f"tables/table{number}.{ending}" for number in (1, 2, 4) for ending in ("md", "csv", "tex")),
+        *(f"figures/{name}.png" for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc")),
+    }
+    report.render(project)
+    assert everything() == first
+    assert capsys.readouterr().out.count("report: 3 tables, 5 figures in ") == 2
+    assert not list(Path.cwd().glob(".reports*"))
+    page = first["reports/report.md"].decode()
+    for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
+        assert f"reports/{link}" in first
+
+
+def test_tables_tell_what_the_figures_are(project: Params, undrawn: None) -> None:
+    report.render(project)
+    table1 = Path("reports/tables/table1.md").read_text()
+    assert table1.count("6/255") >= 2  # fgsm 0.025 and bim 0.026 are the same radius once stored
+    assert "pgd (unseen)" in table1
+    for name in ("table2", "table4"):
+        text = Path(f"reports/tables/{name}.md").read_text()
+        assert "transfer" in text
+        assert "white-box" in text
+        assert "made-up images" in text
+        assert "0.8688" in text if name == "table2" else "0.8916" in text
+    tidy = pd.read_csv("reports/tables/table4.csv")
+    assert len(tidy) == 2 * 3 * 8
+    assert tidy.loc[tidy["attack"] == "pgd", "paper"].isna().all()
+    assert not tidy.loc[tidy["attack"] == "pgd", "seen"].any()
+    plot = pd.read_csv("reports/figures/accuracy_by_attack.csv")
+    assert list(plot.columns) == ["attack", "structure", "accuracy"]
+
+
+def test_without_detector_or_timings_or_heldout_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"heldout": 0}
+    params = make_project(data=data, structures={"adv": {"opponents": "sampler", "detector": "none"}})
+    Path("data/timings/attack-fgsm.json").unlink()
+    report.render(params)
+    summary = json.loads(Path("reports/summary.json").read_text())
+    assert summary["detector"] == {}
+    assert summary["heldout"]["mixture"]["adv"]["accuracy"] is None
+    assert summary["attacks"]["fgsm"]["images_per_second"] is None
+    assert not Path("reports/figures/detector_roc.png").exists()
+
+
+def test_no_structures_and_no_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"test": 0}
+    report.render(make_project(data=data, structures={}))
+    assert json.loads(Path("reports/metrics.json").read_text()) == {"mixture": {BASELINE: None}, "detector": {}}
+
+
+def test_several_seeds_are_pooled(project: Params, undrawn: None) -> None:
+    path = Path("data/predictions/adv.parquet")
+    rows = pd.read_parquet(path)
+    pd.concat([rows, rows.assign(seed=1, prediction=rows["label"])]).to_parquet(path)
+    report.render(project)
+    summary = json.loads(Path("reports/summary.json").read_text())
+    once = rows[(rows["split"] == "test") & (rows["attack"] == CLEAN)]
+    pooled = (1 + (once["label"] == once["prediction"]).mean()) / 2
+    assert summary["per_attack"]["adv"][CLEAN] == pytest.approx(pooled, abs=1e-6)
+    assert "adv 2" in Path("reports/tables/table4.md").read_text()
+
+
+def spoil_attack() -> None:
+    rows = pd.read_parquet("data/predictions/ours.parquet")
+    rows[rows["attack"] != "nst"].to_parquet("data/predictions/ours.parquet")
+
+
+def spoil_row() -> None:
+    rows = pd.read_parquet("data/predictions/ours.parquet")
+    rows.drop(rows.index[rows["split"] == "test"][0]).to_parquet("data/predictions/ours.parquet")
+
+
+def spoil_label() -> None:
+    rows = pd.read_parquet("data/predictions/ours.parquet")
+    rows.assign(label=rows["label"] + 1).to_parquet("data/predictions/ours.parquet")
+
+
+def spoil_score() -> None:
+    rows = pd.read_parquet("data/predictions/ours.parquet")
+    rows.assign(detector_score=np.float32("nan")).to_parquet("data/predictions/ours.parquet")
+
+
+def spoil_column() -> None:
+    pd.read_parquet("data/predictions/ours.parquet").drop(columns="seed").to_parquet("data/predictions/ours.parquet")
+
+
+def spoil_store() -> None:
+    Path("data/clean/test.parquet").replace("data/adversarial/fgsm/heldout.parquet")
+    Path("data/clean/heldout.parquet").replace("data/clean/test.parquet")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (spoil_attack, "nst: 90 of 90 images have no prediction"),
+        (spoil_row, "1 of 90 images have no prediction"),
+        (spoil_label, "labels of test differ"),
+        (spoil_score, "rows without detector_score"),
+        (spoil_column, "data/predictions/ours.parquet cannot be read"),
+        (spoil_store, "is missing"),
+        (lambda: Path("data/predictions/ours.parquet").unlink(), "data/predictions/ours.parquet is missing"),
+        (lambda: Path("data/predictions/ours.parquet").write_text("no"), "ours.parquet cannot be read"),
+        (lambda: Path("data/history/adv.csv").unlink(), "data/history/adv.csv is missing"),
+        (lambda: Path("data/history/adv.csv").write_text(""), "data/history/adv.csv cannot be read"),
+        (lambda: Path("data/history/adv.csv").write_text("epoch\n1\n"), "has no column loss"),
+        (lambda: Path("data/timings/attack-fgsm.json").write_text("{"), "is not a timing"),
+    ],
+)
+def test_bad_input_is_one_line_and_keeps_the_old_report(project: Params, spoil: Any, says: str) -> None:
+    Path("reports").mkdir()
+    Path("reports/metrics.json").write_text("old")
+    before = everything()
+    spoil()
+    with pytest.raises(InputError, match=says) as caught:
+        report.render(project)
+    assert "\n" not in str(caught.value)
+    assert "dvc repro" in str(caught.value)
+    assert everything() == before
+
+
+def test_a_failure_while_drawing_keeps_the_old_report(project: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.render(project)
+    Path("reports/mine.txt").write_text("kept")
+    before = everything()
+    monkeypatch.setattr(report.figures, "curves", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.render(project)
+    assert everything() == before
+    assert not list(Path.cwd().glob(".reports*"))
+
+
+def test_stage_script(project: Params) -> None:
+    script = [sys.executable, str(ROOT / "stages" / "report.py")]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("report: 3 tables, 5 figures in ")
+    Path("data/predictions/adv.parquet").unlink()
+    failed = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == "error: data/predictions/adv.parquet is missing; `dvc repro` makes it\n"
+
+
+@settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 4), max_size=120),
+    attacks=st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=7, unique=True),
+    percent=st.integers(0, 100),
+    seed=st.integers(0, 2**32),
+)
+def test_mixture_is_even_overall_and_within_classes(
+    labels: list[int], attacks: list[str], percent: int, seed: int
+) -> None:
+    label = np.array(labels, np.int64)
+    index = np.arange(len(label)) * 3 + 5
+    draw = statistics.draw_mixture(index, label, attacks, percent / 100, seed, "test")
+    assert sorted(draw["index"]) == list(index)
+    shown = draw.set_index("index")["attack"].loc[index].to_numpy()
+    for group in [np.ones(len(label), bool), *(label == value for value in range(5))]:
+        counts = Counter(shown[group])
+        attacked = sum(counts[name] for name in attacks)
+        assert attacked + counts[CLEAN] == group.sum()
+        assert abs(100 * attacked - percent * group.sum()) < 100  # the exact share, rounded up or down
+        assert max(counts[name] for name in attacks) - min(counts[name] for name in attacks) <= 1
+    order = np.random.default_rng(0).permutation(len(label))
+    again = statistics.draw_mixture(index[order], label[order], attacks[::-1], percent / 100, seed, "test")
+    pd.testing.assert_frame_equal(again, draw)
+
+
+def test_mixture_differs_by_seed_and_split() -> None:
+    index, label = np.arange(100), np.arange(100) % 10
+    draws = [
+        tuple(
+            statistics.draw_mixture(index, label, ["a", "b"], 0.5, seed, split).set_index("index").loc[index, "attack"]
+        )
+        for seed, split in ((0, "test"), (1, "test"), (0, "heldout"))
+    ]
+    assert len(set(draws)) == 3
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 5000), share=st.floats(0, 1))
+def test_wilson_agrees_with_its_formula(n: int, share: float) -> None:
+    successes = round(n * share)
+    low, high = statistics.wilson(successes, n)
+    z, rate = 1.959963984540054, successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    assert low == pytest.approx(max(centre - half, 0), abs=1e-9)
+    assert high == pytest.approx(min(centre + half, 1), abs=1e-9)
+    assert 0 <= low <= rate <= high <= 1
+
+
+def test_wilson_of_nothing() -> None:
+    assert np.isnan(statistics.wilson(0, 0)).all()
+
+
+def test_paired_difference_agrees_with_bonett_and_price() -> None:
+    ours = np.repeat([1, 1, 0, 0], [40, 15, 5, 30]).astype(bool)
+    theirs = np.repeat([1, 0, 1, 0], [40, 15, 5, 30]).astype(bool)
+    rows = pd.concat(
+        pd.DataFrame({"structure": name, "index": range(90), "correct": correct})
+        for name, correct in (("ours", ours), ("theirs", theirs))
+    )
+    difference, low, high = statistics.paired_difference(rows, "ours", "theirs")
+    gain, loss = 16 / 92, 6 / 92
+    half = 1.959963984540054 * np.sqrt((gain + loss - (gain - loss) ** 2) / 92)
+    assert difference == pytest.approx(10 / 90)
+    assert (low, high) == pytest.approx((gain - loss - half, gain - loss + half))
+    assert np.isnan(statistics.paired_difference(rows, "ours", "absent")).all()
+
+
+def test_detector_metrics() -> None:
+    score = np.array([0.1, 0.4, 0.6, 0.9])
+    perfect = statistics.detector_metrics(np.array([False, False, True, True]), score)
+    assert perfect == {"accuracy": 1.0, "majority": 0.5, "auroc": 1.0, "tpr_at_fpr05": 1.0}
+    mixed = statistics.detector_metrics(np.array([False, True, False, True]), score)
+    assert mixed == {"accuracy": 0.5, "majority": 0.5, "auroc": 0.75, "tpr_at_fpr05": 0.5}
+    one_class = statistics.detector_metrics(np.zeros(4, bool), score)
+    assert one_class == {"accuracy": 0.5, "majority": 1.0, "auroc": None, "tpr_at_fpr05": None}
+    assert set(statistics.detector_metrics(np.zeros(0, bool), np.zeros(0)).values()) == {None}
+
+
+def test_unchanged_images_count_as_clean_for_the_detector() -> None:
+    mixture = pd.DataFrame({"split": "test", "attack": ["a", "a", CLEAN], "index": [7, 8, 9]})
+    stored = pd.DataFrame({"split": "test", "attack": "a", "index": [9, 8, 7], "linf": [0.1, 0.0, 0.1]})
+    assert list(statistics.detector_rows(mixture, stored)["adversarial"]) == [True, False, False]
