@@ -17,7 +17,7 @@ repro: $(INSTALLED)  ## run the pipeline: only what has changed
 	.venv/bin/dvc repro
 
 test: $(INSTALLED)  ## run the tests
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## check style and types
 	.venv/bin/ruff check

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparring.params import Detector
+from sparring.params import Detector, InputError
 
 HEADS = 4
 MLP_RATIO = 4
@@ -62,6 +62,11 @@ class TransformerDetector(nn.Module):
         self.embed = nn.ModuleDict({name: _to_centre(shapes[name], centre) for name in self.inputs})
         channels, positions = centre[0] * len(self.inputs), centre[1] * centre[2]
         count, dim = (channels, positions) if self.by_channel else (positions, channels)
+        if dim % HEADS:
+            raise InputError(
+                f"params.yaml: detector.centre is {settings.centre}; its tokens of {dim} numbers cannot be shared among "
+                f"{HEADS} heads; use another centre, detector.tokens or network.width"
+            )
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.position = nn.Parameter(torch.empty(1, count + 1, dim))
         nn.init.trunc_normal_(self.position, std=0.02)

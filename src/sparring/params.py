@@ -58,7 +58,7 @@ class Data(Section):
     source: Literal["digits", "cifar10", "parquet", "folder"]
     path: str | None
     group_pattern: str | None
-    image_size: Annotated[int, Field(ge=8, le=1024)]
+    image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
     train: Count
     validation: CountOrNone
     test: CountOrNone
@@ -86,6 +86,13 @@ class Data(Section):
 class Store(Section):
     shard_size: Count
     batch_size: Count
+
+    @model_validator(mode="after")
+    def _batches_fill_shards(self) -> "Store":
+        # Attack and evaluation must predict the same images together: a batch of another size rounds differently.
+        if self.shard_size % self.batch_size:
+            raise ValueError(f"batch_size is {self.batch_size}; it must divide shard_size, which is {self.shard_size}")
+        return self
 
 
 class Network(Section):

@@ -15,7 +15,7 @@ SPLIT_TITLES = {"test": "Test images", "heldout": "Held-out images"}
 TRANSFER = (
     "Every stored attack was made against the pretrained net. `baseline` is that net, so its figures are white-box; "
     "for every other structure they are *transfer*: the attacker never saw the defended model. Against an attacker who "
-    "aims at the defended model, its accuracy would be far lower than printed here."
+    "aims at the defended model, its accuracy can be expected to be far lower than printed here."
 )
 INTERVALS = (
     "In brackets: 95 % Wilson intervals. They tell how much a figure could differ with other images, not with another "

@@ -1,7 +1,6 @@
 import inspect
 from typing import Any
 
-import torchattacks
 from torch import Tensor, nn
 
 from sparring.params import TORCHATTACKS
@@ -12,6 +11,9 @@ def run(method: str, model: nn.Module, images: Tensor, labels: Tensor, **argumen
 
     images: (N, 3, H, W) in [0, 1].  Returns images of the same shape and range.
     """
+    # Imported here, as it takes longer to load than our own attacks take on a small data set.
+    import torchattacks
+
     attack_class = getattr(torchattacks, method.removeprefix(TORCHATTACKS))
     if "n_classes" in inspect.signature(attack_class).parameters and "n_classes" not in arguments:
         arguments["n_classes"] = model(images[:1]).shape[1]

@@ -1,0 +1,96 @@
+"""Shared by the tests of the parts that compute: parameters for tiny runs, and one small project, made once."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from sparring import datasets, files, generation, networks, params, store, training
+from sparring.networks import ResNet
+from sparring.params import Params
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY: dict[str, Any] = {
+    "device": "cpu",
+    "precision": "float32",
+    "data": {"image_size": 16, "train": 300, "validation": 20, "test": 120, "heldout": 40},
+    "network": {"blocks": [1, 1, 1, 1], "width": 4},
+    "training": {"epochs": 8, "batch_size": 32, "crop_area": [0.8, 1.0]},
+    "store": {"shard_size": 100, "batch_size": 50},
+    "attacks": {"gaussian": {"std": 0.1}, "fgsm": {"eps": 0.05}, "deepfool": {"steps": 3, "overshoot": 0.02}},
+    "unseen_attacks": {"strong": {"method": "fgsm", "eps": 0.2}},
+    "sampler": {"weights": {}},
+    "fixed": {"weights": {}},
+}
+
+
+def tiny_values(**changes: Any) -> dict[str, Any]:
+    """The profile `digits`, made tiny; a change replaces single keys of a section, or all attacks or structures."""
+    values: dict[str, Any] = YAML(typ="safe").load(REPOSITORY / "profiles" / "digits.yaml")
+    for layer in (TINY, changes):
+        for section, change in layer.items():
+            whole = section in ("attacks", "unseen_attacks", "structures") or not isinstance(change, dict)
+            values[section] = change if whole else values[section] | change
+    return values
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # nets this small only lose by more
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Params]:
+    """Makes validated parameters for tiny runs: tiny(training={"epochs": 2})."""
+    return lambda **changes: params.validate(tiny_values(**changes))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Params]) -> Path:
+    """A folder with clean digits, a pretrained net and every store of the tiny parameters. Read only."""
+    folder = tmp_path_factory.mktemp("made")
+    settings = tiny()
+    with inside(folder):
+        YAML().dump(tiny_values(), Path("params.yaml"))
+        datasets.prepare(settings)
+        training.pretrain(settings)
+        for name in (*settings.attacks, *settings.unseen_attacks):
+            generation.attack_splits(settings, name)
+    return folder
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder to work in, which is also the current one."""
+    folder = tmp_path / "project"
+    shutil.copytree(made, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def digits(made: Path) -> store.Images:
+    """120 clean test digits, 16×16."""
+    return store.read(made / files.CLEAN / "test.parquet")
+
+
+@pytest.fixture
+def net(made: Path, tiny: Callable[..., Params]) -> ResNet:
+    """A classifier trained on digits, in eval mode; a fresh copy for every test."""
+    return networks.load(tiny().network, 10, made / files.PRETRAINED).eval()

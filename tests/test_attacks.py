@@ -1,0 +1,464 @@
+"""The attacks against the same attacks of torchattacks, and what becomes of them when they are stored."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchattacks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparring import attacks, files, generation, networks, params, store
+from sparring.networks import ResNet
+from sparring.params import Attack, InputError, Params
+from sparring.store import Images
+
+CPU = torch.device("cpu")
+LEVEL = 1 / 255
+NST: dict[str, Any] = {"steps": 5, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0005}
+
+
+@pytest.fixture
+def images(digits: Images) -> Tensor:
+    return networks.to_images(digits.image, CPU).contiguous()
+
+
+@pytest.fixture
+def labels(digits: Images) -> Tensor:
+    return torch.from_numpy(digits.label)
+
+
+@pytest.fixture
+def opponent(tiny: Callable[..., Params]) -> Callable[..., tuple[Params, Attack]]:
+    """Parameters whose one attack is `it`, and that attack."""
+
+    def make(arguments: dict[str, Any], **changes: Any) -> tuple[Params, Attack]:
+        chosen = tiny(attacks={"it": arguments}, unseen_attacks={}, **changes)
+        return chosen, chosen.attacks["it"]
+
+    return make
+
+
+def changes(found: Tensor, images: Tensor) -> Tensor:
+    return (found - images).square().flatten(1).sum(1).sqrt()
+
+
+@torch.no_grad()
+def fooled(net: ResNet, images: Tensor, labels: Tensor, found: Tensor) -> Tensor:
+    """Which images were classified correctly before and wrongly after."""
+    before, after = net(images).argmax(1), net(found).argmax(1)
+    return torch.logical_and(before == labels, after != labels)
+
+
+def whole(chosen: Params, attack: Attack, net: ResNet, clean: Images, pool: Images | None = None) -> Images:
+    """All shards of an attacked set, put together."""
+    shards = list(generation.attacked(chosen, attack, "it", net, clean, clean if pool is None else pool, CPU))
+    index, label, image = (
+        np.concatenate([getattr(shard, name) for shard in shards]) for name in ("index", "label", "image")
+    )
+    columns = {name: np.concatenate([shard.columns[name] for shard in shards]) for name in shards[0].columns}
+    return Images(index, label, image, columns)
+
+
+# Against torchattacks
+
+
+@pytest.mark.parametrize("eps", [0.005, 6 / 255, 0.2])
+def test_fgsm_is_that_of_torchattacks(net: ResNet, images: Tensor, labels: Tensor, eps: float) -> None:
+    wanted = torchattacks.FGSM(net, eps=eps)(images, labels)
+    torch.testing.assert_close(attacks.find("fgsm")(net, images, labels, eps=eps), wanted, rtol=0, atol=1e-6)
+    folded = attacks.find("fgsm")(networks.frozen(net), images, labels, eps=eps)
+    # Where the gradient is as good as 0, folding may turn its sign.
+    assert ((folded - wanted).abs() <= 1e-6).float().mean() > 0.999
+
+
+@pytest.mark.parametrize(("eps", "step", "steps"), [(6 / 255, 0.005, 6), (0.03, 0.03, 2), (0.1, 0.01, 4)])
+def test_bim_is_that_of_torchattacks(
+    net: ResNet, images: Tensor, labels: Tensor, eps: float, step: float, steps: int
+) -> None:
+    arguments = {"eps": eps, "step": step, "first_step": step, "steps": steps}
+    wanted = torchattacks.BIM(net, eps=eps, alpha=step, steps=steps)(images, labels)
+    found = attacks.find("bim")(net, images, labels, **arguments)
+    assert ((found - wanted).abs() <= 1e-6).float().mean() > 0.999
+    frozen = networks.frozen(net)
+    wanted = torchattacks.BIM(frozen, eps=eps, alpha=step, steps=steps)(images, labels)
+    assert ((attacks.find("bim")(frozen, images, labels, **arguments) - wanted).abs() <= 1e-6).float().mean() > 0.999
+
+
+def test_the_first_step_of_bim_has_its_own_size(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    one = attacks.find("bim")(net, images, labels, eps=0.1, step=0.05, first_step=0.001, steps=1)
+    torch.testing.assert_close(one, attacks.find("fgsm")(net, images, labels, eps=0.001))
+    two = attacks.find("bim")(net, images, labels, eps=0.1, step=0.05, first_step=0.001, steps=2)
+    torch.testing.assert_close(two, attacks.find("fgsm")(net, one, labels, eps=0.05))
+
+
+def compare(net: ResNet, images: Tensor, labels: Tensor, found: Tensor, peer: Tensor) -> None:
+    """Success within a point of the peer's or better, median L2 within 2 % of the peer's or better."""
+    mine, theirs = fooled(net, images, labels, found), fooled(net, images, labels, peer)
+    right = (net(images).argmax(1) == labels).sum()
+    assert theirs.sum() > right / 4, "the peer fools too few images to compare with"
+    assert mine.sum() / right >= theirs.sum() / right - 0.01
+    both = mine & theirs
+    assert changes(found, images)[both].median() <= 1.02 * changes(peer, images)[both].median()
+
+
+def test_deepfool_is_as_good_as_that_of_torchattacks(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    images, labels = images[:100], labels[:100]
+    peer = torchattacks.DeepFool(net, steps=4, overshoot=0.02)(images, labels)
+    for model in (net, networks.frozen(net)):
+        found = attacks.find("deepfool")(model, images, labels, steps=4, overshoot=0.02)
+        compare(net, images, labels, found, peer)
+        assert found.min() >= 0 and found.max() <= 1
+
+
+def test_deepfool_leaves_what_is_wrong_already(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    found = attacks.find("deepfool")(net, images, labels, steps=5, overshoot=0.02)
+    wrong = net(images).argmax(1) != labels
+    assert wrong.any()
+    assert torch.equal(found[wrong], images[wrong])
+    assert (changes(found, images)[~wrong] > 0).all()
+
+
+@pytest.mark.parametrize(("c", "steps"), [(1.0, 20), (5.0, 15)])
+def test_cw_is_as_good_as_that_of_torchattacks(
+    net: ResNet, images: Tensor, labels: Tensor, c: float, steps: int
+) -> None:
+    # torchattacks' inverse of tanh is infinite at pixels of 0 and 1, and its loss then not a number.
+    images = images.clamp(0.01, 0.99)
+    peer = torchattacks.CW(net, c=c, kappa=0.0, steps=steps, lr=0.05)(images, labels)
+    for model in (net, networks.frozen(net)):
+        found = attacks.find("cw")(model, images, labels, c=c, kappa=0.0, steps=steps, learning_rate=0.05)
+        compare(net, images, labels, found, peer)
+        assert found.min() >= 0 and found.max() <= 1
+
+
+def test_cw_gives_back_what_it_could_not_fool(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    found = attacks.find("cw")(net, images, labels, c=1.0, kappa=0.0, steps=8, learning_rate=0.01)
+    missed = net(found).argmax(1) == labels
+    assert missed.any() and not missed.all()
+    assert torch.equal(found[missed], images[missed])
+
+
+def test_cw_wins_by_the_margin_asked_for(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    found = attacks.find("cw")(net, images, labels, c=10.0, kappa=1.0, steps=30, learning_rate=0.05)
+    logits = net(found)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    margin = logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
+    moved = changes(found, images) > 0
+    assert moved.sum() > 60
+    assert (margin[moved] >= 1 - 1e-4).all()
+
+
+# Each on its own
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(st.floats(0, 0.5), st.floats(0.001, 0.3), st.floats(0.001, 0.3), st.integers(1, 4))
+def test_bim_stays_in_its_ball(eps: float, step: float, first_step: float, steps: int) -> None:
+    generator = torch.Generator().manual_seed(steps)
+    net = networks.ResNet((1, 1, 1, 1), 4, 3).eval()
+    images = torch.rand(6, 3, 8, 8, generator=generator).mul(1.4).sub(0.2).clamp(0, 1)
+    labels = torch.arange(6) % 3
+    found = attacks.find("bim")(net, images, labels, eps=eps, step=step, first_step=first_step, steps=steps)
+    assert (found - images).abs().max() <= eps + 1e-6
+    assert found.min() >= 0 and found.max() <= 1
+    assert (found - images).abs().max() > 0 or eps < 1e-6
+
+
+def test_gaussian_adds_clipped_noise(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    found = attacks.find("gaussian")(net, images, labels, std=0.1, noise=noise)
+    inside = (found > 0) & (found < 1)
+    torch.testing.assert_close((found - images)[inside], 0.1 * noise[inside], rtol=0, atol=1e-6)
+    assert found.min() == 0 and found.max() == 1
+
+
+def test_stored_noise_is_standard_normal(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
+) -> None:
+    grey = Images(digits.index, digits.label, np.full_like(digits.image, 128))
+    found = whole(*opponent({"method": "gaussian", "std": 0.1}), net, grey)
+    levels = found.image.astype(float) - 128
+    assert levels.mean() == pytest.approx(0, abs=0.5)
+    assert levels.std() == pytest.approx(25.5, rel=0.02)
+    assert not np.array_equal(found.image[0], found.image[1])
+
+
+@pytest.mark.parametrize("style", ["maps", "gram"])
+def test_nst_moves_an_image_towards_its_partner(net: ResNet, images: Tensor, labels: Tensor, style: str) -> None:
+    frozen, partners = networks.frozen(net), images.roll(1, 0)
+    found = attacks.find("nst")(frozen, images, labels, **NST, style=style, partners=partners)
+
+    def distance(batch: Tensor) -> Tensor:
+        maps, wanted = frozen.maps(batch), frozen.maps(partners)
+        first, goal = maps["layer1"].flatten(2), wanted["layer1"].flatten(2)
+        if style == "gram":
+            first, goal = (part @ part.mT / part.shape[2] for part in (first, goal))
+        deep = (maps["layer4"] - wanted["layer4"]).square().flatten(1).mean(1)
+        return deep + (first - goal).square().flatten(1).mean(1)
+
+    before, after = distance(images), distance(found)
+    assert (after < before).float().mean() > 0.9
+    assert found.min() >= 0 and found.max() <= 1 and changes(found, images).min() > 0
+
+
+@pytest.mark.parametrize("style", ["maps", "gram"])
+def test_nst_of_a_batch_is_that_of_its_images(net: ResNet, images: Tensor, labels: Tensor, style: str) -> None:
+    images, labels, partners = images[:12], labels[:12], images[12:24]
+    run = attacks.find("nst")
+    together = run(net, images, labels, **NST, style=style, partners=partners)
+    rows = [slice(row, row + 1) for row in range(12)]
+    alone = torch.cat([run(net, images[r], labels[r], **NST, style=style, partners=partners[r]) for r in rows])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+def test_partners_are_of_another_class(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The pool holds, for every label, one plain grey of its own: so a partner's colour tells its label.
+    pool = Images(np.arange(10), np.arange(10), np.full((10, 16, 16, 3), 20, np.uint8))
+    pool.image[:] += np.arange(10, dtype=np.uint8)[:, None, None, None]
+    drawn: list[int] = []
+
+    def spy(model: ResNet, images: Tensor, labels: Tensor, *, steps: int, partners: Tensor, **rest: Any) -> Tensor:
+        drawn.extend((partners[:, 0, 0, 0] * 255 - 20).round().int().tolist())
+        return images
+
+    monkeypatch.setitem(attacks.METHODS, "nst", spy)
+    whole(*opponent({"method": "nst", **NST, "style": "maps"}), net, digits, pool)
+    assert len(drawn) == len(digits)
+    assert not any(partner == own for partner, own in zip(drawn, digits.label.tolist(), strict=True))
+    assert len(set(drawn)) == 10
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"method": "gaussian", "std": 0.1},
+        {"method": "fgsm", "eps": 0.05},
+        {"method": "deepfool", "steps": 4, "overshoot": 0.02},
+        {"method": "cw", "c": 1.0, "kappa": 0.0, "steps": 8, "learning_rate": 0.05},
+        {"method": "nst", **NST, "style": "maps"},
+    ],
+    ids=lambda arguments: arguments["method"],
+)
+def test_neighbours_do_not_matter(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]], arguments: dict[str, Any]
+) -> None:
+    clean = digits[:100]
+    together = whole(*opponent(arguments, store={"batch_size": 100, "shard_size": 100}), net, clean)
+    alone = whole(*opponent(arguments, store={"batch_size": 1, "shard_size": 30}), net, clean, clean)
+    assert together.index.tolist() == alone.index.tolist() == clean.index.tolist()
+    assert (together.columns["prediction"] == alone.columns["prediction"]).mean() >= 0.99
+    close = np.isclose(together.columns["l2"], alone.columns["l2"], rtol=0.02, atol=2 * LEVEL)
+    assert close.mean() >= 0.99
+    some = digits[[5, 17, 60]]
+    few = whole(*opponent(arguments), net, some, clean)
+    difference = np.abs(few.image.astype(int) - together.image[[5, 17, 60]]).max((1, 2, 3))
+    assert (difference <= 1).all()
+
+
+# torchattacks by name
+
+
+def test_torchattacks_by_name(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    arguments = {"eps": 0.05, "alpha": 0.02, "steps": 3, "random_start": False}
+    wanted = torchattacks.PGD(net, **arguments)(images, labels)
+    assert torch.equal(attacks.find("torchattacks.PGD")(net, images, labels, **arguments), wanted)
+    assert changes(wanted, images).min() > 0
+
+
+def test_pgd_is_stored_within_eps(net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]) -> None:
+    chosen, attack = opponent({"method": "torchattacks.PGD", "eps": 0.05, "alpha": 0.02, "steps": 3})
+    found = whole(chosen, attack, net, digits)
+    change = np.abs(found.image.astype(int) - digits.image)
+    assert change.max() == 12  # floor(255 × 0.05)
+    right = networks.predict(net, digits.image, 64, CPU).argmax(1) == digits.label
+    assert (found.columns["prediction"][right] != digits.label[right]).mean() > 0.1
+    again = whole(chosen, attack, net, digits)
+    assert np.array_equal(again.image, found.image), "its random start is not a function of the seed"
+
+
+def test_pgdl2_is_stored_within_its_ball(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
+) -> None:
+    chosen, attack = opponent({"method": "torchattacks.PGDL2", "eps": 0.4, "alpha": 0.2, "steps": 3})
+    found = whole(chosen, attack, net, digits)
+    l2 = np.sqrt(np.square((found.image.astype(float) - digits.image) / 255).sum((1, 2, 3)))
+    assert l2.max() <= 0.4 and np.median(l2) > 0.36
+    np.testing.assert_allclose(found.columns["l2"], l2, rtol=1e-5)
+
+
+def test_targeted_attacks_know_the_number_of_classes(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
+) -> None:
+    head, net.fc = net.fc, torch.nn.Linear(32, 5)
+    net.fc.weight.data, net.fc.bias.data = head.weight.data[:5], head.bias.data[:5]
+    five = digits[digits.label < 5]
+    chosen, attack = opponent({"method": "torchattacks.APGDT", "eps": 0.1, "steps": 5})
+    assert "n_classes" not in attack.arguments
+    found = whole(chosen, attack, net, five)
+    right = networks.predict(net, five.image, 50, CPU).argmax(1) == five.label
+    assert (found.columns["prediction"][right] != five.label[right]).mean() > 0.3
+    assert np.abs(found.image.astype(int) - five.image).max() <= 25
+
+
+def test_an_unknown_class_of_torchattacks_is_one_line(tiny: Callable[..., Params]) -> None:
+    with pytest.raises(InputError, match=r"attacks\.it\.method is torchattacks\.PGDD; .* did you mean PGD") as caught:
+        tiny(attacks={"it": {"method": "torchattacks.PGDD"}}, unseen_attacks={})
+    assert "\n" not in str(caught.value)
+
+
+# As stored
+
+eps_values = st.floats(1 / 255, 0.9)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(eps_values, st.integers(0, 2**31))
+def test_an_linf_ball_is_kept_as_stored(eps: float, seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    clean = chance.integers(0, 256, (4, 3, 3, 3), np.uint8)
+    attack = Attack(method="fgsm", arguments={"eps": eps})
+    wanted = clean / 255 + chance.uniform(-1.2 * eps, 1.2 * eps, clean.shape)
+    stored = generation.as_stored(clean, as_tensor(wanted), attack)
+    radius = int(np.floor(255 * eps + 0.001))
+    assert attack.linf == radius / 255 == attack.stored()["eps"]
+    assert np.abs(stored.astype(int) - clean).max() <= radius
+    # To nearest wherever the ball allows it.
+    nearest = np.clip(np.rint(wanted * 255), 0, 255)
+    bounded = np.clip(nearest, clean.astype(int) - radius, clean.astype(int) + radius)
+    assert (np.abs(stored - bounded) <= (np.abs(wanted * 255 % 1 - 0.5) < 1e-3)).all()
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.floats(0.02, 3), st.integers(0, 2**31), st.booleans())
+def test_an_l2_ball_is_kept_as_stored(eps: float, seed: int, outwards: bool) -> None:
+    chance = np.random.default_rng(seed)
+    clean = chance.choice([0, 128, 255], (4, 5, 5, 3)).astype(np.uint8)
+    direction = chance.standard_normal(clean.shape)
+    length = np.sqrt(np.square(direction).sum((1, 2, 3), keepdims=True))
+    wanted = clean / 255 + (1.3 if outwards else 1) * eps * direction / length
+    stored = generation.as_stored(clean, as_tensor(wanted), Attack(method="torchattacks.PGDL2", arguments={"eps": eps}))
+    change = (stored.astype(float) - clean) / 255
+    assert np.sqrt(np.square(change).sum((1, 2, 3))).max() <= eps * (1 + 1e-6)
+    assert (change * direction >= 0).all()
+
+
+def as_tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images.clip(0, 1).astype(np.float32)).permute(0, 3, 1, 2)
+
+
+def test_an_attack_without_eps_is_rounded_to_nearest() -> None:
+    clean = np.zeros((1, 2, 2, 3), np.uint8)
+    levels = np.array([[[0.4, 0.6, 254.4], [254.6, 255, 0], [99.51, 99.49, 7], [1, 2, 3]]]).reshape(1, 2, 2, 3)
+    stored = generation.as_stored(clean, as_tensor(levels / 255), Attack(method="deepfool", arguments={}))
+    assert stored.reshape(-1).tolist() == [0, 1, 254, 255, 255, 0, 100, 99, 7, 1, 2, 3]
+
+
+def test_columns_tell_what_is_stored(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
+) -> None:
+    found = whole(*opponent({"method": "deepfool", "steps": 2, "overshoot": 0.02}), net, digits)
+    change = (found.image.astype(float) - digits.image) / 255
+    np.testing.assert_allclose(found.columns["l2"], np.sqrt(np.square(change).sum((1, 2, 3))), rtol=1e-5)
+    np.testing.assert_allclose(found.columns["linf"], np.abs(change).max((1, 2, 3)), rtol=1e-5)
+    prediction = networks.predict(net, found.image, 17, CPU).argmax(1)
+    np.testing.assert_array_equal(found.columns["prediction"], prediction)
+    unchanged = (found.image == digits.image).all((1, 2, 3))
+    np.testing.assert_array_equal(unchanged, found.columns["linf"] == 0)
+    assert unchanged.any() and not unchanged.all()
+
+
+def test_an_empty_set_gives_one_empty_shard(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
+) -> None:
+    chosen, attack = opponent({"method": "nst", **NST, "style": "maps"})
+    shards = list(generation.attacked(chosen, attack, "it", net, digits[:0], digits, CPU))
+    assert [len(shard) for shard in shards] == [0]
+    assert shards[0].columns.keys() == {"prediction", "l2", "linf"} and shards[0].image.shape == (0, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"method": "bim", "eps": 0.05, "step": 0.02, "first_step": 0.02, "steps": 2},
+        {"method": "deepfool", "steps": 2, "overshoot": 0.02},
+        {"method": "torchattacks.PGD", "eps": 0.05, "steps": 2},
+    ],
+    ids=lambda arguments: arguments["method"],
+)
+def test_the_users_model_is_not_changed(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]], arguments: dict[str, Any]
+) -> None:
+    net.fc.weight.requires_grad_(False)
+    before = networks.digest(net)
+    flags = [parameter.requires_grad for parameter in net.parameters()]
+    state = torch.get_rng_state()
+    whole(*opponent(arguments), net, digits[:40])
+    assert networks.digest(net) == before  # running averages included
+    assert [parameter.requires_grad for parameter in net.parameters()] == flags
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(module.training for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    net.train()
+    whole(*opponent(arguments), net, digits[:40])
+    assert networks.digest(net) == before
+
+
+def test_arguments_in_params_are_those_of_the_functions() -> None:
+    assert attacks.METHODS.keys() == params.BUILT_IN.keys()
+    for name, model in params.BUILT_IN.items():
+        keywords = inspect.signature(attacks.find(name)).parameters
+        given_by_the_engine = {"model", "images", "labels", "noise", "partners"}
+        assert keywords.keys() - given_by_the_engine == model.model_fields.keys(), name
+        types = {key: parameter.annotation for key, parameter in keywords.items() if key not in given_by_the_engine}
+        for key, field in model.model_fields.items():
+            wanted = str if field.annotation not in (int, float) else field.annotation
+            assert types[key] is wanted, f"{name}.{key}"
+
+
+# The stage
+
+
+def test_metadata_tells_what_ran(project: Path, tiny: Callable[..., Params]) -> None:
+    for name, eps in {"fgsm": 12 / 255, "strong": 51 / 255}.items():
+        chosen = tiny()
+        folder = generation.folder(chosen, name)
+        assert folder == (files.ADVERSARIAL if name == "fgsm" else files.UNSEEN) / name
+        found = store.read(folder / "test.parquet").metadata
+        pretrained = networks.load(chosen.network, 10, files.PRETRAINED)
+        assert found["attack"] == name and found["method"] == "fgsm" and found["split"] == "test"
+        assert found["arguments"] == {"eps": eps}
+        assert found["source_model"] == networks.digest(pretrained)
+        assert found["shape"] == [16, 16, 3] and len(found["classes"]) == 10
+
+
+def test_splits_of_seen_and_unseen_attacks(project: Path) -> None:
+    assert {path.name for path in (files.ADVERSARIAL / "fgsm").iterdir()} == {
+        "train.parquet",
+        "test.parquet",
+        "heldout.parquet",
+    }
+    assert {path.name for path in (files.UNSEEN / "strong").iterdir()} == {"test.parquet", "heldout.parquet"}
+    for split in params.ATTACKED_SPLITS:
+        clean, found = (store.read(folder / f"{split}.parquet") for folder in (files.CLEAN, files.ADVERSARIAL / "fgsm"))
+        store.check_rows(clean, found, Path(split))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "fgsm", "deepfool", "strong"])
+def test_the_same_seed_gives_the_same_bytes(project: Path, tiny: Callable[..., Params], name: str) -> None:
+    folder = generation.folder(tiny(), name)
+    before = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    np.random.seed(1)
+    torch.manual_seed(1)
+    generation.attack_splits(tiny(), name)
+    assert {path.name: path.read_bytes() for path in sorted(folder.iterdir())} == before
+    if name == "gaussian":
+        generation.attack_splits(tiny(seed=1), name)
+        assert (folder / "test.parquet").read_bytes() != before["test.parquet"]

@@ -1,0 +1,153 @@
+"""Predictions: those of the stores for the baseline, and one line for a store that does not belong to them."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sparring import evaluation, files, generation, networks, params, store, structures
+from sparring.params import InputError, Params
+
+STAGE = Path(__file__).resolve().parent.parent / "stages" / "evaluate.py"
+COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
+STRUCTURES = {
+    "ours": {"opponents": "sampler", "detector": "detector"},
+    "adv": {"opponents": "sampler", "detector": "none"},
+}
+
+
+def evaluate(settings: Params, structure: str) -> pd.DataFrame:
+    evaluation.evaluate(settings, structure)
+    return pd.read_parquet(files.PREDICTIONS / f"{structure}.parquet")
+
+
+def test_the_baseline_repeats_the_stores_predictions(project: Path, tiny: Callable[..., Params]) -> None:
+    settings = tiny()
+    rows = evaluate(settings, "baseline")
+    assert list(rows.columns) == COLUMNS
+    assert rows["detector_score"].isna().all() and (rows["seed"] == 0).all()
+    keys = [*settings.attacks, *settings.unseen_attacks]
+    assert rows["attack"].unique().tolist() == ["clean", *keys]
+    for (split, attack), part in rows.groupby(["split", "attack"]):
+        clean = store.read(files.CLEAN / f"{split}.parquet")
+        assert part["index"].tolist() == clean.index.tolist()
+        assert part["label"].tolist() == clean.label.tolist()
+        if attack != "clean":
+            stored = store.read(generation.folder(settings, str(attack)) / f"{split}.parquet")
+            assert part["prediction"].tolist() == stored.columns["prediction"].tolist()
+    # The comparison means something only where the attacks changed some predictions, and not all.
+    clean_rows, attacked = (rows[rows["attack"] == name].reset_index() for name in ("clean", "deepfool"))
+    assert 0.1 < (clean_rows["prediction"] != attacked["prediction"]).mean() < 1
+
+
+def test_confidence_is_the_softmax_of_the_prediction(project: Path, tiny: Callable[..., Params]) -> None:
+    settings = tiny()
+    rows = evaluate(settings, "baseline").query("attack == 'fgsm' and split == 'test'")
+    net = networks.load(settings.network, 10, files.PRETRAINED).eval()
+    images = store.read(files.ADVERSARIAL / "fgsm" / "test.parquet").image
+    with torch.no_grad():
+        wanted = net(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).softmax(1)
+    np.testing.assert_allclose(rows["confidence"], wanted.amax(1), atol=1e-5)
+    assert (rows["prediction"] == wanted.argmax(1).numpy()).mean() > 0.98
+
+
+def test_scores_are_those_of_the_detector(project: Path, tiny: Callable[..., Params]) -> None:
+    settings = tiny(training={"epochs": 2, "batch_size": 50}, structures=STRUCTURES)
+    for name in STRUCTURES:
+        structures.train(settings, name)
+    assert evaluate(settings, "adv")["detector_score"].isna().all()
+    rows = evaluate(settings, "ours")
+    assert rows["detector_score"].between(0, 1).all() and rows["detector_score"].nunique() > 50
+    baseline = evaluate(settings, "baseline")
+    assert rows[["index", "split", "attack", "label"]].equals(baseline[["index", "split", "attack", "label"]])
+    assert (rows["prediction"] != baseline["prediction"]).any()
+    before = (files.PREDICTIONS / "ours.parquet").read_bytes()
+    evaluate(settings, "ours")
+    assert (files.PREDICTIONS / "ours.parquet").read_bytes() == before
+    # The detector looks at the pretrained net's maps, whichever net it defends.
+    shutil.copy(files.model("adv", 0), files.model("ours", 0))
+    np.testing.assert_array_equal(evaluate(settings, "ours")["detector_score"], rows["detector_score"])
+
+
+def test_no_images_are_no_rows(project: Path, tiny: Callable[..., Params]) -> None:
+    settings = tiny()
+    for folder in (files.CLEAN, *(generation.folder(settings, name) for name in ("gaussian", "fgsm", "deepfool"))):
+        path = folder / "heldout.parquet"
+        found = store.read(path)
+        store.write(path, [found[:0]], found.metadata)
+    path = files.UNSEEN / "strong" / "heldout.parquet"
+    store.write(path, [store.read(path)[:0]], store.read(path).metadata)
+    rows = evaluate(settings, "baseline")
+    assert rows["split"].unique().tolist() == ["test"]
+
+
+def test_an_unknown_structure_is_one_line(project: Path, tiny: Callable[..., Params]) -> None:
+    with pytest.raises(InputError, match=r"structures\.advv is missing; there are baseline, adv, ours"):
+        evaluation.evaluate(tiny(), "advv")
+
+
+def test_a_structure_without_its_model_is_one_line(project: Path, tiny: Callable[..., Params]) -> None:
+    with pytest.raises(InputError, match=r"models/adv/0\.safetensors is missing; `dvc repro` makes it"):
+        evaluation.evaluate(tiny(), "adv")
+    assert not (files.PREDICTIONS / "adv.parquet").exists()
+
+
+def foreign_model(settings: Params) -> str:
+    torch.manual_seed(1)
+    networks.save_model(networks.create(settings.network, 10), files.PRETRAINED, {})
+    return r"gaussian/test\.parquet was made against model \w{64}, not \w{64}; delete it"
+
+
+def moved_rows(settings: Params) -> str:
+    path = files.ADVERSARIAL / "fgsm" / "heldout.parquet"
+    found = store.read(path)
+    store.write(path, [found[::-1]], found.metadata)
+    return r"fgsm/heldout\.parquet: row 0 has index \d+ and label \d, the clean set \d+ and \d; delete it"
+
+
+def missing_rows(settings: Params) -> str:
+    path = files.UNSEEN / "strong" / "test.parquet"
+    found = store.read(path)
+    store.write(path, [found[:-1]], found.metadata)
+    return r"strong/test\.parquet holds 119 rows, the clean set 120; delete it"
+
+
+def missing_store(settings: Params) -> str:
+    shutil.rmtree(files.ADVERSARIAL / "deepfool")
+    return r"deepfool/test\.parquet is missing; `dvc repro` makes it"
+
+
+@pytest.mark.parametrize("spoil", [foreign_model, moved_rows, missing_rows, missing_store])
+def test_a_store_that_does_not_belong_here_is_one_line(
+    project: Path, tiny: Callable[..., Params], spoil: Callable[[Params], str]
+) -> None:
+    says = spoil(tiny())
+    with pytest.raises(InputError, match=says) as caught:
+        evaluation.evaluate(tiny(), "baseline")
+    assert "\n" not in str(caught.value)
+    assert not (files.PREDICTIONS / "baseline.parquet").exists()
+
+
+def test_the_stage_script_ends_in_one_line_and_keeps_its_predictions(
+    project: Path, tiny: Callable[..., Params]
+) -> None:
+    assert params.load() == tiny()
+    script = [sys.executable, str(STAGE), "baseline"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("evaluate@baseline: 800 predictions in ") and done.stdout.count("\n") == 1
+    path = files.PREDICTIONS / "baseline.parquet"
+    before = path.read_bytes()
+    moved_rows(tiny())
+    failed = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and failed.stdout == ""
+    assert failed.stderr.startswith("error: data/adversarial/fgsm/heldout.parquet: row 0 has index ")
+    assert failed.stderr.count("\n") == 1
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

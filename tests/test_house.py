@@ -1,0 +1,78 @@
+"""The house's rules: no import runs upwards, and each stage's deps are the modules whose code decides its bytes."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "sparring"
+FLOORS = [
+    {"params"},
+    {"files"},
+    {"device", "store", "networks", "transforms"},
+    {"progress", "detector", "attacks", "sampler"},
+    {"datasets", "generation", "training", "evaluation", "profiles"},
+    {"structures"},
+]
+# What reads files only and stands apart from what runs models.
+READERS = [{"params"}, {"files"}, {"store"}, {"statistics"}, {"tables"}, {"figures"}, {"report"}]
+# They check, name and tell, and decide no byte of a stage's results.
+PLUMBING = {"params", "files", "progress"}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file, or a folder of files, imports."""
+    found: set[str] = set()
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "sparring":
+                found |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sparring."):
+                found.add(str(node.module).split(".")[1])
+    return found - ({path.stem} if PACKAGE in path.parents else set())
+
+
+def module(name: str) -> Path:
+    return PACKAGE / name if (PACKAGE / name).is_dir() else PACKAGE / f"{name}.py"
+
+
+MODULES = sorted({path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"} | {"attacks"})
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_import_runs_upwards(name: str) -> None:
+    floors = FLOORS if any(name in floor for floor in FLOORS) else READERS
+    here = next((number for number, floor in enumerate(floors) if name in floor), None)
+    assert here is not None, f"{name} has no floor; give it one"
+    below = set().union(*floors[:here])
+    assert imports(module(name)) <= below, f"{name} imports {imports(module(name)) - below}"
+
+
+def stages() -> dict[str, dict]:
+    defined = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    return {name: stage.get("do", stage) for name, stage in defined.items()}
+
+
+@pytest.mark.parametrize("name", sorted(stages()))
+def test_a_stage_depends_on_the_code_that_decides_its_bytes_and_no_other(name: str) -> None:
+    stage = stages()[name]
+    script = ROOT / stage["cmd"].split()[1]
+    reached, waiting = set(), imports(script)
+    while waiting:
+        found = waiting.pop()
+        reached.add(found)
+        waiting |= imports(module(found)) - reached
+    wanted = {script.relative_to(ROOT).as_posix()}
+    wanted |= {module(found).relative_to(ROOT).as_posix() for found in reached - PLUMBING}
+    if "report" in reached:
+        wanted.add("src/sparring/paper")
+    listed = {dep for dep in stage["deps"] if dep.startswith(("stages/", "src/"))}
+    assert listed == wanted
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
+        text = path.read_text()
+        assert "torch.load(" not in text and "pickle" not in text.replace("allow_pickle=False", ""), path

@@ -1,0 +1,189 @@
+"""The pipeline as its users run it: a fresh clone, `dvc repro`, `dvc exp`, and which stages each of them runs.
+
+Every test of this file works on one clone with tiny parameters and leaves it with all stages up to date, so that the
+next change is measured alone.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = """
+data.image_size=16 data.train=120 data.validation=20 data.test=40 data.heldout=40
+network.width=4 training.epochs=1 store.shard_size=50 store.batch_size=25 detector.layers=1
+attacks.bim.steps=2 attacks.deepfool.steps=1 attacks.cw.steps=2 attacks.nst.steps=1
+""".split()
+ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
+EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours"}
+DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, "report"}
+
+
+def run(folder: Path, *command: str, ok: bool = True) -> str:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "true",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@example.org",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.org",
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, output
+    return output
+
+
+def profile(folder: Path, *settings: str) -> str:
+    options = [part for setting in settings for part in ("--set", setting)]
+    return run(folder, sys.executable, "-m", "sparring", "profile", "digits", *options)
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of this repository as it stands in the working tree, with every stage run."""
+    folder = tmp_path_factory.mktemp("fresh") / "sparring"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in filter(None, subprocess.check_output(listed, cwd=ROOT, text=True).split("\0")):
+        source, target = ROOT / name, folder / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        else:
+            target.unlink(missing_ok=True)
+    profile(folder, *TINY)
+    output = run(folder, "dvc", "repro")
+    assert ran(output) == {"prepare", "pretrain", *(f"attack@{name}" for name in ATTACKS), *DOWNSTREAM}
+    commit(folder)
+    return folder
+
+
+def commit(folder: Path) -> None:
+    """Experiments start from a commit."""
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-q", "--allow-empty", "-m", "as it stands")
+
+
+def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
+    reports = clone / "reports"
+    for table in ("table1", "table2", "table4"):
+        for kind in ("md", "csv", "tex"):
+            assert (reports / "tables" / f"{table}.{kind}").stat().st_size > 0
+    for figure in ("gallery", "curves", "accuracy_by_attack"):
+        assert (reports / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((reports / "metrics.json").read_text())
+    assert set(metrics["mixture"]) == {"baseline", "adv", "ours"}
+    assert set(metrics["detector"]["ours"]) == {"accuracy", "auroc"}
+    summary = json.loads((reports / "summary.json").read_text())
+    assert set(summary["per_attack"]["adv"]) == {"clean", *ATTACKS}
+    assert summary["data"] == {"source": "digits", "classes": 10, "train": 120, "test": 40, "heldout": 40}
+    rows = pd.read_parquet(clone / "data/predictions/ours.parquet")
+    assert len(rows) == 2 * 40 * (1 + len(ATTACKS))
+    assert not rows.duplicated(["index", "split", "attack", "seed"]).any()
+    assert rows["detector_score"].between(0, 1).all()
+
+
+def test_nothing_runs_twice(clone: Path) -> None:
+    assert ran(run(clone, "dvc", "repro")) == set()
+
+
+def test_the_stages_print_one_closing_line_and_no_bar_outside_a_terminal(clone: Path) -> None:
+    output = run(clone, "dvc", "repro", "-s", "-f", "evaluate@adv")
+    lines = [line for line in output.splitlines() if line.startswith("evaluate@adv:")]
+    assert len(lines) == 1 and "images/s" in lines[0]
+    assert "━" not in output
+    assert "evaluate@adv" not in run(clone, "dvc", "status")  # forced again, it wrote the same bytes
+    run(clone, "dvc", "repro")
+
+
+def test_an_attack_argument_reruns_that_attack_and_what_follows(clone: Path) -> None:
+    profile(clone, *TINY, "attacks.bim.steps=3")
+    assert ran(run(clone, "dvc", "repro")) == {"attack@bim", *DOWNSTREAM}
+
+
+def test_a_detector_parameter_leaves_adv_alone(clone: Path) -> None:
+    profile(clone, *TINY, "attacks.bim.steps=3", "detector.beta=0.5")
+    assert ran(run(clone, "dvc", "repro")) == {"train@ours", "evaluate@ours", "report"}
+
+
+def test_an_unseen_attack_is_evaluated_but_not_trained_on(clone: Path) -> None:
+    unseen = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
+    profile(clone, *TINY, "attacks.bim.steps=3", "detector.beta=0.5", unseen)
+    assert ran(run(clone, "dvc", "repro")) == {"attack_unseen@pgd", *EVALUATIONS, "report"}
+    assert {path.name for path in (clone / "data/unseen/pgd").iterdir()} == {"test.parquet", "heldout.parquet"}
+    assert "pgd" in (clone / "reports/tables/table4.md").read_text()
+    profile(clone, *TINY)
+    shutil.rmtree(clone / "data/unseen/pgd")
+    assert ran(run(clone, "dvc", "repro")) <= {"report"}  # the rest was there before, in the run cache
+    commit(clone)
+
+
+def test_an_experiment_with_another_share_retrains_adv_and_ours_only(clone: Path) -> None:
+    output = run(clone, "dvc", "exp", "run", "-S", "sampler.adv_ratio=0.25")
+    assert ran(output) == {"train@adv", "train@ours", "evaluate@adv", "evaluate@ours", "report"}
+    run(clone, "git", "checkout", "-q", ".")
+    run(clone, "dvc", "checkout", "-q", "-f")
+
+
+def test_a_queued_sweep_works_and_is_shown(clone: Path) -> None:
+    run(clone, "dvc", "exp", "run", "--queue", "-S", "mixture.adv_ratio=0.25,0.75")
+    output = run(clone, "dvc", "exp", "run", "--run-all")
+    assert "Failed" not in output
+    shown = clone / "shown.csv"
+    shown.write_text(run(clone, "dvc", "exp", "show", "--csv"))
+    table = pd.read_csv(shown)
+    shown.unlink()
+    ratios = table.loc[table["State"].isna() | (table["State"] == "Success"), "mixture.adv_ratio"]
+    assert {0.25, 0.5, 0.75} <= set(ratios)
+    metrics = [column for column in table.columns if column.startswith(("mixture.", "detector.ours."))]
+    assert {"mixture.baseline", "mixture.adv", "mixture.ours", "detector.ours.auroc"} <= set(metrics)
+
+
+def test_plots_can_be_shown(clone: Path) -> None:
+    page = run(clone, "dvc", "plots", "show", "-o", "plots")
+    assert "index.html" in page
+    text = (clone / "plots/index.html").read_text()
+    assert "gallery" in text and "ours.csv" in text
+    shutil.rmtree(clone / "plots")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("sampler.adv_ratio: 1.4", "sampler.adv_ratio is 1.4; it is a share, so 0 to 1"),
+        ("attacks: {pgd: {method: torchattacks.PGD, epz: 1}}", "epz is not an argument"),
+        ("attacks: {nothing: {}}", "there is no such attack"),
+    ],
+)
+def test_bad_parameters_stop_the_first_stage_before_any_work(clone: Path, setting: str, told: str) -> None:
+    before = (clone / "params.yaml").read_text()
+    files = {path: path.stat().st_mtime_ns for path in (clone / "data").rglob("*.parquet")}
+    key, _, value = setting.partition(": ")
+    section, _, name = key.partition(".")
+    pattern = rf"(?ms)^{section}:.*?(?=^\S)" if not name else rf"(?m)^  {name}: \S+"
+    text, count = re.subn(pattern, f"{key}: {value}\n" if not name else f"  {name}: {value}", before, count=1)
+    assert count == 1
+    try:
+        (clone / "params.yaml").write_text(text)
+        done = subprocess.run(
+            [sys.executable, "stages/prepare.py"], cwd=clone, capture_output=True, text=True, timeout=120
+        )
+    finally:
+        (clone / "params.yaml").write_text(before)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: params.yaml: ")
+    assert told in done.stderr
+    assert files == {path: path.stat().st_mtime_ns for path in (clone / "data").rglob("*.parquet")}

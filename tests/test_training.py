@@ -1,0 +1,563 @@
+"""Networks, the detector, augmentation, and training: each against a plain version of what the method says."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparring import files, networks, params, sampler, store, structures, training, transforms
+from sparring.detector import Layer, TransformerDetector
+from sparring.device import rng
+from sparring.networks import ResNet
+from sparring.params import Detector, InputError, Network, Params
+from sparring.store import Images
+
+CPU = torch.device("cpu")
+MAPS = {"stem": (64, 32, 32), "layer1": (64, 32, 32), "layer2": (128, 16, 16), "layer3": (256, 8, 8)} | {
+    "layer4": (512, 4, 4)
+}
+
+
+def stirred(net: ResNet, seed: int = 0) -> ResNet:
+    """The net with BatchNorm averages and weights that are no longer 0 and 1, so that folding them shows."""
+    torch.manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.5)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    return net
+
+
+def small(classes: int = 10, width: int = 4, seed: int = 0) -> ResNet:
+    torch.manual_seed(seed)
+    return stirred(ResNet((1, 2, 1, 1), width, classes), seed)
+
+
+def fails(match: str, call: Callable[[], object]) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+# Networks
+
+
+def test_maps_of_resnet34_have_the_papers_shapes() -> None:
+    net = ResNet((3, 4, 6, 3), 64, 10).eval()
+    with torch.no_grad():
+        maps = net.maps(torch.zeros(1, 3, 32, 32))
+        logits = net.classify(maps)
+    assert {name: tuple(found.shape[1:]) for name, found in maps.items()} == MAPS
+    assert list(maps) == list(networks.LAYERS)
+    assert logits.shape == (1, 10)
+    # 21.28 million, as the ResNet-34 with this stem that is known from the literature on CIFAR-10.
+    assert sum(parameter.numel() for parameter in net.parameters()) == 21_282_122
+
+
+def test_map_shapes_are_measured_without_a_trace() -> None:
+    net = small(width=8).train()
+    before = networks.digest(net)
+    found = networks.map_shapes(net, 16)
+    assert found["layer1"] == (8, 16, 16) and found["layer4"] == (64, 2, 2)
+    assert networks.digest(net) == before and net.training
+
+
+def test_maps_stop_where_asked() -> None:
+    assert list(small().eval().maps(torch.zeros(1, 3, 16, 16), last="layer2")) == ["stem", "layer1", "layer2"]
+
+
+@pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (2, 1, 3, 1)])
+def test_a_frozen_net_is_the_same_function(blocks: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    net = stirred(ResNet(blocks, 8, 7)).train()
+    before = networks.digest(net)
+    folded = networks.frozen(net)
+    assert networks.digest(net) == before and net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert not folded.training and not any(parameter.requires_grad for parameter in folded.parameters())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    images = torch.rand(5, 3, 16, 16)
+    with torch.no_grad():
+        wanted, found = net.eval().maps(images), folded.maps(images)
+        for name in networks.LAYERS:
+            torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(folded(images), net(images), rtol=1e-5, atol=1e-5)
+
+
+def test_digest_is_of_the_tensors(tmp_path: Path) -> None:
+    net = small()
+    digest = networks.digest(net)
+    assert networks.digest(copy.deepcopy(net).to(memory_format=torch.channels_last)) == digest
+    for name in ("a", "b"):
+        networks.save_model(net, tmp_path / name, {"name": name})
+        other = small(seed=3)
+        assert networks.digest(other) != digest
+        networks.load_into(other, tmp_path / name)
+        assert networks.digest(other) == digest
+    for name, tensor in net.state_dict().items():
+        changed = copy.deepcopy(net)
+        changed.state_dict()[name].view(-1)[0].add_(1)
+        assert networks.digest(changed) != digest, f"{name} does not count ({tuple(tensor.shape)})"
+
+
+def test_a_model_comes_back_as_saved(tmp_path: Path) -> None:
+    net, path = small(), tmp_path / "below" / "net.safetensors"
+    networks.save_model(net, path, {"name": "x", "classes": ["é"]})
+    network = Network(blocks=[1, 2, 1, 1], width=4)
+    found = networks.load(network, 10, path)
+    assert found.state_dict().keys() == net.state_dict().keys() == load_file(path).keys()
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+    assert networks.facts(path) == {"name": "x", "classes": ["é"]}
+    before = path.read_bytes()
+    networks.save_model(found, path, {"classes": ["é"], "name": "x"})
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_model_of_another_architecture_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    networks.save_model(small(), path, {})
+    same = Network(blocks=[1, 2, 1, 1], width=4)
+    wider, deeper = Network(blocks=[1, 2, 1, 1], width=8), Network(blocks=[2, 2, 1, 1], width=4)
+    fails(r"net\.safetensors .*: fc\.bias is 10, not 7;", lambda: networks.load(same, 7, path))
+    fails(r"net\.safetensors .*: fc\.weight is 10×32, not 10×64;", lambda: networks.load(wider, 10, path))
+    fails(r"layer1\.1\.conv1\.weight is absent, not 4×4×3×3;", lambda: networks.load(deeper, 10, path))
+
+
+def test_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
+    path, network = tmp_path / "net.safetensors", Network(blocks=[1, 2, 1, 1], width=4)
+    fails(r"net\.safetensors is missing; `dvc repro` makes it", lambda: networks.load(network, 10, path))
+    path.write_bytes(b"")
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    path.write_bytes(b"something else altogether")
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    networks.save_model(small(), path, {})
+    path.write_bytes(path.read_bytes()[:-100])
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    save_file({"weight": torch.zeros(2)}, path)
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+
+
+def test_predictions_do_not_depend_on_batches(net: ResNet, digits: Images) -> None:
+    whole = networks.predict(net, digits.image, 120, CPU)
+    np.testing.assert_allclose(networks.predict(net, digits.image, 7, CPU), whole, atol=1e-5)
+    np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
+    assert (whole.argmax(1) == digits.label).mean() > 0.7
+    assert networks.predict(net, digits.image[:0], 7, CPU).shape[0] == 0
+
+
+# The detector
+
+
+def detecting(**changes: object) -> Detector:
+    values: dict[str, object] = {"input": "full", "layers": 2, "tokens": "auto", "centre": "layer2", "dropout": 0.0}
+    return Detector.model_validate(values | {"alpha": 1.0, "beta": 1.0, "learning_rate": 0.01} | changes)
+
+
+def detector_for(shapes: dict[str, tuple[int, int, int]], seed: int = 0, **changes: object) -> TransformerDetector:
+    torch.manual_seed(seed)
+    return TransformerDetector(detecting(**changes), shapes)
+
+
+def some_maps(shapes: dict[str, tuple[int, int, int]], count: int = 2) -> dict[str, Tensor]:
+    return {name: torch.randn(count, *shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("source", "tokens", "count", "dim"),
+    [
+        ("full", "auto", 512, 256),
+        ("full", "channel", 512, 256),
+        ("full", "position", 256, 512),
+        ("low", "auto", 256, 128),
+        ("low", "position", 256, 128),
+        ("low", "channel", 128, 256),
+    ],
+)
+def test_tokens(source: str, tokens: str, count: int, dim: int) -> None:
+    with torch.no_grad():
+        detector = detector_for(MAPS, input=source, tokens=tokens)
+        maps = some_maps(MAPS)
+        assert detector.position.shape == (1, count + 1, dim)
+        assert detector.token(maps).shape == (2, dim)
+        assert detector(maps).shape == (2, 2)
+    assert detector.last_map == ("layer4" if source == "full" else "layer1")
+
+
+@pytest.mark.parametrize("centre", ["layer1", "layer2", "layer3", "layer4"])
+def test_every_map_is_brought_to_the_centre(centre: str) -> None:
+    shapes = {name: (channels // 8, height, width) for name, (channels, height, width) in MAPS.items()}
+    with torch.no_grad():
+        detector = detector_for(shapes, centre=centre, tokens="position")
+        maps = some_maps(shapes)
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            assert detector.embed[name](maps[name]).shape[1:] == shapes[centre]
+        channels, height, width = shapes[centre]
+        assert detector.position.shape == (1, height * width + 1, 4 * channels)
+
+
+def test_the_embedding_of_the_paper() -> None:
+    embed = detector_for({name: (c // 8, h, w) for name, (c, h, w) in MAPS.items()}).embed
+    kinds = {
+        name: [(type(m), m.kernel_size, m.stride) for m in part.modules() if hasattr(m, "kernel_size")]
+        for name, part in embed.items()
+    }
+    up = (nn.ConvTranspose2d, (2, 2), (2, 2))
+    assert kinds == {
+        "layer1": [(nn.Conv2d, (3, 3), (2, 2))],
+        "layer2": [(nn.Conv2d, (1, 1), (1, 1))],
+        "layer3": [up],
+        "layer4": [up, up],
+    }
+
+
+SMALL = networks.map_shapes(ResNet((1, 1, 1, 1), 4, 10), 16)
+
+
+@pytest.mark.parametrize("source", ["full", "low"])
+def test_a_detector_is_a_stack_of_pytorchs_encoder_layers(source: str) -> None:
+    detector = detector_for(SMALL, input=source, layers=3).eval()
+    maps = some_maps(SMALL, 4)
+    with torch.no_grad():
+        parts = torch.cat([detector.embed[name](maps[name]) for name in detector.inputs], 1).flatten(2)
+        tokens = parts if source == "full" else parts.mT
+        flow = torch.cat([detector.class_token.expand(4, -1, -1), tokens], 1) + detector.position
+        for layer in detector.layers:
+            assert isinstance(layer, Layer)
+            flow = plain_layer(layer)(flow)
+        token = F.layer_norm(flow[:, 0], flow.shape[-1:], detector.norm.weight, detector.norm.bias)
+        torch.testing.assert_close(detector.token(maps), token, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(detector(maps), detector.head(token), rtol=1e-4, atol=1e-5)
+
+
+def plain_layer(layer: Layer) -> nn.Module:
+    """PyTorch's own pre-norm encoder layer with the same weights."""
+    dim = layer.query.in_features
+    plain = nn.TransformerEncoderLayer(dim, 4, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True)
+    plain.self_attn.in_proj_weight.data = torch.cat([layer.query.weight, layer.key_value.weight])
+    plain.self_attn.in_proj_bias.data = torch.cat([layer.query.bias, layer.key_value.bias])
+    pairs: list[tuple[nn.Module, nn.Module]] = [(plain.norm1, layer.norm1), (plain.norm2, layer.norm2)]
+    pairs += [
+        (plain.self_attn.out_proj, layer.projection),
+        (plain.linear1, layer.mlp[0]),
+        (plain.linear2, layer.mlp[3]),
+    ]
+    for mine, theirs in pairs:
+        mine.load_state_dict(theirs.state_dict())
+    return plain.train()  # eval would take the fused path
+
+
+def test_the_class_token_alone_is_that_of_the_whole_layer() -> None:
+    layer = detector_for(SMALL).layers[0]
+    assert isinstance(layer, Layer)
+    tokens = torch.randn(3, 9, layer.query.in_features)
+    torch.testing.assert_close(layer(tokens, class_only=True), layer(tokens)[:, :1], rtol=1e-5, atol=1e-6)
+
+
+def test_low_needs_layer1_only() -> None:
+    detector = detector_for(SMALL, input="low").eval()
+    net = small().eval()
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(detector(net.maps(images, last=detector.last_map)), detector(net.maps(images)))
+
+
+def test_dropout_acts_in_training_only() -> None:
+    detector, maps = detector_for(SMALL, dropout=0.5), some_maps(SMALL)
+    assert not torch.equal(detector.train()(maps), detector(maps))
+    assert torch.equal(detector.eval()(maps), detector(maps))
+
+
+# Augmentation
+
+
+def test_a_crop_of_the_whole_area_changes_nothing() -> None:
+    images = torch.rand(6, 3, 16, 16)
+    affine = transforms.draw_crops(np.random.default_rng(0), 6, (1.0, 1.0), False)
+    torch.testing.assert_close(transforms.crop(images, affine), images, rtol=0, atol=1e-5)
+
+
+def test_half_of_the_images_are_mirrored_where_asked() -> None:
+    images = torch.rand(200, 3, 8, 8)
+    found = transforms.crop(images, transforms.draw_crops(np.random.default_rng(0), 200, (1.0, 1.0), True))
+    kept, mirrored = ((found - wanted).abs().amax((1, 2, 3)) < 1e-5 for wanted in (images, images.flip(3)))
+    assert (kept ^ mirrored).all()
+    assert 70 < mirrored.sum() < 130
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(st.floats(0.05, 1), st.floats(0.05, 1), st.booleans(), st.integers(0, 1000))
+def test_crops_lie_within_the_image(one: float, other: float, flip: bool, seed: int) -> None:
+    area = (min(one, other), max(one, other))
+    affine = transforms.draw_crops(np.random.default_rng(seed), 50, area, flip).double()
+    width, height = affine[:, 0, 0].abs(), affine[:, 1, 1]
+    assert (affine[:, 0, 2].abs() + width <= 1 + 1e-6).all() and (affine[:, 1, 2].abs() + height <= 1 + 1e-6).all()
+    assert (affine[:, 0, 1] == 0).all() and (affine[:, 1, 0] == 0).all()
+    assert flip or (affine[:, 0, 0] > 0).all()
+    share, cut = width * height, (width > 1 - 1e-6) | (height > 1 - 1e-6)
+    assert (share <= area[1] + 1e-6).all() and (share[~cut] >= area[0] - 1e-6).all()
+    aspect = (width / height)[~cut]
+    assert ((aspect > 0.75 - 1e-5) & (aspect < 4 / 3 + 1e-5)).all()
+
+
+def test_a_crop_is_bilinear_resizing_of_the_box() -> None:
+    images = torch.rand(1, 3, 16, 16)
+    # The left upper quarter: half as wide and high, its centre at −1/2.
+    affine = torch.tensor([[[0.5, 0, -0.5], [0, 0.5, -0.5]]])
+    wanted = F.interpolate(images[:, :, :8, :8], (16, 16), mode="bilinear", align_corners=False)
+    found = transforms.crop(images, affine)
+    torch.testing.assert_close(found[:, :, 1:-1, 1:-1], wanted[:, :, 1:-1, 1:-1], rtol=0, atol=1e-5)
+
+
+# Steps
+
+
+def test_a_version_that_an_attack_left_unchanged_is_not_adversarial() -> None:
+    image = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
+    clean = Images(np.arange(4), np.array([3, 1, 2, 0]), image)
+    attacked = [
+        Images(clean.index, clean.label, image + shift, {"linf": np.array(linf, np.float32)})
+        for shift, linf in ((50, [0.1, 0, 0.2, 0]), (100, [0, 0, 0, 1 / 255]))
+    ]
+    gallery = training.Gallery(clean, attacked, CPU)
+    assert gallery.adversarial.tolist() == [[False] * 4, [True, False, True, False], [False, False, False, True]]
+    images, labels, adversarial = gallery.batch(torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 3, 1]))
+    assert labels.tolist() == [3, 3, 0, 1]
+    assert adversarial.tolist() == [False, True, True, False]
+    wanted = np.stack([image[0], image[0] + 50, image[3] + 100, image[1] + 50])
+    np.testing.assert_allclose(images.permute(0, 2, 3, 1).numpy(), wanted / 255, atol=1e-6)
+
+
+class SlowSgd:
+    """SGD with momentum and weight decay, as it stands in the textbook."""
+
+    def __init__(self, module: nn.Module, learning_rate: float, momentum: float, decay: float) -> None:
+        self.parameters = list(module.parameters())
+        self.speed = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.settings = learning_rate, momentum, decay
+
+    def step(self, gradients: tuple[Tensor, ...]) -> None:
+        learning_rate, momentum, decay = self.settings
+        with torch.no_grad():
+            for parameter, speed, gradient in zip(self.parameters, self.speed, gradients, strict=True):
+                speed.mul_(momentum).add_(gradient + decay * parameter)
+                parameter.sub_(learning_rate * speed)
+
+
+def batches(count: int = 3) -> list[tuple[Tensor, Tensor, Tensor]]:
+    torch.manual_seed(5)
+    return [(torch.rand(8, 3, 16, 16), torch.randint(0, 10, (8,)), torch.rand(8) < 0.5) for _ in range(count)]
+
+
+def equal(found: nn.Module, wanted: nn.Module) -> None:
+    for (name, have), want in zip(found.state_dict().items(), wanted.state_dict().values(), strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5, msg=f"{name} differs")
+
+
+@pytest.mark.parametrize(("source", "alpha", "beta"), [("full", 1.0, 1.0), ("low", 0.5, 2.0)])
+def test_joint_steps_are_those_of_the_method(
+    tiny: Callable[..., Params], source: str, alpha: float, beta: float
+) -> None:
+    settings = tiny(training={"learning_rate": 0.05}).training
+    chosen = detecting(input=source, alpha=alpha, beta=beta, learning_rate=0.1)
+    net, pretrained = small(seed=1), small(seed=2).eval()
+    detector = detector_for(SMALL, input=source)
+    slow_net, slow_detector = copy.deepcopy(net).train(), copy.deepcopy(detector)
+    before = networks.digest(pretrained)
+
+    step = structures.joint_step(net.train(), pretrained, detector, settings, chosen, torch.float32)
+    slow = SlowSgd(slow_net, 0.05, settings.momentum, settings.weight_decay)
+    slow_second = SlowSgd(slow_detector, 0.1, settings.momentum, settings.weight_decay)
+    for images, labels, adversarial in batches():
+        sums = step(images, labels, adversarial)
+        # The plain way: both gradients at the old weights, then both steps.
+        with torch.no_grad():
+            source_maps = pretrained.maps(images)
+            wanted = slow_detector.token(source_maps)
+        maps = slow_net.maps(images)
+        classification = -F.log_softmax(slow_net.classify(maps), 1)[torch.arange(8), labels].mean()
+        difference = (slow_detector.token(maps) - wanted).abs()
+        matching = torch.where(difference < 1, difference.square() / 2, difference - 0.5).mean()
+        gradients = torch.autograd.grad(alpha * classification + beta * matching, slow.parameters)
+        guess = slow_detector(source_maps)
+        detection = -F.log_softmax(guess, 1)[torch.arange(8), adversarial.long()].mean()
+        detector_gradients = torch.autograd.grad(detection, slow_second.parameters)
+        slow.step(gradients)
+        slow_second.step(detector_gradients)
+        expected = {"classification_loss": classification, "matching_loss": matching, "detector_loss": detection}
+        expected |= {"loss": alpha * classification + beta * matching}
+        for name, value in expected.items():
+            assert float(sums[name]) == pytest.approx(8 * value.item(), rel=1e-4), name
+        assert float(sums["detector_accuracy"]) == (guess.argmax(1) == adversarial).sum()
+    equal(net, slow_net)
+    equal(detector, slow_detector)
+    assert networks.digest(pretrained) == before  # running averages included
+    assert not pretrained.training
+    assert all(parameter.grad is None for parameter in pretrained.parameters())
+
+
+def test_dropout_is_on_for_the_detectors_loss_alone(tiny: Callable[..., Params]) -> None:
+    settings, batch = tiny().training, batches(1)[0]
+    sums = []
+    for dropout in (0.0, 0.8):
+        detector = detector_for(SMALL, dropout=dropout)
+        step = structures.joint_step(
+            small(seed=1).train(), small(seed=2).eval(), detector, settings, detecting(dropout=dropout), torch.float32
+        )
+        sums.append(step(*batch))
+    assert torch.equal(sums[0]["matching_loss"], sums[1]["matching_loss"])
+    assert torch.equal(sums[0]["loss"], sums[1]["loss"])
+    assert not torch.equal(sums[0]["detector_loss"], sums[1]["detector_loss"])
+
+
+def test_plain_steps_are_cross_entropy(tiny: Callable[..., Params]) -> None:
+    settings = tiny(training={"learning_rate": 0.05}).training
+    net = small(seed=1).train()
+    slow_net = copy.deepcopy(net)
+    step = training.plain_step(net, settings, torch.float32)
+    slow = SlowSgd(slow_net, 0.05, settings.momentum, settings.weight_decay)
+    for images, labels, adversarial in batches():
+        sums = step(images, labels, adversarial)
+        loss = F.cross_entropy(slow_net(images), labels)
+        assert float(sums["loss"]) == pytest.approx(8 * loss.item(), rel=1e-4)
+        slow.step(torch.autograd.grad(loss, slow.parameters))
+    equal(net, slow_net)
+
+
+# Whole runs
+
+
+def train(settings: Params, name: str) -> dict[str, bytes]:
+    """Trains a structure, or `pretrained`; what it wrote, by path."""
+    if name == "pretrained":
+        training.pretrain(settings)
+        found = [files.PRETRAINED]
+    else:
+        structures.train(settings, name)
+        found = sorted((files.MODELS / name).iterdir())
+    return {str(path): path.read_bytes() for path in [*found, files.HISTORY / f"{name}.csv"]}
+
+
+STRUCTURES = {
+    "ours": {"opponents": "sampler", "detector": "detector"},
+    "classical": {"opponents": "fixed", "detector": "none"},
+    "plain": {"opponents": "none", "detector": "none"},
+}
+
+
+@pytest.mark.parametrize("name", ["pretrained", "ours", "classical"])
+def test_training_twice_gives_the_same_bytes(project: Path, tiny: Callable[..., Params], name: str) -> None:
+    settings = tiny(training={"epochs": 2, "batch_size": 50}, structures=STRUCTURES)
+    first = train(settings, name)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    torch.randn(3)
+    assert train(settings, name) == first
+    if name == "pretrained":
+        return
+    wanted = {f"models/{name}/0.safetensors", f"data/history/{name}.csv"}
+    assert first.keys() == wanted | ({"models/ours/0.detector.safetensors"} if name == "ours" else set())
+
+
+def test_seeds_give_other_nets(project: Path, tiny: Callable[..., Params]) -> None:
+    changes = {"training": {"epochs": 1, "batch_size": 50}}
+    nets = [train(tiny(seed=seed, **changes), "pretrained")[str(files.PRETRAINED)] for seed in (0, 1)]
+    assert nets[0] != nets[1]
+
+
+def test_a_structure_trains_on_what_the_sampler_draws(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny(training={"epochs": 2, "batch_size": 50, "crop_area": [1.0, 1.0]}, structures=STRUCTURES)
+    clean = store.read(files.CLEAN / "train.parquet")
+    versions = [clean, *(store.read(files.ADVERSARIAL / name / "train.parquet") for name in settings.attacks)]
+    seen: list[tuple[np.ndarray, Tensor]] = []
+
+    def spy(net: ResNet, chosen: params.Training, dtype: torch.dtype) -> training.Step:
+        def step(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+            seen.append(((images * 255).round().byte().permute(0, 2, 3, 1).numpy(), labels))
+            return {"loss": torch.zeros(())}
+
+        return step
+
+    monkeypatch.setattr(training, "plain_step", spy)
+    structures.train(settings, "classical")
+    assert len(seen) == 2 * 6
+    shown = np.concatenate([images for images, _ in seen]).reshape(2, 300, -1)
+    for epoch in range(2):
+        visits = rng(0, "order", epoch).permutation(300)
+        drawn = sampler.draw(
+            settings.fixed, list(settings.attacks), fixed=True, seed=0, epoch=epoch, visits=visits, batch_size=50
+        )
+        wanted = np.stack([versions[version].image[row].ravel() for row, version in enumerate(drawn)])
+        np.testing.assert_array_equal(shown[epoch], wanted[visits])
+        assert sorted(visits.tolist()) == list(range(300))
+
+
+def test_history_has_a_row_an_epoch(project: Path, tiny: Callable[..., Params]) -> None:
+    train(tiny(training={"epochs": 3, "batch_size": 50}, structures=STRUCTURES), "ours")
+    history = pd.read_csv(files.HISTORY / "ours.csv")
+    assert history["epoch"].tolist() == [0, 1, 2]
+    for name in ("accuracy", "detector_accuracy", "validation_accuracy"):
+        assert history[name].between(0, 1).all()
+    total = history["classification_loss"] + history["matching_loss"]
+    np.testing.assert_allclose(history["loss"], total, atol=1e-5)
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    facts = networks.facts(files.model("ours", 0))
+    assert facts["name"] == "ours" and facts["epochs"] == 3 and facts["precision"] == "float32"
+    assert facts["classes"] == [str(digit) for digit in range(10)] and facts["image_size"] == 16
+    network = Network.model_validate(facts["network"])
+    assert networks.load(network, 10, files.model("ours", 0)).fc.out_features == 10
+    assert json.loads((files.TIMINGS / "train-ours.json").read_text())["images"] == 900
+
+
+def test_training_leaves_the_pretrained_net_alone(project: Path, tiny: Callable[..., Params]) -> None:
+    before = files.PRETRAINED.read_bytes()
+    train(tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES), "ours")
+    assert files.PRETRAINED.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["pretrained", "ours"])
+def test_a_loss_that_explodes_is_one_line_and_writes_nothing(
+    project: Path, tiny: Callable[..., Params], name: str
+) -> None:
+    good = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES)
+    bad = tiny(training={"epochs": 2, "batch_size": 50, "learning_rate": 1e20}, structures=STRUCTURES)
+    message = rf"^{name}: \w+ is (nan|inf|-inf) in epoch \d; lower training.learning_rate \(1e\+20\)"
+    if name != "pretrained":
+        fails(message, lambda: train(bad, name))
+        assert not (files.MODELS / name).exists() and not (files.HISTORY / f"{name}.csv").exists()
+    before = train(good, name)
+    fails(message, lambda: train(bad, name))
+    assert {path: Path(path).read_bytes() for path in before} == before
+    assert not list(Path().rglob("*.tmp"))
+
+
+def test_an_unknown_structure_is_one_line(project: Path, tiny: Callable[..., Params]) -> None:
+    fails(
+        "structures.our is missing; there are ours, classical, plain", lambda: train(tiny(structures=STRUCTURES), "our")
+    )
+
+
+def test_a_store_of_another_model_is_not_trained_on(project: Path, tiny: Callable[..., Params]) -> None:
+    settings = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES)
+    networks.save_model(small_like(settings), files.PRETRAINED, {})
+    fails(r"gaussian/train\.parquet was made against model \w{64}, not \w{64};", lambda: train(settings, "classical"))
+    assert not (files.MODELS / "classical").exists()
+    assert train(settings, "plain")  # has no opponents
+
+
+def small_like(settings: Params) -> ResNet:
+    torch.manual_seed(9)
+    return networks.create(settings.network, 10)
