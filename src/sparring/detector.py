@@ -40,8 +40,9 @@ class Layer(nn.Module):
         normed = self.norm1(tokens)
         if class_only:
             tokens = tokens[:, :1]
-        heads = [_heads(part) for part in self.key_value(normed).chunk(2, -1)]
-        attended = F.scaled_dot_product_attention(_heads(self.query(normed[:, : tokens.shape[1]])), *heads)
+        key, value = (_heads(part) for part in self.key_value(normed).chunk(2, -1))
+        query = _heads(self.query(normed[:, : tokens.shape[1]]))
+        attended = F.scaled_dot_product_attention(query, key, value)
         tokens = tokens + self.dropout(self.projection(attended.transpose(1, 2).flatten(2)))
         return tokens + self.mlp(self.norm2(tokens))
 
@@ -64,7 +65,7 @@ class TransformerDetector(nn.Module):
         count, dim = (channels, positions) if self.by_channel else (positions, channels)
         if dim % HEADS:
             raise InputError(
-                f"params.yaml: detector.centre is {settings.centre}; its tokens of {dim} numbers cannot be shared among "
+                f"params.yaml: detector.centre is {settings.centre}; its tokens of {dim} numbers cannot be split among "
                 f"{HEADS} heads; use another centre, detector.tokens or network.width"
             )
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))

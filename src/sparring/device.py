@@ -6,12 +6,15 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from sparring.params import InputError, Params
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def rng(seed: int, *what: str | int) -> np.random.Generator:
@@ -64,9 +67,9 @@ def _cpu_flags() -> set[str]:
     return {flag for line in lines if line.startswith("flags") for flag in line.split()}
 
 
-def channels_last(net: nn.Module, device: torch.device) -> nn.Module:
+def channels_last(net: Net, device: torch.device) -> Net:
     """The net on the device, its convolutions in the layout in which the stores hold the images."""
-    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def hardware(device: torch.device) -> str:

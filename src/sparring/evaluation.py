@@ -1,4 +1,4 @@
-"""Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model anything."""
+"""Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Param
 
 
 def evaluate(params: Params, structure: str) -> None:
-    """Predict every clean and attacked test and held-out image with one structure (`baseline` is the pretrained net)."""
+    """Predict all clean and attacked test and held-out images with one structure (`baseline`: the pretrained net)."""
     if structure != BASELINE and structure not in params.structures:
         known = ", ".join([BASELINE, *params.structures])
         raise InputError(f"params.yaml: structures.{structure} is missing; there are {known}")

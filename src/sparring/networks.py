@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,12 +104,12 @@ def frozen(net: ResNet) -> ResNet:
     return net
 
 
-def _folded(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
-    return fuse_conv_bn_eval(conv, norm).requires_grad_(False)  # type: ignore[type-var]
+def _folded(conv: Any, norm: Any) -> nn.Conv2d:
+    return fuse_conv_bn_eval(conv, norm).requires_grad_(False)
 
 
 def to_images(stored: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """(N, H, W, C) uint8 as stored → (N, C, H, W) float32 in [0, 1]: a view in channels_last order, then one division."""
+    """(N, H, W, C) uint8 as stored → (N, C, H, W) float32 in [0, 1]: a view in channels_last order, divided once."""
     tensor = torch.from_numpy(stored) if isinstance(stored, np.ndarray) else stored
     return tensor.to(device).permute(0, 3, 1, 2).float().div_(255)
 

@@ -463,8 +463,8 @@ def _reading() -> list[str]:
         "- *White-box* and *transfer*: the attacks could see the pretrained net and nothing else. Its figures are "
         "those of a net whose attacker knows everything about it; the other structures only show how well the images "
         "carry over to a net that the attacker has never seen. That is closer to data augmentation than to a worst "
-        "case: accuracy against an attacker who aims at the defended model can be expected to be far lower, and is not measured "
-        "here.\n"
+        "case: accuracy against an attacker who aims at the defended model can be expected to be far lower, and is "
+        "not measured here.\n"
         "- *Test* images are carved from the data set's training images, as in the paper; *held-out* images are its "
         "official test images where it has such, and carved likewise where it has not. No image was used to choose "
         "anything: the last epoch is kept.",

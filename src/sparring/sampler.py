@@ -32,9 +32,9 @@ def draw(
 ) -> np.ndarray:
     """The version of each image (N,) in this epoch: 0 for clean, i for attacks[i − 1]; entry k belongs to image k.
 
-    visits: the order in which the epoch visits the images. It and batch_size matter only for `redraw: batch`, where share and weights are
-    drawn anew for each batch. fixed: the classical strategy, in which an image meets one attack only, the same in
-    every epoch, while chance still decides each time whether it comes clean.
+    visits: the order in which the epoch visits the images. It and batch_size matter only for `redraw: batch`, where
+    share and weights are drawn anew for each batch.  fixed: the classical strategy, in which an image meets one attack
+    only, the same in every epoch, while chance still decides each time whether it comes clean.
     """
     count = len(visits)
     base = weights(settings, attacks)

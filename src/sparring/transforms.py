@@ -1,5 +1,7 @@
 """Batch augmentation: drawn for every sample of an epoch at once, applied to a batch in one call."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ def draw_crops(rng: np.random.Generator, count: int, area: tuple[float, float], 
     longer than the image is cut to it. Returns affine maps (count, 2, 3), float32, for `crop`.
     """
     share = rng.uniform(*area, count)
-    aspect = np.exp(rng.uniform(*np.log(ASPECT), count))
+    aspect = np.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1]), count))
     if area[0] == area[1] == 1:
         aspect[:] = 1
     width = np.minimum(np.sqrt(share * aspect), 1)

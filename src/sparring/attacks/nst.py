@@ -38,7 +38,9 @@ def nst(
     flow = images.clone().requires_grad_()
     optimizer = torch.optim.SGD([flow], learning_rate, momentum=momentum, weight_decay=weight_decay)
     for _ in range(steps):
-        loss = sum((have - want).square().mean(1).sum() for have, want in zip(look(flow), wanted, strict=True))
+        have = look(flow)
+        # The mean is over an image's own map; the sum over images keeps their gradients apart.
+        loss = (have[0] - wanted[0]).square().mean(1).sum() + (have[1] - wanted[1]).square().mean(1).sum()
         flow.grad = torch.autograd.grad(loss, flow)[0]
         optimizer.step()
         with torch.no_grad():
