@@ -16,11 +16,22 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = """
-data.image_size=16 data.train=120 data.validation=20 data.test=40 data.heldout=40
-network.width=4 training.epochs=1 store.shard_size=50 store.batch_size=25 detector.layers=1
-attacks.bim.steps=2 attacks.deepfool.steps=1 attacks.cw.steps=2 attacks.nst.steps=1
-""".split()
+TINY = [
+    "data.image_size=16",
+    "data.train=120",
+    "data.validation=20",
+    "data.test=40",
+    "data.heldout=40",
+    "network.width=4",
+    "training.epochs=1",
+    "store.shard_size=50",
+    "store.batch_size=25",
+    "detector.layers=1",
+    "attacks.bim.steps=2",
+    "attacks.deepfool.steps=1",
+    "attacks.cw.steps=2",
+    "attacks.nst.steps=1",
+]
 ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
 EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours"}
 DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, "report"}
