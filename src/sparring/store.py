@@ -96,14 +96,15 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
     """
     wanted = None if columns is None else ["index", "label", *columns]
     try:
+        schema = pq.read_schema(path)
+        raw = (schema.metadata or {}).get(METADATA_KEY)
+        if raw is None or not {"index", "label"} <= set(schema.names):
+            raise InputError(f"{path} is not a store of Sparring (no metadata or columns of one); run `dvc repro`")
         table = pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; `dvc repro` makes it") from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read ({_one_line(error)}); delete it and run `dvc repro`") from error
-    raw = (table.schema.metadata or {}).get(METADATA_KEY)
-    if raw is None or "index" not in table.column_names or "label" not in table.column_names:
-        raise InputError(f"{path} is not a store of Sparring (no metadata or columns of one); run `dvc repro`")
     metadata = json.loads(raw)
     height, width, channels = metadata["shape"]
     image = np.empty((0, height, width, channels), np.uint8)

@@ -18,4 +18,11 @@ def run(method: str, model: nn.Module, images: Tensor, labels: Tensor, **argumen
     if "n_classes" in inspect.signature(attack_class).parameters and "n_classes" not in arguments:
         arguments["n_classes"] = model(images[:1]).shape[1]
     attack = attack_class(model, **arguments)
-    return attack(images.contiguous(), labels)
+    with model.register_forward_pre_hook(_contiguous_gradient):
+        return attack(images.contiguous(), labels)
+
+
+def _contiguous_gradient(model: nn.Module, inputs: tuple[Tensor]) -> None:
+    # A channels_last model gives channels_last gradients, on which torchattacks' `grad.view(N, -1)` fails.
+    if inputs[0].requires_grad:
+        inputs[0].register_hook(lambda gradient: gradient.contiguous())
