@@ -81,7 +81,7 @@ def test_paper_is_the_papers_experiment(run: Run) -> None:
 def test_settings_come_on_top_and_comments_and_layout_stay(run: Run) -> None:
     _, out, _ = run("profile", "paper", "--set", "sampler.adv_ratio=0.25", "--set", "training.epochs=3")
     assert "sampler.adv_ratio: 0.5 → 0.25\n" in out
-    assert "training.epochs: 20 → 3\n" in out
+    assert "training.epochs: 12 → 3\n" in out
     assert "network.blocks: [1, 1, 1, 1] → [3, 4, 6, 3]\n" in out
     assert "training.horizontal_flip: false → true\n" in out
     assert "training.momentum" not in out
