@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -380,7 +381,7 @@ def test_joint_steps_are_those_of_the_method(
     slow = SlowSgd(slow_net, 0.05, settings.momentum, settings.weight_decay)
     slow_second = SlowSgd(slow_detector, 0.1, settings.momentum, settings.weight_decay)
     for images, labels, adversarial in batches():
-        sums = step(images, labels, adversarial)
+        sums = step.run(images, labels, adversarial)
         # The plain way: both gradients at the old weights, then both steps.
         with torch.no_grad():
             source_maps = pretrained.maps(images)
@@ -415,7 +416,7 @@ def test_dropout_is_on_for_the_detectors_loss_alone(tiny: Callable[..., Params])
         step = structures.joint_step(
             small(seed=1).train(), small(seed=2).eval(), detector, settings, detecting(dropout=dropout), torch.float32
         )
-        sums.append(step(*batch))
+        sums.append(step.run(*batch))
     assert torch.equal(sums[0]["matching_loss"], sums[1]["matching_loss"])
     assert torch.equal(sums[0]["loss"], sums[1]["loss"])
     assert not torch.equal(sums[0]["detector_loss"], sums[1]["detector_loss"])
@@ -428,11 +429,40 @@ def test_plain_steps_are_cross_entropy(tiny: Callable[..., Params]) -> None:
     step = training.plain_step(net, settings, torch.float32)
     slow = SlowSgd(slow_net, 0.05, settings.momentum, settings.weight_decay)
     for images, labels, adversarial in batches():
-        sums = step(images, labels, adversarial)
+        sums = step.run(images, labels, adversarial)
         loss = F.cross_entropy(slow_net(images), labels)
         assert float(sums["loss"]) == pytest.approx(8 * loss.item(), rel=1e-4)
         slow.step(torch.autograd.grad(loss, slow.parameters))
     equal(net, slow_net)
+
+
+def test_a_cosine_lowers_the_rates_of_net_and_detector_to_nothing(tiny: Callable[..., Params]) -> None:
+    shown = np.random.default_rng(0).integers(0, 255, (7, 16, 16, 3), np.uint8)
+    clean = Images(np.arange(7), np.arange(7), shown)
+    for schedule, share in (("constant", np.ones(6)), ("cosine", (1 + np.cos(np.pi * np.arange(6) / 6)) / 2)):
+        nets = [nn.Linear(1, 1), nn.Linear(1, 1)]
+        optimizers = [torch.optim.SGD(net.parameters(), rate) for net, rate in zip(nets, (0.2, 0.1), strict=True)]
+        rates: list[list[float]] = []
+
+        def run(
+            images: Tensor, labels: Tensor, adversarial: Tensor, rates: Any = rates, optimizers: Any = optimizers
+        ) -> dict[str, Tensor]:
+            rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+            for optimizer in optimizers:
+                optimizer.step()
+            return {"loss": torch.zeros(())}
+
+        chosen = tiny(training={"epochs": 2, "batch_size": 3, "schedule": schedule})
+        training.fit(
+            chosen,
+            "curve",
+            small(),
+            training.Step(run, optimizers),
+            training.Gallery(clean, [], CPU),
+            lambda epoch, visits: np.zeros(len(visits), np.int64),
+            clean,
+        )
+        np.testing.assert_allclose(rates, np.outer(share, [0.2, 0.1]), rtol=1e-6)
 
 
 # Whole runs
@@ -485,11 +515,11 @@ def test_a_structure_trains_on_what_the_sampler_draws(
     seen: list[tuple[np.ndarray, Tensor]] = []
 
     def spy(net: ResNet, chosen: params.Training, dtype: torch.dtype) -> training.Step:
-        def step(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
             seen.append(((images * 255).round().byte().permute(0, 2, 3, 1).numpy(), labels))
             return {"loss": torch.zeros(())}
 
-        return step
+        return training.Step(run, [])
 
     monkeypatch.setattr(training, "plain_step", spy)
     structures.train(settings, "classical")

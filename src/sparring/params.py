@@ -104,6 +104,7 @@ class Training(Section):
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Positive
+    schedule: Literal["constant", "cosine"]
     momentum: Share
     weight_decay: NotNegative
     crop_area: Annotated[list[Share], Field(min_length=2, max_length=2)]

@@ -29,7 +29,7 @@ def joint_step(
     optimizer = training.sgd(net, settings.learning_rate, settings)
     detector_optimizer = training.sgd(detector, detector_settings.learning_rate, settings)
 
-    def step(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
         detector.eval().requires_grad_(False)
         with training.autocast(images.device, dtype):
             with torch.no_grad():
@@ -58,7 +58,7 @@ def joint_step(
             "detector_accuracy": (guess.argmax(1) == adversarial).sum(),
         }
 
-    return step
+    return training.Step(run, [optimizer, detector_optimizer])
 
 
 def train(params: Params, name: str) -> None:

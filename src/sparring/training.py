@@ -1,7 +1,9 @@
 """The one training loop, and the pretrained net; structures.py adds the steps and draws of the defences."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,17 @@ from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import ResNet
 from sparring.params import InputError, Params, Training
 
-# A step takes a batch: images (N, 3, H, W) in [0, 1], labels (N,), which of them are adversarial (N,) bool.
-# It updates the nets and returns sums over the batch, on the device: fetching them every step would stall it.
-Step = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+class Step(NamedTuple):
+    """How a structure learns from one batch.
+
+    run: takes images (N, 3, H, W) in [0, 1], labels (N,) and which of them are adversarial (N,) bool; updates the nets
+    and returns sums over the batch, on the device: fetching them every step would stall it.
+    optimizers: those that `run` steps, for the loop to lower their learning rates.
+    """
+
+    run: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+    optimizers: list[torch.optim.Optimizer]
 
 
 class Gallery:
@@ -43,20 +53,27 @@ def plain_step(net: ResNet, settings: Training, dtype: torch.dtype) -> Step:
     """Cross-entropy alone: the pretrained net and the paper's "Adv" row."""
     optimizer = sgd(net, settings.learning_rate, settings)
 
-    def step(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, dtype):
             logits = net(images)
         loss = F.cross_entropy(logits.float(), labels)
         update(optimizer, loss)
         return {"loss": loss.detach() * len(labels), "accuracy": (logits.argmax(1) == labels).sum()}
 
-    return step
+    return Step(run, [optimizer])
 
 
 def sgd(module: nn.Module, learning_rate: float, settings: Training) -> torch.optim.SGD:
     return torch.optim.SGD(
         module.parameters(), learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
+
+
+def scheduler(optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Moves the learning rate over `steps` steps: nowhere, or along half a cosine to 0."""
+    if settings.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -85,6 +102,8 @@ def fit(
     """
     settings, device = params.training, gallery.image.device
     count = len(gallery.label)
+    steps = settings.epochs * math.ceil(count / settings.batch_size)
+    schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
     history = []
     with progress.bar(name, settings.epochs * count) as advance:
         for epoch in range(settings.epochs):
@@ -98,8 +117,10 @@ def fit(
             with torch_seed(params.seed, "train", name, epoch):
                 for rows in torch.from_numpy(visits).to(device).split(settings.batch_size):
                     images, labels, adversarial = gallery.batch(version[rows], rows)
-                    for key, value in step(transforms.crop(images, crops[rows]), labels, adversarial).items():
+                    for key, value in step.run(transforms.crop(images, crops[rows]), labels, adversarial).items():
                         totals[key] = totals.get(key, 0) + value
+                    for each in schedulers:
+                        each.step()
                     advance(len(rows))
             means = {key: float(value) / count for key, value in totals.items()}
             broken = [key for key, value in means.items() if not np.isfinite(value)]
