@@ -1,6 +1,10 @@
 """The attacks against the same attacks of torchattacks, and what becomes of them when they are stored."""
 
 import inspect
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,13 @@ import torch
 import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 from torch import Tensor
 
 from sparring import attacks, files, generation, networks, params, store
+from sparring.attacks import engine
 from sparring.networks import ResNet
-from sparring.params import Attack, InputError, Params
+from sparring.params import Attack, InputError, Params, Store
 from sparring.store import Images
 
 CPU = torch.device("cpu")
@@ -57,7 +63,11 @@ def fooled(net: ResNet, images: Tensor, labels: Tensor, found: Tensor) -> Tensor
 
 def whole(chosen: Params, attack: Attack, net: ResNet, clean: Images, pool: Images | None = None) -> Images:
     """All shards of an attacked set, put together."""
-    shards = list(generation.attacked(chosen, attack, "it", net, clean, clean if pool is None else pool, CPU))
+    model, pool = engine.Fast(net, CPU, torch.float32), clean if pool is None else pool
+    shards = [
+        generation.attacked(chosen, attack, "it", net, model, shard, pool, CPU)
+        for shard in store.in_shards(clean, chosen.store.shard_size)
+    ]
     index, label, image = (
         np.concatenate([getattr(shard, name) for shard in shards]) for name in ("index", "label", "image")
     )
@@ -132,20 +142,22 @@ def test_cw_is_as_good_as_that_of_torchattacks(
     images = images.clamp(0.01, 0.99)
     peer = torchattacks.CW(net, c=c, kappa=0.0, steps=steps, lr=0.05)(images, labels)
     for model in (net, networks.frozen(net)):
-        found = attacks.find("cw")(model, images, labels, c=c, kappa=0.0, steps=steps, learning_rate=0.05)
+        found = attacks.find("cw")(
+            model, images, labels, c=c, kappa=0.0, steps=steps, learning_rate=0.05, search_steps=1
+        )
         compare(net, images, labels, found, peer)
         assert found.min() >= 0 and found.max() <= 1
 
 
 def test_cw_gives_back_what_it_could_not_fool(net: ResNet, images: Tensor, labels: Tensor) -> None:
-    found = attacks.find("cw")(net, images, labels, c=1.0, kappa=0.0, steps=8, learning_rate=0.01)
+    found = attacks.find("cw")(net, images, labels, c=1.0, kappa=0.0, steps=8, learning_rate=0.01, search_steps=1)
     missed = net(found).argmax(1) == labels
     assert missed.any() and not missed.all()
     assert torch.equal(found[missed], images[missed])
 
 
 def test_cw_wins_by_the_margin_asked_for(net: ResNet, images: Tensor, labels: Tensor) -> None:
-    found = attacks.find("cw")(net, images, labels, c=10.0, kappa=1.0, steps=30, learning_rate=0.05)
+    found = attacks.find("cw")(net, images, labels, c=10.0, kappa=1.0, steps=30, learning_rate=0.05, search_steps=1)
     logits = net(found)
     own = logits.gather(1, labels[:, None])[:, 0]
     margin = logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
@@ -242,7 +254,7 @@ def test_partners_are_of_another_class(
         {"method": "gaussian", "std": 0.1},
         {"method": "fgsm", "eps": 0.05},
         {"method": "deepfool", "steps": 4, "overshoot": 0.02},
-        {"method": "cw", "c": 1.0, "kappa": 0.0, "steps": 8, "learning_rate": 0.05},
+        {"method": "cw", "c": 1.0, "kappa": 0.0, "steps": 8, "learning_rate": 0.05, "search_steps": 1},
         {"method": "nst", **NST, "style": "maps"},
     ],
     ids=lambda arguments: arguments["method"],
@@ -326,7 +338,7 @@ def test_an_linf_ball_is_kept_as_stored(eps: float, seed: int) -> None:
     clean = chance.integers(0, 256, (4, 3, 3, 3), np.uint8)
     attack = Attack(method="fgsm", arguments={"eps": eps})
     wanted = clean / 255 + chance.uniform(-1.2 * eps, 1.2 * eps, clean.shape)
-    stored = generation.as_stored(clean, as_tensor(wanted), attack)
+    stored = engine.as_stored(clean, as_tensor(wanted), attack)
     radius = int(np.floor(255 * eps + 0.001))
     assert attack.linf == radius / 255 == attack.stored()["eps"]
     assert np.abs(stored.astype(int) - clean).max() <= radius
@@ -344,7 +356,7 @@ def test_an_l2_ball_is_kept_as_stored(eps: float, seed: int, outwards: bool) -> 
     direction = chance.standard_normal(clean.shape)
     length = np.sqrt(np.square(direction).sum((1, 2, 3), keepdims=True))
     wanted = clean / 255 + (1.3 if outwards else 1) * eps * direction / length
-    stored = generation.as_stored(clean, as_tensor(wanted), Attack(method="torchattacks.PGDL2", arguments={"eps": eps}))
+    stored = engine.as_stored(clean, as_tensor(wanted), Attack(method="torchattacks.PGDL2", arguments={"eps": eps}))
     change = (stored.astype(float) - clean) / 255
     assert np.sqrt(np.square(change).sum((1, 2, 3))).max() <= eps * (1 + 1e-6)
     assert (change * direction >= 0).all()
@@ -357,14 +369,21 @@ def as_tensor(images: np.ndarray) -> Tensor:
 def test_an_attack_without_eps_is_rounded_to_nearest() -> None:
     clean = np.zeros((1, 2, 2, 3), np.uint8)
     levels = np.array([[[0.4, 0.6, 254.4], [254.6, 255, 0], [99.51, 99.49, 7], [1, 2, 3]]]).reshape(1, 2, 2, 3)
-    stored = generation.as_stored(clean, as_tensor(levels / 255), Attack(method="deepfool", arguments={}))
+    stored = engine.as_stored(clean, as_tensor(levels / 255), Attack(method="deepfool", arguments={}))
     assert stored.reshape(-1).tolist() == [0, 1, 254, 255, 255, 0, 100, 99, 7, 1, 2, 3]
 
 
 def test_columns_tell_what_is_stored(
-    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
+    net: ResNet, digits: Images, images: Tensor, labels: Tensor, opponent: Callable[..., tuple[Params, Attack]]
 ) -> None:
-    found = whole(*opponent({"method": "deepfool", "steps": 2, "overshoot": 0.02}), net, digits)
+    arguments = {"steps": 2, "overshoot": 0.02}
+    found = whole(*opponent({"method": "deepfool", **arguments}), net, digits)
+    floats = attacks.find("deepfool")(networks.frozen(net), images, labels, **arguments)
+    assert (found.columns["prediction_float"] == net(floats).argmax(1).numpy()).mean() > 0.98
+    rounded = engine.as_stored(digits.image, floats, Attack(method="deepfool", arguments={}))
+    again = networks.predict(net, rounded, 17, CPU).argmax(1)
+    assert (found.columns["prediction_rounded"] == again).mean() > 0.98
+    assert (found.columns["prediction_rounded"] != found.columns["prediction"]).any()
     change = (found.image.astype(float) - digits.image) / 255
     np.testing.assert_allclose(found.columns["l2"], np.sqrt(np.square(change).sum((1, 2, 3))), rtol=1e-5)
     np.testing.assert_allclose(found.columns["linf"], np.abs(change).max((1, 2, 3)), rtol=1e-5)
@@ -375,13 +394,13 @@ def test_columns_tell_what_is_stored(
     assert unchanged.any() and not unchanged.all()
 
 
-def test_an_empty_set_gives_one_empty_shard(
+def test_an_empty_set_gives_an_empty_shard(
     net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
 ) -> None:
     chosen, attack = opponent({"method": "nst", **NST, "style": "maps"})
-    shards = list(generation.attacked(chosen, attack, "it", net, digits[:0], digits, CPU))
-    assert [len(shard) for shard in shards] == [0]
-    assert shards[0].columns.keys() == {"prediction", "l2", "linf"} and shards[0].image.shape == (0, 16, 16, 3)
+    found = whole(chosen, attack, net, digits[:0], digits)
+    assert len(found) == 0 and found.image.shape == (0, 16, 16, 3)
+    assert found.columns.keys() == {"prediction", "prediction_float", "prediction_rounded", "l2", "linf"}
 
 
 @pytest.mark.parametrize(
@@ -421,6 +440,179 @@ def test_arguments_in_params_are_those_of_the_functions() -> None:
         for key, field in model.model_fields.items():
             wanted = str if field.annotation not in (int, float) else field.annotation
             assert types[key] is wanted, f"{name}.{key}"
+
+
+# True after storage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"method": "deepfool", "steps": 5, "overshoot": 0.02},
+        {"method": "cw", "c": 1.0, "kappa": 0.0, "steps": 30, "learning_rate": 0.02, "search_steps": 1},
+        {"method": "torchattacks.CW", "c": 1.0, "steps": 20, "lr": 0.02},
+    ],
+    ids=lambda arguments: arguments["method"],
+)
+def test_what_fools_as_floats_fools_as_stored(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]], arguments: dict[str, Any]
+) -> None:
+    inner = Images(digits.index, digits.label, digits.image.clip(3, 252))  # torchattacks' tanh has no ends
+    found = whole(*opponent(arguments, store={"margin": 0.05}), net, inner)
+    right = networks.predict(net, inner.image, 50, CPU).argmax(1) == inner.label
+    as_float = right & (found.columns["prediction_float"] != inner.label)
+    assert as_float.sum() > right.sum() / 4
+    assert (found.columns["prediction"][as_float] != inner.label[as_float]).mean() >= 0.99
+    changed = found.columns["linf"] > 0
+    with torch.no_grad():
+        logits = net(networks.to_images(found.image, CPU)).numpy()
+    own = np.take_along_axis(logits, inner.label[:, None], 1)[:, 0]
+    np.put_along_axis(logits, inner.label[:, None], -np.inf, 1)
+    fooled = changed & (found.columns["prediction"] != inner.label)
+    assert (logits.max(1) - own)[fooled].min() >= 0.05 - 1e-4
+    # False stores what rounding leaves.
+    plain = whole(*opponent(arguments, store={"faithful": False}), net, inner)
+    np.testing.assert_array_equal(plain.columns["prediction"], plain.columns["prediction_rounded"])
+    np.testing.assert_array_equal(plain.columns["prediction_rounded"], found.columns["prediction_rounded"])
+    if not arguments["method"].startswith(params.TORCHATTACKS):
+        assert (plain.columns["prediction"][as_float] == inner.label[as_float]).any()
+
+
+class Line(torch.nn.Module):
+    """Two classes on either side of a flat boundary: the least change that crosses it is known."""
+
+    def __init__(self, weight: Tensor, bias: float) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = (images * self.weight).flatten(1).sum(1) + self.bias
+        return torch.stack([-score, score], 1) / 2
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(st.integers(0, 2**31), st.floats(0.05, 3))
+def test_the_stored_change_is_hardly_larger_than_it_must_be(seed: int, distance: float) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    clean = torch.randint(60, 190, (1, 8, 8, 3), generator=chance).to(torch.uint8)
+    weight = torch.randn(1, 3, 8, 8, generator=chance)
+    start = clean.permute(0, 3, 1, 2).float() / 255
+    # The boundary lies `distance` levels from the image.
+    bias = -(start * weight).sum() - distance / 255 * weight.norm()
+    line = Line(weight, float(bias))
+    step = (distance / 255) * weight / weight.norm()
+    for overshoot in (1.02, 2.5):  # an attack that ends at the boundary, and one that ends far behind it
+        found = engine.store(
+            line, clean.numpy(), start + overshoot * step, torch.zeros(1, dtype=torch.long),  # type: ignore[arg-type]
+            Attack(method="deepfool", arguments={}), Store(shard_size=1, batch_size=1, faithful=True, margin=0.0),
+        )  # fmt: skip
+        assert found.prediction.tolist() == [1] and found.prediction_float.tolist() == [1]
+        change = torch.from_numpy(found.image.astype(np.float32) - clean.numpy()).permute(0, 3, 1, 2)
+        # The best whole-numbered change: levels are added where they bring most for their length, until it crosses.
+        best = min(
+            (levels.norm() for scale in np.geomspace(0.05, 500, 2000)
+             if line(start + (levels := (weight * scale).round()) / 255).argmax(1) == 1),
+            default=torch.tensor(0.0),
+        )  # fmt: skip
+        assert change.norm() <= 1.05 * best + 1
+
+
+def test_where_memory_runs_out_halves_give_the_same(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    sizes = []
+
+    def hungry(model: ResNet, batch: Tensor, labels: Tensor, *, noise: Tensor) -> Tensor:
+        sizes.append(len(batch))
+        if len(batch) > 30:
+            raise torch.OutOfMemoryError("no more")
+        assert len(batch) == len(labels) == len(noise)
+        return batch + noise + labels.view(-1, 1, 1, 1)
+
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    found = engine.run(hungry, net, images, labels, {"noise": noise})
+    assert torch.equal(found, images + noise + labels.view(-1, 1, 1, 1))
+    assert max(sizes) == len(images) and min(sizes) > 1
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.run(lambda *_, **__: hungry(net, images, labels, noise=noise), net, images[:1], labels[:1], {})
+    with pytest.raises(ValueError, match="mine"):
+        engine.run(lambda *_, **__: (_ for _ in ()).throw(ValueError("mine")), net, images, labels, {})
+
+
+def test_a_search_over_c_finds_what_one_c_does_not(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    arguments = {"c": 0.05, "kappa": 0.0, "steps": 30, "learning_rate": 0.02}
+    one, six = (attacks.find("cw")(net, images, labels, **arguments, search_steps=number) for number in (1, 6))
+    right = net(images).argmax(1) == labels
+    assert fooled(net, images, labels, six).sum() > 0.95 * right.sum() > 1.2 * fooled(net, images, labels, one).sum()
+    both = fooled(net, images, labels, one) & fooled(net, images, labels, six)
+    assert (changes(six, images)[both] <= changes(one, images)[both] + 1e-6).all()
+
+
+# Interrupted
+
+
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, tiny: Callable[..., Params]) -> None:
+    folder = files.ADVERSARIAL / "deepfool"
+    before = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    values = YAML(typ="safe").load(Path("params.yaml"))
+    values["store"] |= {"shard_size": 20, "batch_size": 10}
+    YAML().dump(values, Path("params.yaml"))
+    wanted: dict[str, bytes] | None = None
+    chance = np.random.default_rng(0)
+    script = Path(__file__).resolve().parent.parent / "stages" / "attack.py"
+    for pause in (None, *chance.uniform(0, 1, 2)):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: more threads round differently
+        stage = subprocess.Popen([sys.executable, script, "deepfool"], stdout=subprocess.PIPE, env=environment)
+        if pause is not None:
+            # Killed once some shards are done, at a random moment after that.
+            deadline = time.monotonic() + 120
+            while stage.poll() is None and not list(Path(files.PARTIAL).rglob("train-*.parquet")):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(pause)
+            stage.kill()
+            stage.wait()
+            kept = {path: path.stat().st_mtime_ns for path in files.PARTIAL.rglob("*.parquet")}
+            generation.attack_splits(params.validate(values), "deepfool")
+            assert kept or stage.returncode == 0
+        else:
+            assert stage.wait(120) == 0
+        found = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".parquet"}
+        wanted = wanted or found
+        assert found == wanted != before
+        assert not list(files.PARTIAL.iterdir())
+
+
+def test_unfinished_shards_belong_to_their_inputs(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, stop = store.write, 3
+
+    def breaks(path: Path, *rest: Any) -> int:
+        if files.PARTIAL in path.parents or files.PARTIAL.name in path.parts:
+            nonlocal stop
+            stop -= 1
+            if stop < 0:
+                raise KeyboardInterrupt
+        return write(path, *rest)
+
+    monkeypatch.setattr(store, "write", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        generation.attack_splits(tiny(), "fgsm")
+    (left,) = files.PARTIAL.iterdir()
+    assert len(list(left.iterdir())) == 3
+    made = []
+    monkeypatch.setattr(store, "write", write)
+    attacked = generation.attacked
+
+    def counts(*arguments: Any) -> Images:
+        made.append(1)
+        return attacked(*arguments)
+
+    monkeypatch.setattr(generation, "attacked", counts)
+    generation.attack_splits(tiny(seed=1), "fgsm")  # another seed: nothing of the other run is taken
+    assert len(made) == 6 and left.exists()
+    made.clear()
+    generation.attack_splits(tiny(), "fgsm")
+    assert len(made) == 3 and not left.exists()
 
 
 # The stage

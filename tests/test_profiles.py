@@ -74,7 +74,9 @@ def test_paper_is_the_papers_experiment(run: Run) -> None:
     }
     assert (values.network.blocks, values.network.width) == ([3, 4, 6, 3], 64)
     assert (values.training.epochs, values.training.batch_size, values.training.learning_rate) == (150, 64, 0.01)
-    assert values.attacks["cw"].arguments == {"c": 1.0, "kappa": 0.0, "steps": 100, "learning_rate": 0.01}
+    assert values.attacks["cw"].arguments == {"c": 1.0, "kappa": 0.0, "steps": 100, "learning_rate": 0.01} | {
+        "search_steps": 1
+    }
     assert (values.detector.input, values.detector.layers, values.sampler.adv_ratio) == ("full", 2, 0.5)
 
 

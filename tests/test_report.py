@@ -73,7 +73,10 @@ def write_attack(
     image = np.clip(clean.image.astype(int) + noise, 0, 255).astype(np.uint8)
     change = (image.astype(np.float32) - clean.image).reshape(len(clean), int(np.prod(SHAPE))) / 255
     columns = {
-        "prediction": generator.integers(len(CLASSES), size=len(clean)),
+        **{
+            name: generator.integers(len(CLASSES), size=len(clean))
+            for name in ("prediction", "prediction_float", "prediction_rounded")
+        },
         "l2": np.sqrt((change**2).sum(1)),
         "linf": np.abs(change).max(1, initial=0),
     }
@@ -173,13 +176,15 @@ def test_numbers_agree_with_the_predictions(project: Params, undrawn: None) -> N
 
 def test_success_counts_only_images_that_were_right_before(project: Params, undrawn: None) -> None:
     report.render(project)
-    success = json.loads(Path("reports/summary.json").read_text())["attacks"]["cw"]["success"]
+    facts = json.loads(Path("reports/summary.json").read_text())["attacks"]["cw"]
     rows = pd.read_parquet("data/predictions/baseline.parquet")
     rows = rows[(rows["split"] == "test") & (rows["attack"] == CLEAN)].set_index("index")
-    stored = store.read(Path("data/adversarial/cw/test.parquet"), ("prediction",))
+    ways = {"success": "prediction", "success_float": "prediction_float", "success_rounded": "prediction_rounded"}
+    stored = store.read(Path("data/adversarial/cw/test.parquet"), tuple(ways.values()))
     before = (rows["label"] == rows["prediction"]).loc[stored.index].to_numpy()
-    after = stored.columns["prediction"] == stored.label
-    assert success == pytest.approx((before & ~after).sum() / before.sum(), abs=1e-6)
+    for name, column in ways.items():
+        after = stored.columns[column] == stored.label
+        assert facts[name] == pytest.approx((before & ~after).sum() / before.sum(), abs=1e-6)
 
 
 def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pytest.CaptureFixture[str]) -> None:

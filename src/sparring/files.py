@@ -14,6 +14,7 @@ UNSEEN = Path("data/unseen")
 PREDICTIONS = Path("data/predictions")
 HISTORY = Path("data/history")
 TIMINGS = Path("data/timings")
+PARTIAL = Path("data/partial")  # of interrupted stages, in the main repository; DVC does not know it
 MODELS = Path("models")
 PRETRAINED = MODELS / "pretrained.safetensors"
 REPORTS = Path("reports")

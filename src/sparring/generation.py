@@ -1,7 +1,10 @@
-"""Runs an attack over the clean set, shard by shard, and stores what is left of it after rounding to 8 bits."""
+"""Runs an attack over the clean set, shard by shard, and stores what it made; a killed run goes on where it was."""
 
+import hashlib
 import inspect
-from collections.abc import Iterator
+import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,12 @@ import torch
 from torch import Tensor
 
 from sparring import attacks, files, networks, progress, store
-from sparring.device import channels_last, choose, rng, torch_seed
+from sparring.attacks import engine
+from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import ResNet
-from sparring.params import ATTACKED_SPLITS, EVALUATED_SPLITS, Attack, Params
+from sparring.params import ATTACKED_SPLITS, EVALUATED_SPLITS, Attack, InputError, Params, root
+
+CODE = Path(__file__).parent
 
 
 def folder(params: Params, name: str) -> Path:
@@ -20,12 +26,17 @@ def folder(params: Params, name: str) -> Path:
 
 
 def attack_splits(params: Params, name: str) -> None:
-    """Attack the clean set with `attacks.<name>` (train, test, heldout) or `unseen_attacks.<name>` (test, heldout)."""
+    """Attack the clean set with `attacks.<name>` (train, test, heldout) or `unseen_attacks.<name>` (test, heldout).
+
+    Finished shards are kept below files.PARTIAL until all files are written: a run that was killed goes on after them,
+    and ends with the bytes of an undisturbed one.
+    """
     device = choose(params)
+    dtype = precision(params, device)
     seen = name in params.attacks
     attack = params.attacks[name] if seen else params.unseen_attacks[name]
     splits = ATTACKED_SPLITS if seen else EVALUATED_SPLITS
-    with progress.timed(f"{'attack' if seen else 'attack_unseen'}@{name}", device) as done:
+    with progress.timed(f"{'attack' if seen else 'attack_unseen'}@{name}", device, dtype) as done:
         clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in splits}
         train = clean["train"] if seen else store.read(files.CLEAN / "train.parquet")
         net = networks.load(params.network, len(train.metadata["classes"]), files.PRETRAINED)
@@ -36,19 +47,47 @@ def attack_splits(params: Params, name: str) -> None:
             "source_model": networks.digest(net),
         }
         channels_last(net, device)
+        model = engine.Fast(net, device, dtype)
+        unfinished = root() / files.PARTIAL / f"{name}-{_key(params, [*clean.values(), train], origin, device, dtype)}"
         count = sum(map(len, clean.values()))
         with progress.bar(f"attack@{name}", count) as advance:
             for split in splits:
                 metadata = train.metadata | {"split": split} | origin
-                shards = attacked(params, attack, name, net, clean[split], train, device)
-                store.write(folder(params, name) / f"{split}.parquet", _advancing(shards, advance), metadata)
+                shards = store.in_shards(clean[split], params.store.shard_size)
+                made = []
+                for number, shard in enumerate(shards):
+                    path = unfinished / f"{split}-{number}.parquet"
+                    if not _is_finished(path, shard):
+                        attacked_shard = attacked(params, attack, name, net, model, shard, train, device)
+                        store.write(path, [attacked_shard], metadata)
+                    made.append(path)
+                    advance(len(shard))
+                store.write(folder(params, name) / f"{split}.parquet", map(store.read, made), metadata)
+        shutil.rmtree(unfinished)
         done(count, f"{count:,} images attacked")
 
 
-def _advancing(shards: Iterator[store.Images], advance: progress.Advance) -> Iterator[store.Images]:
-    for shard in shards:
-        yield shard
-        advance(len(shard))
+def _key(
+    params: Params, clean: list[store.Images], origin: dict[str, object], device: torch.device, dtype: torch.dtype
+) -> str:
+    """A digest of all that decides a shard's bytes, so that no other run's shards are ever taken for this one's."""
+    settings = [origin, params.seed, params.store.model_dump(), str(device), str(dtype), torch.__version__]
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for images in clean:
+        for part in (images.index, images.label, images.image):
+            found.update(np.ascontiguousarray(part))
+    for path in sorted(CODE.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _is_finished(path: Path, shard: store.Images) -> bool:
+    if not path.exists():
+        return False
+    try:
+        return np.array_equal(store.read(path).index, shard.index)
+    except InputError:  # cut short by a power failure
+        return False
 
 
 def attacked(
@@ -56,16 +95,16 @@ def attacked(
     attack: Attack,
     name: str,
     net: ResNet,
-    clean: store.Images,
+    model: engine.Fast,
+    shard: store.Images,
     pool: store.Images,
     device: torch.device,
-) -> Iterator[store.Images]:
-    """Attack `clean` shard by shard. Yields shards with the stored images and the columns prediction, l2 and linf.
+) -> store.Images:
+    """The stored images of a shard, with the columns prediction, prediction_float, prediction_rounded, l2 and linf.
 
-    net: the source model, on `device`.  pool: clean images among which NST's partners are drawn.
-    Attacks run on a folded, frozen copy; the prediction on the stored image is the original model's.
+    net: the source model, on `device`; all predictions are its own.  model: its copy for the gradients.
+    pool: clean images among which NST's partners are drawn.
     """
-    copy = channels_last(networks.frozen(net), device)
     function = attacks.find(attack.method)
     wants = inspect.signature(function).parameters
     arguments = attack.stored()
@@ -73,60 +112,41 @@ def attacked(
         # Left alone, torchattacks would take the time of day.
         arguments["seed"] = int(rng(params.seed, "torchattacks", name).integers(2**31))
     others = (
-        {label: np.flatnonzero(pool.label != label) for label in np.unique(clean.label)} if "partners" in wants else {}
+        {label: np.flatnonzero(pool.label != label) for label in np.unique(shard.label)} if "partners" in wants else {}
     )
-    for shard in store.in_shards(clean, params.store.shard_size):
-        parts = [np.empty((0, *clean.image.shape[1:]), np.uint8)]
-        for start in range(0, len(shard), params.store.batch_size):
-            batch = shard[start : start + params.store.batch_size]
-            images = networks.to_images(batch.image, device)
-            labels = torch.from_numpy(batch.label).to(device)
-            extra: dict[str, Tensor] = {}
-            if "noise" in wants:
-                extra["noise"] = _noise(params.seed, name, batch, images)
-            if "partners" in wants:
-                drawn = [
-                    others[label][rng(params.seed, "partner", name, index).integers(len(others[label]))]
-                    for index, label in zip(batch.index.tolist(), batch.label.tolist(), strict=True)
-                ]
-                extra["partners"] = networks.to_images(pool.image[drawn], device)
-            with torch_seed(params.seed, "attack", name, int(batch.index[0])):
-                result = function(copy, images, labels, **arguments, **extra)
-            parts.append(as_stored(batch.image, result, attack))
-        image = np.concatenate(parts)
-        change = (image.astype(np.float32) - shard.image) / 255
-        flat = change.reshape(len(shard), int(np.prod(image.shape[1:])))
-        probabilities = networks.predict(net, image, params.store.batch_size, device)
-        columns = {
-            "prediction": probabilities.argmax(1) if len(shard) else np.empty(0, np.int64),
-            "l2": np.sqrt(np.square(flat, dtype=np.float64).sum(1)),
-            "linf": np.abs(flat).max(1, initial=0),
-        }
-        yield store.Images(shard.index, shard.label, image, columns)
+    parts = [engine.Stored.empty(shard.image.shape[1:])]
+    for start in range(0, len(shard), params.store.batch_size):
+        batch = shard[start : start + params.store.batch_size]
+        images = networks.to_images(batch.image, device)
+        labels = torch.from_numpy(batch.label).to(device)
+        extra: dict[str, Tensor] = {}
+        if "noise" in wants:
+            extra["noise"] = _noise(params.seed, name, batch, images)
+        if "partners" in wants:
+            drawn = [
+                others[label][rng(params.seed, "partner", name, index).integers(len(others[label]))]
+                for index, label in zip(batch.index.tolist(), batch.label.tolist(), strict=True)
+            ]
+            extra["partners"] = networks.to_images(pool.image[drawn], device)
+        with torch_seed(params.seed, "attack", name, int(batch.index[0])):
+            result = engine.run(partial(function, **arguments), model, images, labels, extra)
+        parts.append(engine.store(net, batch.image, result, labels, attack, params.store))
+    image, prediction, prediction_float, prediction_rounded = (
+        np.concatenate(part) for part in zip(*parts, strict=True)
+    )
+    change = (image.astype(np.float32) - shard.image) / 255
+    flat = change.reshape(len(shard), int(np.prod(image.shape[1:])))
+    columns = {
+        "prediction": prediction,
+        "prediction_float": prediction_float,
+        "prediction_rounded": prediction_rounded,
+        "l2": np.sqrt(np.square(flat, dtype=np.float64).sum(1)),
+        "linf": np.abs(flat).max(1, initial=0),
+    }
+    return store.Images(shard.index, shard.label, image, columns)
 
 
 def _noise(seed: int, name: str, batch: store.Images, images: Tensor) -> Tensor:
     shape = images.shape[1:]
     drawn = [rng(seed, "noise", name, index).standard_normal(shape, np.float32) for index in batch.index.tolist()]
     return torch.from_numpy(np.stack(drawn)).to(images.device)
-
-
-def as_stored(clean: np.ndarray, attacked_images: Tensor, attack: Attack) -> np.ndarray:
-    """Round attacked images (N, C, H, W) to (N, H, W, C) uint8, to nearest, and never past the attack's eps.
-
-    clean: (N, H, W, C) uint8. An L2 ball is kept by shrinking the change and rounding again until it fits.
-    """
-    wanted = attacked_images.detach().permute(0, 2, 3, 1).cpu().numpy().astype(np.float32) * 255
-    start = clean.astype(np.float32)
-    levels = np.clip(np.rint(wanted), 0, 255)
-    linf, l2 = attack.linf, attack.l2
-    if linf is not None:
-        radius = round(255 * linf)
-        levels = np.clip(levels, start - radius, start + radius)
-    if l2 is not None:
-        scale = np.ones((len(clean), 1, 1, 1), np.float32)
-        while len(outside := np.flatnonzero(np.sqrt(np.square((levels - start) / 255).sum((1, 2, 3))) > l2)):
-            scale[outside] *= 0.98
-            shrunk = start[outside] + scale[outside] * (wanted[outside] - start[outside])
-            levels[outside] = np.clip(np.rint(shrunk), 0, 255)
-    return levels.astype(np.uint8)

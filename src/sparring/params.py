@@ -86,6 +86,8 @@ class Data(Section):
 class Store(Section):
     shard_size: Count
     batch_size: Count
+    faithful: bool
+    margin: NotNegative
 
     @model_validator(mode="after")
     def _batches_fill_shards(self) -> "Store":
@@ -185,6 +187,7 @@ class CW(Section):
     kappa: NotNegative
     steps: Count
     learning_rate: Positive
+    search_steps: Count
 
 
 class NST(Section):
@@ -204,6 +207,10 @@ BUILT_IN: dict[str, type[Section]] = {
     "nst": NST,
 }
 TORCHATTACKS = "torchattacks."
+# They look for the least change that fools the model, and so stop right behind its boundary.
+MINIMAL_NORM = {"deepfool", "cw"} | {
+    TORCHATTACKS + name for name in ("DeepFool", "CW", "SparseFool", "EADL1", "EADEN", "JSMA", "FAB")
+}
 
 
 def torchattacks_class(method: str) -> type:
@@ -235,6 +242,11 @@ class Attack(Section):
     def l2(self) -> float | None:
         """The L2 radius, in [0, 1] units; None for an attack without one."""
         return float(self.arguments["eps"]) if "eps" in self.arguments and self._norm() == "l2" else None
+
+    @property
+    def minimal(self) -> bool:
+        """Whether it looks for the least change, without a radius to keep."""
+        return self.method in MINIMAL_NORM and self.linf is None and self.l2 is None
 
     def stored(self) -> dict[str, Any]:
         """The arguments that the attack runs with: as configured, but eps as stored."""

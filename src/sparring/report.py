@@ -122,7 +122,7 @@ def _store_path(params: Params, split: str, attack: str) -> Path:
 
 def _stored(params: Params, split: str, attack: str, clean: store.Images) -> pd.DataFrame:
     path = _store_path(params, split, attack)
-    images = store.read(path, ("prediction", "l2", "linf"))
+    images = store.read(path, ("prediction", "prediction_float", "prediction_rounded", "l2", "linf"))
     store.check_rows(clean, images, path)
     return pd.DataFrame({"index": images.index, "label": images.label, **images.columns}).assign(
         split=split, attack=attack
@@ -243,7 +243,9 @@ def _split_summary(results: Results, made: list[tables.Table], split: str) -> di
         for timing in results.timings
         if timing["stage"].startswith(("attack@", "attack_unseen@"))
     }
-    attacks = facts.set_index("attack")[["success", "l2_median", "linf_max", "unchanged", "images"]]
+    attacks = facts.set_index("attack")[
+        ["success", "success_float", "success_rounded", "l2_median", "linf_max", "unchanged", "images"]
+    ]
     detector = {name: _detector_metrics(results, name, split) for name in results.detectors}
     return {
         "mixture": mixture.set_index("structure")[["accuracy", "ci_low", "ci_high"]].to_dict("index"),

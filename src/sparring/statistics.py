@@ -113,13 +113,21 @@ def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFra
 
     stored: the stored attacks.  source_clean: the source model's predictions on the clean images.
     Columns: success (share of the images classified correctly when clean that are classified wrongly as stored),
-    ci_low, ci_high, correct_before (its denominator), l2_median, linf_max (over all images, [0, 1] units),
-    unchanged (images equal to the clean one), images.
+    ci_low, ci_high, correct_before (its denominator), success_float and success_rounded (the same share before storage,
+    and after mere rounding), l2_median, linf_max (over all images, [0, 1] units), unchanged (images equal to the clean
+    one), images.
     """
     before = source_clean[["split", "index", "correct"]].drop_duplicates(["split", "index"])
     rows = stored.merge(before, on=["split", "index"], validate="many_to_one")
-    fooled = rows["correct"] & (rows["prediction"] != rows["label"])
-    rows = rows.assign(fooled=fooled, unchanged=rows["linf"] == 0)
+    fooled = {
+        name: rows["correct"] & (rows[column] != rows["label"])
+        for name, column in (
+            ("fooled", "prediction"),
+            ("fooled_float", "prediction_float"),
+            ("fooled_rounded", "prediction_rounded"),
+        )
+    }
+    rows = rows.assign(**fooled, unchanged=rows["linf"] == 0)
     grouped = rows.groupby(["split", "attack"], sort=False)
     table = pd.DataFrame(
         {
@@ -133,9 +141,14 @@ def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFra
     )
     counts = list(zip(table["fooled"].astype(int), table["correct_before"].astype(int), strict=True))
     table["success"] = [fooled / correct if correct else float("nan") for fooled, correct in counts]
+    for way in ("float", "rounded"):
+        table[f"success_{way}"] = grouped[f"fooled_{way}"].sum() / table["correct_before"].replace(0, np.nan)
     table[["ci_low", "ci_high"]] = np.array([wilson(*count) for count in counts], float).reshape(-1, 2)
     return table[
-        ["success", "ci_low", "ci_high", "correct_before", "l2_median", "linf_max", "unchanged", "images"]
+        [
+            *("success", "ci_low", "ci_high", "correct_before", "success_float", "success_rounded"),
+            *("l2_median", "linf_max", "unchanged", "images"),
+        ]
     ].sort_index()
 
 

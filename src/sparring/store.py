@@ -1,8 +1,9 @@
 """The Parquet image store: one row an image, read back without a copy.
 
 Columns: `index` (row in the source data set), `label`, `image` (fixed_size_binary of height × width × channel, uint8);
-an adversarial store adds `prediction` (of the source model, on the stored image), `l2` and `linf`
-(stored minus clean image, in [0, 1] units). The file's metadata (key `sparring`, JSON) tells shape, classes and origin.
+an adversarial store adds the source model's `prediction` (on the stored image), `prediction_float` and
+`prediction_rounded` (on the image as the attack left it, and after mere rounding), `l2` and `linf` (stored minus clean
+image, in [0, 1] units). The file's metadata (key `sparring`, JSON) tells shape, classes and origin.
 """
 
 import json
@@ -23,6 +24,8 @@ COLUMN_TYPES = {
     "index": pa.int64(),
     "label": pa.int32(),
     "prediction": pa.int32(),
+    "prediction_float": pa.int32(),
+    "prediction_rounded": pa.int32(),
     "l2": pa.float32(),
     "linf": pa.float32(),
 }

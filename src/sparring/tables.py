@@ -90,7 +90,9 @@ def intensity(params: Params, facts: pd.DataFrame) -> Table:
                         "eps as stored": row.eps_stored or "-",
                         "median L2": number(row.l2_median),
                         "max Linf": _levels(row.linf_max) or "-",
-                        "success": with_interval(row.success, row.ci_low, row.ci_high),
+                        "success as floats": number(row.success_float),
+                        "rounded": number(row.success_rounded),
+                        "as stored": with_interval(row.success, row.ci_low, row.ci_high),
                         "unchanged": f"{row.unchanged:.0f} of {row.images:.0f}",
                         "paper's intensity": "-" if math.isnan(row.paper) else f"{row.paper:g}",
                     }
@@ -101,7 +103,9 @@ def intensity(params: Params, facts: pd.DataFrame) -> Table:
         },
         [
             "`success`: of the images that the pretrained net classifies correctly when clean, the share that it "
-            "classifies wrongly as stored, that is after rounding to 8 bits. " + INTERVALS,
+            "classifies wrongly: as the attack left them (floats), after mere rounding to 8 bits, and as stored. "
+            "Minimal-norm attacks end right behind the boundary, so rounding undoes many; they are stored with the "
+            "least change that still fools the net after rounding, unless `store.faithful` is false. " + INTERVALS,
             "`eps as stored`: the largest change of a pixel after rounding, floor(255 eps + 0.001)/255; two settings "
             "with the same value are the same radius. L2 and Linf are measured over all images of the split, with "
             "pixels in [0, 1]. `unchanged`: images that the attack left as they were; a detector is not expected to "

@@ -1,32 +1,99 @@
 import torch
 from torch import Tensor, nn
 
+BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's own defaults
+FAR = 1e6
+PATIENCE = 20  # steps; below that, Adam's swing past the boundary and back looks like an end
+
 
 def cw(
-    model: nn.Module, images: Tensor, labels: Tensor, *, c: float, kappa: float, steps: int, learning_rate: float
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    c: float,
+    kappa: float,
+    steps: int,
+    learning_rate: float,
+    search_steps: int,
 ) -> Tensor:
-    """Carlini and Wagner's L2 attack (2017, arXiv 1608.04644) at one fixed c: Adam in tanh space.
+    """Carlini and Wagner's L2 attack (2017, arXiv 1608.04644): Adam in tanh space.
 
     images: (N, 3, H, W) in [0, 1].  c: weight of the margin loss against the squared L2 distance.
     kappa: margin of the logits that counts as success.  steps, learning_rate: of Adam.
+    search_steps: how many values of c each image tries, the first being `c`; the next are found by bisection.
+    An image leaves the batch when a fifth of the steps, or twenty, brought it no nearer to its first success, or after
+    that no nearer success.
     Returns each image's own nearest success, or the image itself where there was none.
     """
-    # atanh of exactly ±1 is infinite; the float32 neighbours of the ends are as near as tanh space allows.
-    flow = torch.atanh((2 * images - 1).clamp(-1 + 1e-6, 1 - 1e-6)).requires_grad_()
-    optimizer = torch.optim.Adam([flow], learning_rate)
-    own = torch.nn.functional.one_hot(labels, model(images[:1]).shape[1]).bool()
     best, best_distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
-    for _ in range(steps):
+    with torch.no_grad():
+        margins = _margin(model(images), labels)
+    # The image itself is the nearest success there can be.
+    best_distance[margins <= -kappa] = 0
+    low, high = torch.zeros_like(best_distance), torch.full_like(best_distance, torch.inf)
+    weight = torch.full_like(best_distance, c)
+    for _ in range(search_steps):
+        rows = (best_distance > 0).nonzero()[:, 0]
+        won = _minimise(model, images, labels, rows, weight, kappa, steps, learning_rate, best, best_distance)
+        high = torch.where(won, weight, high)
+        low = torch.where(won, low, weight)
+        weight = torch.where(high.isinf(), 10 * low, (low + high) / 2)
+    return best
+
+
+def _minimise(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    kappa: float,
+    steps: int,
+    learning_rate: float,
+    best: Tensor,
+    best_distance: Tensor,
+) -> Tensor:
+    """Adam on the images `rows`, each at its own weight; renews best and best_distance; returns who won (N,)."""
+    won = torch.zeros_like(labels, dtype=torch.bool)
+    patience = max(steps // 5, PATIENCE)
+    start, own, c = images[rows], labels[rows], weight[rows]
+    # atanh of exactly ±1 is infinite; the float32 neighbours of the ends are as near as tanh space allows.
+    flow = torch.atanh((2 * start - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+    mean, square = torch.zeros_like(flow), torch.zeros_like(flow)
+    least, since = torch.full_like(c, torch.inf), torch.zeros_like(c)
+    for number in range(1, steps + 1):
+        if len(rows) == 0:
+            break
+        flow.requires_grad_()
         adversarial = (flow.tanh() + 1) / 2
-        logits = model(adversarial)
-        distance = (adversarial - images).square().flatten(1).sum(1)
-        margin = logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
+        margin = _margin(model(adversarial), own)
+        distance = (adversarial - start).square().flatten(1).sum(1)
         # As in the paper's f: nothing is won by going further past the boundary than kappa.
         loss = distance + c * margin.clamp(min=-kappa)
-        with torch.no_grad():
-            better = (logits.argmax(1) != labels) & (margin <= -kappa) & (distance < best_distance)
-            best_distance = torch.where(better, distance, best_distance)
-            best = torch.where(better.view(-1, 1, 1, 1), adversarial, best)
-        flow.grad = torch.autograd.grad(loss.sum(), flow)[0]
-        optimizer.step()
-    return best.detach()
+        gradient = torch.autograd.grad(loss.sum(), flow)[0]
+        flow, adversarial, distance, loss = flow.detach(), adversarial.detach(), distance.detach(), loss.detach()
+        success = margin.detach() <= -kappa
+        won[rows[success]] = True
+        nearer = success & (distance < best_distance[rows])
+        best[rows[nearer]] = adversarial[nearer]
+        best_distance[rows[nearer]] = distance[nearer]
+        mean.mul_(BETA1).add_(gradient, alpha=1 - BETA1)
+        square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        root = (square / (1 - BETA2**number)).sqrt_().add_(TINY)
+        flow = flow.addcdiv_(mean, root, value=-learning_rate / (1 - BETA1**number))
+        # Before its first success an image is judged by its margin, then by its nearest success.
+        score = torch.where(won[rows], best_distance[rows] - FAR, margin.detach())
+        since = torch.where(score < least, 0, since + 1)
+        least = torch.minimum(score, least)
+        going = since < patience
+        if not going.all():
+            rows, start, own, c, least, since = (part[going] for part in (rows, start, own, c, least, since))
+            flow, mean, square = (part[going] for part in (flow, mean, square))
+    return won
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """How far each image's own logit is above the highest other one (N,)."""
+    own = labels[:, None]
+    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)

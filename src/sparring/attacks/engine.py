@@ -1,0 +1,157 @@
+"""What every attack runs through: a fast copy of the model for the gradients, smaller batches when memory runs out,
+and storage, where the original model decides in float32 what an attacked image is worth."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparring.device import channels_last
+from sparring.networks import ResNet, frozen, predict
+from sparring.params import Attack, Store
+
+# How far a change may be stretched or shrunk to be stored: by 4 doublings either way; and how near to the least scale
+# that fools the model the search goes on.
+FARTHEST, NEAR_ENOUGH = 16.0, 1.02
+
+
+class Fast(nn.Module):
+    """A copy of a net that gives gradients fast: eval mode, parameters without gradient, BatchNorm folded into the
+    convolutions, channels_last, and matrix work in `dtype` (logits and maps come back as float32).
+    The net itself stays as it is.
+    """
+
+    def __init__(self, net: ResNet, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net = channels_last(frozen(net), device)
+        self.dtype = dtype
+        self.eval()
+
+    def maps(self, images: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            maps = self.net.maps(images)
+        return {name: found.float() for name, found in maps.items()}
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.net(images)
+        return logits.float()
+
+
+def run(
+    attack: Callable[..., Tensor], model: nn.Module, images: Tensor, labels: Tensor, extra: dict[str, Tensor]
+) -> Tensor:
+    """Attacked images (N, 3, H, W), in halves and halves of halves where memory runs out for the whole batch.
+
+    extra: what else the attack takes an image, such as noise (N, …).  Raises the out-of-memory error for one image.
+    """
+    try:
+        return attack(model, images, labels, **extra)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if len(images) < 2 or not _is_memory(error):
+            raise
+    # Outside of the handler, whose traceback would keep the failed attempt's tensors alive.
+    if images.device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = len(images) // 2
+    parts = [
+        run(attack, model, images[rows], labels[rows], {name: value[rows] for name, value in extra.items()})
+        for rows in (slice(0, half), slice(half, None))
+    ]
+    return torch.cat(parts)
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class Stored(NamedTuple):
+    """A batch as it is stored, and what the original model says of it on the way there; predictions (N,) int64."""
+
+    image: np.ndarray  # (N, H, W, C) uint8
+    prediction: np.ndarray  # of the images as stored
+    prediction_float: np.ndarray  # as the attack left them
+    prediction_rounded: np.ndarray  # after plain rounding
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> "Stored":
+        none = np.empty(0, np.int64)
+        return cls(np.empty((0, *shape), np.uint8), none, none, none)
+
+
+def store(net: ResNet, clean: np.ndarray, attacked: Tensor, labels: Tensor, attack: Attack, settings: Store) -> Stored:
+    """Round attacked images (N, C, H, W) to 8 bits, never past the attack's eps; a minimal-norm attack's are stretched
+    or shrunk to the least change whose rounded image still fools `net`, where `store.faithful` asks for it.
+
+    net: the original model.  clean: (N, H, W, C) uint8.  labels: (N,), on the device of `attacked`.
+    """
+    device = attacked.device
+    with torch.no_grad():
+        floats = net.eval()(attacked.to(memory_format=torch.channels_last)).argmax(1).cpu().numpy()
+    image = as_stored(clean, attacked, attack)
+    prediction = rounded = predict(net, image, len(image), device).argmax(1)
+    if settings.faithful and attack.minimal:
+        image = _faithful(net, clean, attacked, labels, settings.margin, image)
+        prediction = predict(net, image, len(image), device).argmax(1)
+    return Stored(image, prediction, floats, rounded)
+
+
+def as_stored(clean: np.ndarray, attacked: Tensor, attack: Attack) -> np.ndarray:
+    """Round attacked images (N, C, H, W) to (N, H, W, C) uint8, to nearest, and never past the attack's eps.
+
+    clean: (N, H, W, C) uint8. An L2 ball is kept by shrinking the change and rounding again until it fits.
+    """
+    wanted = attacked.detach().permute(0, 2, 3, 1).cpu().numpy().astype(np.float32) * 255
+    start = clean.astype(np.float32)
+    levels = np.clip(np.rint(wanted), 0, 255)
+    linf, l2 = attack.linf, attack.l2
+    if linf is not None:
+        radius = round(255 * linf)
+        levels = np.clip(levels, start - radius, start + radius)
+    if l2 is not None:
+        scale = np.ones((len(clean), 1, 1, 1), np.float32)
+        while len(outside := np.flatnonzero(np.sqrt(np.square((levels - start) / 255).sum((1, 2, 3))) > l2)):
+            scale[outside] *= 0.98
+            shrunk = start[outside] + scale[outside] * (wanted[outside] - start[outside])
+            levels[outside] = np.clip(np.rint(shrunk), 0, 255)
+    return levels.astype(np.uint8)
+
+
+@torch.no_grad()
+def _faithful(
+    net: ResNet, clean: np.ndarray, attacked: Tensor, labels: Tensor, margin: float, rounded: np.ndarray
+) -> np.ndarray:
+    """Each image at the least scale of its change at which it fools `net` by `margin` after rounding.
+
+    For a change along one gradient, scaling and rounding is the least whole-numbered change that crosses a linear
+    boundary. Images that the attack left alone, or that no scale stores, are as in `rounded`.
+    """
+    start = torch.from_numpy(clean).to(attacked.device).float()
+    change = 255 * attacked.detach().permute(0, 2, 3, 1) - start
+    largest = change.abs().flatten(1).amax(1)
+    rows = (largest > 1e-3).nonzero()[:, 0]  # less is the arithmetic of an untouched image
+    # A change too small to move any pixel by a level begins where it moves its first.
+    change *= (0.5 / largest).clamp(min=1).nan_to_num(1, 1, 1).view(-1, 1, 1, 1)
+    low, high = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
+    scale = torch.ones_like(largest)
+
+    def at(rows: Tensor, scale: Tensor) -> Tensor:
+        return (start[rows] + scale[rows].view(-1, 1, 1, 1) * change[rows]).round_().clamp_(0, 255)
+
+    while len(rows):
+        logits = net((at(rows, scale) / 255).permute(0, 3, 1, 2))
+        own = labels[rows, None]
+        lead = logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own)[:, 0]
+        fooled = lead >= margin
+        high[rows[fooled]] = scale[rows[fooled]]
+        low[rows[~fooled]] = scale[rows[~fooled]]
+        # Doubled or halved until both sides are known, then halved between them.
+        scale = torch.where(high.isinf(), 2 * low, torch.where(low == 0, high / 2, (low * high).sqrt()))
+        done = (high / low < NEAR_ENOUGH) | (low >= FARTHEST) | (high <= 1 / FARTHEST)
+        rows = rows[~done[rows]]
+    found = high.isfinite().nonzero()[:, 0]
+    image = rounded.copy()
+    image[found.cpu().numpy()] = at(found, high).to(torch.uint8).cpu().numpy()
+    return image
