@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import foolbox
 import numpy as np
 import pytest
 import torch
@@ -119,9 +121,9 @@ def compare(net: ResNet, images: Tensor, labels: Tensor, found: Tensor, peer: Te
 
 def test_deepfool_is_as_good_as_that_of_torchattacks(net: ResNet, images: Tensor, labels: Tensor) -> None:
     images, labels = images[:100], labels[:100]
-    peer = torchattacks.DeepFool(net, steps=4, overshoot=0.02)(images, labels)
+    peer = torchattacks.DeepFool(net, steps=6, overshoot=0.02)(images, labels)
     for model in (net, networks.frozen(net)):
-        found = attacks.find("deepfool")(model, images, labels, steps=4, overshoot=0.02)
+        found = attacks.find("deepfool")(model, images, labels, steps=6, overshoot=0.02)
         compare(net, images, labels, found, peer)
         assert found.min() >= 0 and found.max() <= 1
 
@@ -164,6 +166,76 @@ def test_cw_wins_by_the_margin_asked_for(net: ResNet, images: Tensor, labels: Te
     moved = changes(found, images) > 0
     assert moved.sum() > 60
     assert (margin[moved] >= 1 - 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "step", "peer"),
+    [("linf", 0.06, 0.02, foolbox.attacks.LinfPGD), ("l2", 0.6, 0.2, foolbox.attacks.L2PGD)],
+)
+def test_pgd_is_as_good_as_that_of_foolbox(
+    net: ResNet, images: Tensor, labels: Tensor, norm: str, eps: float, step: float, peer: type
+) -> None:
+    torch.manual_seed(0)  # foolbox draws its start from the global generator
+    theirs = peer(abs_stepsize=step, steps=8)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=eps)[1]
+    starts = torch.randn((len(images), 4, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
+    run = partial(attacks.find("pgd"), eps=eps, step=step, steps=8, norm=norm)
+    found = run(net, images, labels, restarts=1, starts=starts)
+    length = changes(found, images) if norm == "l2" else (found - images).abs().flatten(1).amax(1)
+    assert length.max() <= eps + 1e-5 and length.median() > 0.9 * eps
+    assert found.min() >= 0 and found.max() <= 1
+    won, peers = (fooled(net, images, labels, each).float().mean() for each in (found, theirs))
+    assert peers > 0.1 and won >= peers - 0.03
+    # Restarts only add to what one start fools.
+    four = fooled(net, images, labels, run(net, images, labels, restarts=4, starts=starts))
+    assert (four >= fooled(net, images, labels, found)).all()
+    step_less = run(net, images, labels, restarts=1, starts=starts, step=1e-9)
+    spread = (step_less - images)[(images > eps) & (images < 1 - eps)] / eps
+    if norm == "linf":  # uniform: mean 0, variance a third
+        assert spread.mean().abs() < 0.03 and spread.var() == pytest.approx(1 / 3, rel=0.03)
+
+
+def test_ddn_is_as_good_as_that_of_foolbox(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    peer = foolbox.attacks.DDNAttack(steps=40)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=None)[1]
+    found = attacks.find("ddn")(net, images, labels, steps=40, gamma=0.05, start=1.0)
+    compare(net, images, labels, found, peer)
+    assert found.min() >= 0 and found.max() <= 1
+    wrong = net(images).argmax(1) != labels
+    assert torch.equal(found[wrong], images[wrong])
+
+
+def test_rfgsm_is_as_good_as_foolbox_from_a_random_start(
+    net: ResNet, digits: Images, images: Tensor, labels: Tensor, opponent: Callable[..., tuple[Params, Attack]]
+) -> None:
+    chosen, attack = opponent({"method": "torchattacks.RFGSM", "eps": 0.1, "alpha": 0.05, "steps": 1})
+    found = whole(chosen, attack, net, digits)
+    assert np.abs(found.image.astype(int) - digits.image).max() <= 25
+    torch.manual_seed(0)
+    # The article's step is what the start leaves of eps; foolbox starts anywhere in the ball, torchattacks at a corner.
+    peer = foolbox.attacks.LinfPGD(abs_stepsize=0.05, steps=1)
+    theirs = peer(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=0.1)[1]
+    right = (net(images).argmax(1) == labels).numpy()
+    share = (found.columns["prediction"] != digits.label)[right].mean()
+    assert share > 0.05 and share > fooled(net, images, labels, theirs).float().sum().item() / right.sum() - 0.1
+
+
+@pytest.mark.parametrize("arguments", [{"n_queries": 150}, {}], ids=["Square", "AutoAttack"])
+def test_square_and_autoattack_do_what_weaker_attacks_cannot(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]], arguments: dict[str, Any]
+) -> None:
+    # On a few images: fooled by foolbox's PGD of the same radius means fooled by AutoAttack; Square needs no gradient.
+    name = "Square" if arguments else "AutoAttack"
+    few = digits[:24]
+    chosen, attack = opponent({"method": f"torchattacks.{name}", "eps": 0.1, **arguments})
+    found = whole(chosen, attack, net, few)
+    assert np.abs(found.image.astype(int) - few.image).max() <= 25
+    images, labels = networks.to_images(few.image, CPU).contiguous(), torch.from_numpy(few.label)
+    peer = foolbox.attacks.LinfPGD(steps=10)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=25 / 255)[1]
+    weaker = net(peer).argmax(1) != labels
+    stronger = torch.from_numpy(found.columns["prediction"] != few.label)
+    if name == "AutoAttack":
+        assert (weaker & ~stronger).sum() <= 1
+    else:
+        assert stronger.sum() > (net(images).argmax(1) != labels).sum()
 
 
 # Each on its own
@@ -434,7 +506,7 @@ def test_arguments_in_params_are_those_of_the_functions() -> None:
     assert attacks.METHODS.keys() == params.BUILT_IN.keys()
     for name, model in params.BUILT_IN.items():
         keywords = inspect.signature(attacks.find(name)).parameters
-        given_by_the_engine = {"model", "images", "labels", "noise", "partners"}
+        given_by_the_engine = {"model", "images", "labels", "noise", "starts", "partners"}
         assert keywords.keys() - given_by_the_engine == model.model_fields.keys(), name
         types = {key: parameter.annotation for key, parameter in keywords.items() if key not in given_by_the_engine}
         for key, field in model.model_fields.items():

@@ -120,7 +120,7 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (changed(attacks__pgd={"eps": 0.1}), 'attacks.pgd.method is "pgd"; there is no such attack; use gaussian, '),
+        (changed(attacks__pgm={"eps": 0.1}), 'attacks.pgm.method is "pgm"; there is no such attack; use gaussian, '),
         (changed(attacks__pgd={"method": ["x"]}), 'attacks.pgd.method is ["x"]; there is no such attack; use '),
         (changed(attacks__fgsm=None), "attacks.fgsm is null; it needs the attack's arguments, as in {eps: 0.03}"),
         (changed(attacks__fgsm__eps="big"), 'attacks.fgsm.eps is "big"; it should be a valid number'),

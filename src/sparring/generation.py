@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -68,14 +69,14 @@ def attack_splits(params: Params, name: str) -> None:
 
 
 def _key(
-    params: Params, clean: list[store.Images], origin: dict[str, object], device: torch.device, dtype: torch.dtype
+    params: Params, clean: list[store.Images], origin: Mapping[str, object], device: torch.device, dtype: torch.dtype
 ) -> str:
     """A digest of all that decides a shard's bytes, so that no other run's shards are ever taken for this one's."""
     settings = [origin, params.seed, params.store.model_dump(), str(device), str(dtype), torch.__version__]
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for images in clean:
         for part in (images.index, images.label, images.image):
-            found.update(np.ascontiguousarray(part))
+            found.update(part.tobytes())
     for path in sorted(CODE.rglob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
@@ -121,7 +122,10 @@ def attacked(
         labels = torch.from_numpy(batch.label).to(device)
         extra: dict[str, Tensor] = {}
         if "noise" in wants:
-            extra["noise"] = _noise(params.seed, name, batch, images)
+            extra["noise"] = _noise(params.seed, name, batch, tuple(images.shape[1:])).to(device)
+        if "starts" in wants:
+            shape = (arguments["restarts"], *images.shape[1:])
+            extra["starts"] = _noise(params.seed, name, batch, shape).to(device)
         if "partners" in wants:
             drawn = [
                 others[label][rng(params.seed, "partner", name, index).integers(len(others[label]))]
@@ -146,7 +150,7 @@ def attacked(
     return store.Images(shard.index, shard.label, image, columns)
 
 
-def _noise(seed: int, name: str, batch: store.Images, images: Tensor) -> Tensor:
-    shape = images.shape[1:]
+def _noise(seed: int, name: str, batch: store.Images, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal (N, *shape), drawn image by image."""
     drawn = [rng(seed, "noise", name, index).standard_normal(shape, np.float32) for index in batch.index.tolist()]
-    return torch.from_numpy(np.stack(drawn)).to(images.device)
+    return torch.from_numpy(np.stack(drawn))

@@ -198,6 +198,20 @@ class NST(Section):
     style: Literal["maps", "gram"]
 
 
+class PGD(Section):
+    eps: Positive
+    step: Positive
+    steps: Count
+    norm: Literal["linf", "l2"]
+    restarts: Count
+
+
+class DDN(Section):
+    steps: Count
+    gamma: Annotated[float, Field(gt=0, lt=1)]
+    start: Positive
+
+
 BUILT_IN: dict[str, type[Section]] = {
     "gaussian": Gaussian,
     "fgsm": Fgsm,
@@ -205,10 +219,12 @@ BUILT_IN: dict[str, type[Section]] = {
     "deepfool": DeepFool,
     "cw": CW,
     "nst": NST,
+    "pgd": PGD,
+    "ddn": DDN,
 }
 TORCHATTACKS = "torchattacks."
 # They look for the least change that fools the model, and so stop right behind its boundary.
-MINIMAL_NORM = {"deepfool", "cw"} | {
+MINIMAL_NORM = {"deepfool", "cw", "ddn"} | {
     TORCHATTACKS + name for name in ("DeepFool", "CW", "SparseFool", "EADL1", "EADEN", "JSMA", "FAB")
 }
 

@@ -1,8 +1,9 @@
 """Attacks: functions from images to images, found by the method's name.
 
 `attack(model, images, labels, **arguments)` takes and returns images (N, 3, H, W) in [0, 1]. One that needs chance
-or other images says so by its signature: `noise` (N, 3, H, W), standard normal, or `partners` (N, 3, H, W), images of
-other classes. Both are drawn by (seed, attack, index), so an image's result does not depend on its neighbours.
+or other images says so by its signature: `noise` (N, 3, H, W) and `starts` (N, restarts, 3, H, W), standard normal, or
+`partners` (N, 3, H, W), images of other classes. All are drawn by (seed, attack, index), so an image's result does not
+depend on its neighbours.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from sparring.attacks.bim import bim
 from sparring.attacks.cw import cw
+from sparring.attacks.ddn import ddn
 from sparring.attacks.deepfool import deepfool
 from sparring.attacks.fgsm import fgsm
 from sparring.attacks.gaussian import gaussian
 from sparring.attacks.nst import nst
+from sparring.attacks.pgd import pgd
 from sparring.attacks.torchattacks_adapter import run
 from sparring.params import TORCHATTACKS
 
@@ -26,6 +29,8 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "deepfool": deepfool,
     "cw": cw,
     "nst": nst,
+    "pgd": pgd,
+    "ddn": ddn,
 }
 
 

@@ -10,11 +10,11 @@ def deepfool(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, ov
     """The least L2 change to the nearest linearised class boundary, step by step
     (Moosavi-Dezfooli et al., 2016, arXiv 1511.04599).
 
-    images: (N, 3, H, W) in [0, 1].  labels: (N,).  steps: at most so many.  overshoot: share by which each step
-    goes past the boundary.  An image that the model takes for another class than its label is finished and leaves the
-    batch; one that it got wrong to begin with comes back unchanged.
+    images: (N, 3, H, W) in [0, 1].  labels: (N,).  steps: at most so many.  overshoot: share by which the whole change
+    is lengthened, to end behind the boundary.  An image that the model takes for another class than its label is
+    finished and leaves the batch; one that it got wrong to begin with comes back unchanged.
     """
-    adversarial = images.clone()
+    adversarial, change = images.clone(), torch.zeros_like(images)
     rows = torch.arange(len(images), device=images.device)
     others: Tensor | None = None
     for _ in range(steps):
@@ -32,7 +32,8 @@ def deepfool(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, ov
             others = others[going]
         current = adversarial[rows].requires_grad_()
         step, distance = _to_boundary(current, model(current), labels[rows], others)
-        adversarial[rows] = (current.detach() + (1 + overshoot) * step).clamp(0, 1)
+        change[rows] += step
+        adversarial[rows] = (images[rows] + (1 + overshoot) * change[rows]).clamp(0, 1)
         others = others.gather(1, distance.topk(min(NEAREST, distance.shape[1]), largest=False).indices)
     return adversarial
 

@@ -1,0 +1,281 @@
+"""Attack the same images of the same model with Sparring and its peers, in one run.
+
+reads   params.yaml, data/clean/test.parquet and models/pretrained.safetensors of a finished `make repro`
+writes  a table to the terminal; --json: the rows {attack, library, images, images_per_second, success_float,
+        success_stored, l2_median_stored, linf_max_stored, peak_mb}; --chart: a bar chart
+run     make bench && .venv/bin/python benchmarks/attacks.py --json attacks.json
+
+All get the same steps and budgets. Each runs in a process of its own, on the images that the model classifies
+correctly; the rate is the median of --runs runs after one on a small batch. Rates are those of the attack as floats.
+Every library's images are then rounded and, for a minimal-norm attack, stretched by Sparring's storage; how long that
+takes is told on a line of its own, as no peer does it. A library that cannot run is left out, with the reason.
+"""
+
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from torch import Tensor
+
+from sparring import attacks, device, files, networks, params, store
+from sparring.attacks import engine
+from sparring.networks import ResNet
+from sparring.params import Attack
+
+EPS, STEP, STEPS = 6 / 255, 0.005, 10
+DEEPFOOL = {"steps": 5, "overshoot": 0.02}
+CW = {"c": 1.0, "kappa": 0.0, "steps": 50, "learning_rate": 0.01}
+NST = {"steps": 10, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "style": "maps"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gaussian": {"std": 0.1},
+    "fgsm": {"eps": EPS},
+    "bim": {"eps": EPS, "step": STEP, "first_step": STEP, "steps": STEPS},
+    "deepfool": DEEPFOOL,
+    "cw": {**CW, "search_steps": 1},
+    "nst": NST,
+}
+# What an attack takes beside the model: images and labels; noise or partners where it asks for them.
+Run = Callable[[Tensor, Tensor], Tensor]
+
+
+def ours(attack: str, net: ResNet, dtype: torch.dtype, on: torch.device, batch_size: int | None = None) -> Run:
+    """Sparring's attack, all images at a time or `batch_size`."""
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        model = engine.Fast(net, on, dtype)
+        extra: dict[str, Tensor] = {}
+        if attack == "gaussian":
+            extra = {"noise": torch.randn(images.shape, device=on)}
+        if attack == "nst":
+            extra = {"partners": images.roll(1, 0)}
+        function = partial(attacks.find(attack), **SETTINGS[attack])
+        size = batch_size or len(images)
+        parts = [
+            engine.run(
+                function,
+                model,
+                images[start : start + size],
+                labels[start : start + size],
+                {name: value[start : start + size] for name, value in extra.items()},
+            )
+            for start in range(0, len(images), size)
+        ]
+        return torch.cat(parts)
+
+    return run
+
+
+def with_torchattacks(attack: str, net: ResNet) -> Run:
+    import torchattacks
+
+    made = {
+        "gaussian": lambda: torchattacks.GN(net, std=0.1),
+        "fgsm": lambda: torchattacks.FGSM(net, eps=EPS),
+        "bim": lambda: torchattacks.BIM(net, eps=EPS, alpha=STEP, steps=STEPS),
+        "deepfool": lambda: torchattacks.DeepFool(net, **DEEPFOOL),
+        "cw": lambda: torchattacks.CW(net, c=CW["c"], kappa=CW["kappa"], steps=CW["steps"], lr=CW["learning_rate"]),
+    }[attack]()
+    return lambda images, labels: made(images, labels)
+
+
+def with_foolbox(attack: str, net: ResNet) -> Run:
+    import foolbox
+
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device=next(net.parameters()).device)
+    made = {
+        "fgsm": lambda: foolbox.attacks.LinfFastGradientAttack(random_start=False),
+        "bim": lambda: foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=STEP, steps=STEPS, random_start=False),
+        "deepfool": lambda: foolbox.attacks.L2DeepFoolAttack(**DEEPFOOL),
+        "cw": lambda: foolbox.attacks.L2CarliniWagnerAttack(
+            binary_search_steps=1, steps=CW["steps"], stepsize=CW["learning_rate"], initial_const=CW["c"]
+        ),
+    }[attack]()
+    radius = EPS if attack in ("fgsm", "bim") else None
+    return lambda images, labels: made(model, images, labels, epsilons=radius)[1]
+
+
+def with_art(attack: str, net: ResNet) -> Run:
+    from art.attacks import evasion
+    from art.estimators.classification import PyTorchClassifier
+
+    shape, classes = (3, 32, 32), net.fc.out_features
+    model = PyTorchClassifier(net, torch.nn.CrossEntropyLoss(), shape, classes, clip_values=(0.0, 1.0))
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        size: dict[str, Any] = {"batch_size": len(images)}
+        quiet = size | {"verbose": False}
+        made = {
+            "fgsm": lambda: evasion.FastGradientMethod(model, eps=EPS, **size),
+            "bim": lambda: evasion.BasicIterativeMethod(model, eps=EPS, eps_step=STEP, max_iter=STEPS, **quiet),
+            "deepfool": lambda: evasion.DeepFool(model, DEEPFOOL["steps"], DEEPFOOL["overshoot"], classes, **quiet),
+            "cw": lambda: evasion.CarliniL2Method(
+                model,
+                learning_rate=CW["learning_rate"],
+                binary_search_steps=1,
+                max_iter=CW["steps"],
+                initial_const=CW["c"],
+                **quiet,
+            ),
+        }[attack]()
+        return torch.from_numpy(made.generate(images.cpu().numpy(), labels.cpu().numpy())).to(images.device)
+
+    return run
+
+
+def with_adv_lib(attack: str, net: ResNet) -> Run:
+    from adv_lib import attacks as peer
+
+    return {
+        "bim": lambda: partial(
+            peer.pgd_linf, net, **{"ε": EPS}, steps=STEPS, random_init=False, absolute_step_size=STEP
+        ),
+        "deepfool": lambda: partial(peer.df, net, **DEEPFOOL),
+        "cw": lambda: partial(
+            peer.carlini_wagner_l2,
+            net,
+            learning_rate=CW["learning_rate"],
+            initial_const=CW["c"],
+            binary_search_steps=1,
+            max_iterations=CW["steps"],
+        ),
+    }[attack]()
+
+
+PEERS = {"torchattacks": with_torchattacks, "foolbox": with_foolbox, "art": with_art, "adv-lib": with_adv_lib}
+ROWS = {
+    "gaussian": ["sparring", "torchattacks"],
+    "fgsm": ["sparring", "torchattacks", "foolbox", "art"],
+    "bim": ["sparring", "torchattacks", "foolbox", "art", "adv-lib"],
+    "deepfool": ["sparring", "torchattacks", "foolbox", "art", "adv-lib"],
+    "cw": ["sparring", "torchattacks", "foolbox", "art", "adv-lib"],
+    "nst": ["sparring", "image by image"],
+}
+
+
+def measure(attack: str, library: str, count: int, runs: int, answers: Any) -> None:
+    """Put one row, or the reason why there is none, into the queue `answers`."""
+    try:
+        answers.put(_measure(attack, library, count, runs))
+    except Exception as error:  # a peer may fail in any way; it must not end the others' run
+        answers.put(f"{attack} by {library} left out: {type(error).__name__}: {' '.join(str(error).split())[:150]}")
+
+
+def _measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
+    settings = params.load()
+    on = device.choose(settings)
+    dtype = device.precision(settings, on)
+    clean = store.read(files.CLEAN / "test.parquet")
+    net = networks.load(settings.network, len(clean.metadata["classes"]), files.PRETRAINED).eval().to(on)
+    right = networks.predict(net, clean.image, settings.store.batch_size, on).argmax(1) == clean.label
+    clean = clean[np.flatnonzero(right)[:count]]
+    images = networks.to_images(clean.image, on).contiguous()
+    # torchattacks' inverse of tanh is infinite at 0 and 1: half a level inside rounds to the same image.
+    images = images.clamp(0.5 / 255, 254.5 / 255) if attack == "cw" else images
+    labels = torch.from_numpy(clean.label).to(on)
+    if library == "sparring":
+        run = ours(attack, net, dtype, on)
+    elif library == "image by image":
+        run = ours(attack, net, dtype, on, batch_size=1)
+    else:
+        run = PEERS[library](attack, net)
+    run(images[:4], labels[:4])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if on.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(on)
+    seconds = []
+    for number in range(runs):
+        torch.manual_seed(number)
+        start = time.perf_counter()
+        found = run(images, labels)
+        if on.type == "cuda":
+            torch.cuda.synchronize(on)
+        seconds.append(time.perf_counter() - start)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if on.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(on) / 2**20
+    found = found.detach().to(on).float()
+    spec = Attack(method=attack, arguments=SETTINGS[attack])
+    start = time.perf_counter()
+    kept = engine.store(net, clean.image, found, labels, spec, settings.store.model_copy(update={"faithful": True}))
+    storing = time.perf_counter() - start
+    change = (kept.image.astype(np.float64) - clean.image) / 255
+    return {
+        "attack": attack,
+        "library": library,
+        "images": len(clean),
+        "images_per_second": round(len(clean) / statistics.median(seconds), 2),
+        "success_float": round(float((kept.prediction_float != clean.label).mean()), 4),
+        "success_stored": round(float((kept.prediction != clean.label).mean()), 4),
+        "l2_median_stored": round(float(np.median(np.sqrt(np.square(change).sum((1, 2, 3))))), 5),
+        "linf_max_stored": round(float(np.abs(change).max()), 5),
+        "peak_mb": round(peak, 1),
+        "storing": len(clean) / storing,
+        "hardware": f"{device.hardware(on)}, gradients in {str(dtype)[6:]}, torch {torch.__version__}",
+    }
+
+
+def chart(rows: pd.DataFrame, path: Path) -> None:
+    """Rates by attack and library, on a logarithmic scale, as images a second."""
+    matplotlib.use("Agg")
+    wide = rows.pivot(index="attack", columns="library", values="images_per_second")
+    wide = wide.reindex(index=list(dict.fromkeys(rows["attack"])), columns=list(dict.fromkeys(rows["library"])))
+    axes = wide.plot.bar(logy=True, rot=0, figsize=(9, 4), width=0.8)
+    axes.set(xlabel="", ylabel="images per second (log)")
+    axes.figure.tight_layout()
+    axes.figure.savefig(path, dpi=120)
+
+
+def main(
+    images: Annotated[int, typer.Option(min=8, help="how many images to attack")] = 200,
+    runs: Annotated[int, typer.Option(min=1, help="the median of so many runs is told")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="attacks; all by default")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
+    chart_file: Annotated[Path | None, typer.Option("--chart", help="draw a bar chart here (.png, .svg)")] = None,
+) -> None:
+    """Time Sparring's attacks beside those of torchattacks, Foolbox, ART and adv-lib."""
+    for name in only or ():
+        if name not in ROWS:
+            raise params.InputError(f"--only is {name}; there are {', '.join(ROWS)}")
+    fresh = multiprocessing.get_context("spawn")
+    rows = []
+    for attack in only or ROWS:
+        for library in ROWS[attack]:
+            answers = fresh.Queue()
+            process = fresh.Process(target=measure, args=(attack, library, images, runs, answers))
+            process.start()
+            answer = answers.get()
+            process.join()
+            if isinstance(answer, str):
+                print(answer, file=sys.stderr, flush=True)
+                continue
+            rows.append(answer)
+            print(f"{attack} by {library}: {answer['images_per_second']} images/s", file=sys.stderr, flush=True)
+    told = pd.DataFrame(rows)
+    hardware, storing = told.pop("hardware"), told.pop("storing")
+    print(told.to_markdown(index=False))
+    own = told["library"] == "sparring"
+    rates = [f"{name} {rate:,.0f}" for name, rate in zip(told["attack"][own], storing[own], strict=True)]
+    print(f"\nDecision in float32 and storage, images/s, timed apart: {', '.join(rates)}.\n{hardware.iloc[0]}.")
+    if json_file:
+        json_file.write_text(json.dumps(told.to_dict("records"), indent=1) + "\n")
+    if chart_file:
+        chart(told, chart_file)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except params.InputError as problem:
+        sys.exit(f"error: {problem}")
