@@ -17,7 +17,7 @@ repro: $(INSTALLED)  ## run the pipeline: only what has changed
 	.venv/bin/dvc repro
 
 test: $(INSTALLED)  ## run the tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## check style and types
 	.venv/bin/ruff check

@@ -50,6 +50,10 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")  # the longest file first: another worker fills up
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # nets this small only lose by more
