@@ -1,6 +1,6 @@
 from torch import Tensor, nn
 
-from sparring.attacks.fgsm import loss_gradient
+from sparring.attacks.losses import loss_gradient
 
 
 def bim(

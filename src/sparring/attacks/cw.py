@@ -1,8 +1,10 @@
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks.losses import margin
+
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's own defaults
-FAR = 1e6
+FAR = 1e6  # more than any margin: an image with a success is nearer than one without
 PATIENCE = 20  # steps; below that, Adam's swing past the boundary and back looks like an end
 
 
@@ -28,9 +30,9 @@ def cw(
     """
     best, best_distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
     with torch.no_grad():
-        margins = _margin(model(images), labels)
+        start = margin(model(images), labels)
     # The image itself is the nearest success there can be.
-    best_distance[margins <= -kappa] = 0
+    best_distance[start <= -kappa] = 0
     low, high = torch.zeros_like(best_distance), torch.full_like(best_distance, torch.inf)
     weight = torch.full_like(best_distance, c)
     for _ in range(search_steps):
@@ -67,13 +69,13 @@ def _minimise(
             break
         flow.requires_grad_()
         adversarial = (flow.tanh() + 1) / 2
-        margin = _margin(model(adversarial), own)
+        lead = margin(model(adversarial), own)
         distance = (adversarial - start).square().flatten(1).sum(1)
         # As in the paper's f: nothing is won by going further past the boundary than kappa.
-        loss = distance + c * margin.clamp(min=-kappa)
+        loss = distance + c * lead.clamp(min=-kappa)
         gradient = torch.autograd.grad(loss.sum(), flow)[0]
-        flow, adversarial, distance, loss = flow.detach(), adversarial.detach(), distance.detach(), loss.detach()
-        success = margin.detach() <= -kappa
+        flow, adversarial, distance = flow.detach(), adversarial.detach(), distance.detach()
+        success = lead.detach() <= -kappa
         won[rows[success]] = True
         nearer = success & (distance < best_distance[rows])
         best[rows[nearer]] = adversarial[nearer]
@@ -83,7 +85,7 @@ def _minimise(
         root = (square / (1 - BETA2**number)).sqrt_().add_(TINY)
         flow = flow.addcdiv_(mean, root, value=-learning_rate / (1 - BETA1**number))
         # Before its first success an image is judged by its margin, then by its nearest success.
-        score = torch.where(won[rows], best_distance[rows] - FAR, margin.detach())
+        score = torch.where(won[rows], best_distance[rows] - FAR, lead.detach())
         since = torch.where(score < least, 0, since + 1)
         least = torch.minimum(score, least)
         going = since < patience
@@ -91,9 +93,3 @@ def _minimise(
             rows, start, own, c, least, since = (part[going] for part in (rows, start, own, c, least, since))
             flow, mean, square = (part[going] for part in (flow, mean, square))
     return won
-
-
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """How far each image's own logit is above the highest other one (N,)."""
-    own = labels[:, None]
-    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)

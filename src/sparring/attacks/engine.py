@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks import losses
 from sparring.device import channels_last
 from sparring.networks import ResNet, frozen, predict
 from sparring.params import Attack, Store
@@ -142,9 +143,7 @@ def _faithful(
 
     while len(rows):
         logits = net((at(rows, scale) / 255).permute(0, 3, 1, 2))
-        own = labels[rows, None]
-        lead = logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own)[:, 0]
-        fooled = lead >= margin
+        fooled = losses.margin(logits, labels[rows]) <= -margin
         high[rows[fooled]] = scale[rows[fooled]]
         low[rows[~fooled]] = scale[rows[~fooled]]
         # Doubled or halved until both sides are known, then halved between them.

@@ -1,13 +1,6 @@
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Gradient (N, 3, H, W) of each image's own cross-entropy."""
-    images = images.detach().requires_grad_()
-    loss = F.cross_entropy(model(images), labels, reduction="sum")
-    return torch.autograd.grad(loss, images)[0]
+from sparring.attacks.losses import loss_gradient
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float) -> Tensor:

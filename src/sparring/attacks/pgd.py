@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from sparring.attacks.fgsm import loss_gradient
+from sparring.attacks.losses import loss_gradient, margin
 
 
 def pgd(
@@ -34,11 +34,9 @@ def pgd(
             change = change.clamp(-eps, eps) if norm == "linf" else change * (eps / _length(change)).clamp(max=1)
             adversarial = (images + change).clamp(0, 1)
         with torch.no_grad():
-            logits = model(adversarial)
-        own = labels[:, None]
-        margin = logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
-        better = margin < least
-        least = torch.where(better, margin, least)
+            lead = margin(model(adversarial), labels)
+        better = lead < least
+        least = torch.where(better, lead, least)
         best = torch.where(better.view(-1, 1, 1, 1), adversarial, best)
     return best
 
