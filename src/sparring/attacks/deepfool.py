@@ -30,7 +30,8 @@ def deepfool(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, ov
             others = classes[classes != labels[rows, None]].view(len(rows), -1)
         else:
             others = others[going]
-        current = adversarial[rows].requires_grad_()
+        # The next step starts from the change as it is; only what is judged, and returned, is lengthened.
+        current = (images[rows] + change[rows]).clamp(0, 1).requires_grad_()
         step, distance = _to_boundary(current, model(current), labels[rows], others)
         change[rows] += step
         adversarial[rows] = (images[rows] + (1 + overshoot) * change[rows]).clamp(0, 1)
