@@ -6,6 +6,8 @@ INSTALL := .venv/bin/uv pip install --quiet --python .venv/bin/python --override
 # Stages and queued experiments call `python`: it has to be the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := true
+# Some containers set this. Every stage is a Python of its own, which would then compile all of torch anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help repro test lint bench constraints clean

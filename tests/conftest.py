@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import clones
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -51,12 +52,20 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")  # the longest file first: another worker fills up
+    # The longest files first: the workers share out what is left.
+    items.sort(key=lambda item: item.path.name not in ("test_pipeline.py", "test_experiments.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # nets this small only lose by more
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fresh") / "sparring"
+    clones.fresh(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

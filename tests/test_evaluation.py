@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sparring import evaluation, files, generation, networks, params, store, structures
+from sparring import evaluation, files, generation, networks, params, report, store, structures
 from sparring.params import InputError, Params
 
 STAGE = Path(__file__).resolve().parent.parent / "stages" / "evaluate.py"
@@ -73,6 +73,26 @@ def test_scores_are_those_of_the_detector(project: Path, tiny: Callable[..., Par
     # The detector looks at the pretrained net's maps, whichever net it defends.
     shutil.copy(files.model("adv", 0), files.model("ours", 0))
     np.testing.assert_array_equal(evaluate(settings, "ours")["detector_score"], rows["detector_score"])
+
+
+def test_float16_images_go_from_attack_to_report(project: Path, tiny: Callable[..., Params]) -> None:
+    settings = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES, store={"dtype": "float16"})
+    for name in (*settings.attacks, *settings.unseen_attacks):
+        generation.attack_splits(settings, name)
+    clean = store.read(files.CLEAN / "test.parquet")
+    attacked = store.read(files.ADVERSARIAL / "gaussian" / "test.parquet")
+    assert attacked.image.dtype == np.float16 and (attacked.image % 1 > 0).mean() > 0.1
+    np.testing.assert_allclose(
+        attacked.columns["linf"], np.abs(attacked.image / 255 - clean.image / 255).max((1, 2, 3)), atol=1e-3
+    )
+    for name in STRUCTURES:
+        structures.train(settings, name)
+        evaluate(settings, name)
+    rows = evaluate(settings, "baseline").query("attack == 'deepfool' and split == 'test'")
+    stored = store.read(files.ADVERSARIAL / "deepfool" / "test.parquet")
+    assert rows["prediction"].tolist() == stored.columns["prediction"].tolist()
+    report.render(settings)
+    assert Path("reports/figures/gallery.png").stat().st_size > 10_000
 
 
 def test_no_images_are_no_rows(project: Path, tiny: Callable[..., Params]) -> None:

@@ -1,11 +1,10 @@
-"""The pipeline as its users run it: a fresh clone, `dvc repro`, `dvc exp`, and which stages each of them runs.
+"""The pipeline as its users run it: a fresh clone, `dvc repro`, and which stages each change runs.
 
-Every test of this file works on one clone with tiny parameters and leaves it with all stages up to date, so that the
-next change is measured alone.
+Every test of this file works on one clone and leaves it with all stages up to date, so that the next change is
+measured alone.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,77 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-TINY = [
-    "data.image_size=16",
-    "data.train=120",
-    "data.validation=20",
-    "data.test=40",
-    "data.heldout=40",
-    "network.width=4",
-    "training.epochs=1",
-    "store.shard_size=50",
-    "store.batch_size=25",
-    "detector.layers=1",
-    "attacks.bim.steps=2",
-    "attacks.deepfool.steps=1",
-    "attacks.cw.steps=2",
-    "attacks.nst.steps=1",
-]
-ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
-EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours"}
-DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, "report"}
-
-
-def run(folder: Path, *command: str, ok: bool = True) -> str:
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "DVC_NO_ANALYTICS": "true",
-        "GIT_AUTHOR_NAME": "test",
-        "GIT_AUTHOR_EMAIL": "test@example.org",
-        "GIT_COMMITTER_NAME": "test",
-        "GIT_COMMITTER_EMAIL": "test@example.org",
-    }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == ok, output
-    return output
-
-
-def profile(folder: Path, *settings: str) -> str:
-    options = [part for setting in settings for part in ("--set", setting)]
-    return run(folder, sys.executable, "-m", "sparring", "profile", "digits", *options)
-
-
-def ran(output: str) -> set[str]:
-    return set(re.findall(r"Running stage '([^']+)'", output))
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of this repository as it stands in the working tree, with every stage run."""
-    folder = tmp_path_factory.mktemp("fresh") / "sparring"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    for name in filter(None, subprocess.check_output(listed, cwd=ROOT, text=True).split("\0")):
-        source, target = ROOT / name, folder / name
-        if source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-        else:
-            target.unlink(missing_ok=True)
-    profile(folder, *TINY)
-    output = run(folder, "dvc", "repro")
-    assert ran(output) == {"prepare", "pretrain", *(f"attack@{name}" for name in ATTACKS), *DOWNSTREAM}
-    commit(folder)
-    return folder
-
-
-def commit(folder: Path) -> None:
-    """Experiments start from a commit."""
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-q", "--allow-empty", "-m", "as it stands")
+from clones import ATTACKS, DOWNSTREAM, EVALUATIONS, TINY, commit, profile, ran, run
 
 
 def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
@@ -135,35 +64,6 @@ def test_an_unseen_attack_is_evaluated_but_not_trained_on(clone: Path) -> None:
     shutil.rmtree(clone / "data/unseen/pgd")
     assert ran(run(clone, "dvc", "repro")) <= {"report"}  # the rest was there before, in the run cache
     commit(clone)
-
-
-def test_an_experiment_with_another_share_retrains_adv_and_ours_only(clone: Path) -> None:
-    output = run(clone, "dvc", "exp", "run", "-S", "sampler.adv_ratio=0.25")
-    assert ran(output) == {"train@adv", "train@ours", "evaluate@adv", "evaluate@ours", "report"}
-    run(clone, "git", "checkout", "-q", ".")
-    run(clone, "dvc", "checkout", "-q", "-f")
-
-
-def test_a_queued_sweep_works_and_is_shown(clone: Path) -> None:
-    run(clone, "dvc", "exp", "run", "--queue", "-S", "mixture.adv_ratio=0.25,0.75")
-    output = run(clone, "dvc", "exp", "run", "--run-all")
-    assert "Failed" not in output
-    shown = clone / "shown.csv"
-    shown.write_text(run(clone, "dvc", "exp", "show", "--csv"))
-    table = pd.read_csv(shown)
-    shown.unlink()
-    ratios = table.loc[table["State"].isna() | (table["State"] == "Success"), "mixture.adv_ratio"]
-    assert {0.25, 0.5, 0.75} <= set(ratios)
-    metrics = [column for column in table.columns if column.startswith(("mixture.", "detector.ours."))]
-    assert {"mixture.baseline", "mixture.adv", "mixture.ours", "detector.ours.auroc"} <= set(metrics)
-
-
-def test_plots_can_be_shown(clone: Path) -> None:
-    page = run(clone, "dvc", "plots", "show", "-o", "plots")
-    assert "index.html" in page
-    text = (clone / "plots/index.html").read_text()
-    assert "gallery" in text and "ours.csv" in text
-    shutil.rmtree(clone / "plots")
 
 
 @pytest.mark.parametrize(

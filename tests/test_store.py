@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def metadata(shape: tuple[int, int, int] = (4, 3, 3), **more: Any) -> dict[str, 
 def same(found: Images, wanted: Images) -> None:
     for have, want in ((found.index, wanted.index), (found.label, wanted.label), (found.image, wanted.image)):
         np.testing.assert_array_equal(have, want)
-    assert found.image.dtype == np.uint8
+    assert found.image.dtype == wanted.image.dtype
     assert found.index.dtype == found.label.dtype == np.int64
     assert found.columns.keys() == wanted.columns.keys()
     for name, column in wanted.columns.items():
@@ -68,9 +69,11 @@ shapes = st.tuples(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3])
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
-@given(shapes, st.lists(st.integers(0, 9), min_size=1, max_size=4), st.booleans())
-def test_round_trip(shape: tuple[int, int, int], sizes: list[int], columns: bool) -> None:
+@given(shapes, st.lists(st.integers(0, 9), min_size=1, max_size=4), st.booleans(), st.booleans())
+def test_round_trip(shape: tuple[int, int, int], sizes: list[int], columns: bool, halves: bool) -> None:
     shards = [images(size, shape, 100 * number, columns) for number, size in enumerate(sizes)]
+    if halves:
+        shards = [replace(shard, image=(shard.image / 2).astype(np.float16)) for shard in shards]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "below" / "rows.parquet"
         assert store.write(path, iter(shards), metadata(shape)) == sum(sizes)

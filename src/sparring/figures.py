@@ -38,7 +38,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Example:
-    """One column of the gallery: (R, H, W, 3) uint8 images and what the source model takes them for."""
+    """One column of the gallery: (R, H, W, 3) images as stored, in levels, and what the source model takes them for."""
 
     title: str
     image: np.ndarray
@@ -68,12 +68,12 @@ def gallery(path: Path, names: Sequence[str], clean: Example, attacked: Sequence
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        _column(axes, 0, clean.title, clean.image)
+        _column(axes, 0, clean.title, clean.image / 255)
         _guesses(axes, 0, clean, names)
         for number, example in enumerate(attacked):
             change = (example.image.astype(float) - clean.image.astype(float)) / 255
             factor = _magnification(change)
-            _column(axes, 2 * number + 1, example.title, example.image)
+            _column(axes, 2 * number + 1, example.title, example.image.astype(float) / 255)
             _guesses(axes, 2 * number + 1, example, names)
             _column(axes, 2 * number + 2, f"change ×{factor}", np.clip(0.5 + factor * change, 0, 1), "#555555")
         axes.set(xlim=(0, columns), ylim=(count, 0))  # imshow narrows both to the last picture

@@ -115,7 +115,7 @@ def attacked(
     others = (
         {label: np.flatnonzero(pool.label != label) for label in np.unique(shard.label)} if "partners" in wants else {}
     )
-    parts = [engine.Stored.empty(shard.image.shape[1:])]
+    parts = [engine.Stored.empty(shard.image.shape[1:], params.store.dtype)]
     for start in range(0, len(shard), params.store.batch_size):
         batch = shard[start : start + params.store.batch_size]
         images = networks.to_images(batch.image, device)

@@ -109,7 +109,7 @@ def _folded(conv: Any, norm: Any) -> nn.Conv2d:
 
 
 def to_images(stored: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """(N, H, W, C) uint8 as stored → (N, C, H, W) float32 in [0, 1]: a view in channels_last order, divided once."""
+    """(N, H, W, C) as stored → (N, C, H, W) float32 in [0, 1]: a view in channels_last order, divided once."""
     tensor = torch.from_numpy(stored) if isinstance(stored, np.ndarray) else stored
     return tensor.to(device).permute(0, 3, 1, 2).float().div_(255)
 

@@ -86,6 +86,7 @@ class Data(Section):
 class Store(Section):
     shard_size: Count
     batch_size: Count
+    dtype: Literal["uint8", "float16"]
     faithful: bool
     margin: NotNegative
 

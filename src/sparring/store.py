@@ -1,9 +1,10 @@
 """The Parquet image store: one row an image, read back without a copy.
 
-Columns: `index` (row in the source data set), `label`, `image` (fixed_size_binary of height × width × channel, uint8);
-an adversarial store adds the source model's `prediction` (on the stored image), `prediction_float` and
-`prediction_rounded` (on the image as the attack left it, and after mere rounding), `l2` and `linf` (stored minus clean
-image, in [0, 1] units). The file's metadata (key `sparring`, JSON) tells shape, classes and origin.
+Columns: `index` (row in the source data set), `label`, `image` (fixed_size_binary of height × width × channel, in
+levels from 0 to 255: uint8, or float16 where `store.dtype` says so, which the column's width tells); an adversarial
+store adds the source model's `prediction` (on the stored image), `prediction_float` and `prediction_rounded` (on the
+image as the attack left it, and after mere rounding), `l2` and `linf` (stored minus clean image, in [0, 1] units). The
+file's metadata (key `sparring`, JSON) tells shape, classes and origin.
 """
 
 import json
@@ -33,7 +34,9 @@ COLUMN_TYPES = {
 
 @dataclass(frozen=True)
 class Images:
-    """Rows of a store. image: (N, H, W, C) uint8; index, label: (N,) int64; the rest by name, (N,) each."""
+    """Rows of a store. image: (N, H, W, C) uint8 or float16, in levels from 0 to 255; index, label: (N,) int64; the
+    rest by name, (N,) each.
+    """
 
     index: np.ndarray
     label: np.ndarray
@@ -82,8 +85,8 @@ def write(path: Path, shards: Iterable[Images], metadata: dict[str, Any]) -> int
 
 
 def _binary(image: np.ndarray, size: int) -> pa.Array:
-    buffer = pa.py_buffer(np.ascontiguousarray(image, dtype=np.uint8))
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(image), [None, buffer])
+    buffer = pa.py_buffer(np.ascontiguousarray(image))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size * image.itemsize), len(image), [None, buffer])
 
 
 def in_shards(images: Images, size: int) -> Iterator[Images]:
@@ -112,7 +115,9 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
     height, width, channels = metadata["shape"]
     image = np.empty((0, height, width, channels), np.uint8)
     if "image" in table.column_names:
-        chunks = [_pixels(chunk, (height, width, channels)) for chunk in table["image"].chunks]
+        dtype = np.uint8 if schema.field("image").type.byte_width == height * width * channels else np.float16
+        image = image.astype(dtype)
+        chunks = [_pixels(chunk, (height, width, channels), dtype) for chunk in table["image"].chunks]
         image = chunks[0] if len(chunks) == 1 else np.concatenate([image, *chunks])
     rest = [name for name in table.column_names if name not in ("index", "label", "image")]
     return Images(
@@ -124,9 +129,9 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
     )
 
 
-def _pixels(chunk: pa.Array, shape: tuple[int, int, int]) -> np.ndarray:
+def _pixels(chunk: pa.Array, shape: tuple[int, int, int], dtype: type) -> np.ndarray:
     size = int(np.prod(shape))
-    flat = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
+    flat: np.ndarray = np.frombuffer(chunk.buffers()[1], dtype, len(chunk) * size, chunk.offset * chunk.type.byte_width)
     return flat.reshape(len(chunk), *shape)
 
 

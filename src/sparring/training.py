@@ -30,14 +30,17 @@ class Step(NamedTuple):
 
 
 class Gallery:
-    """Every version of every training image, on the device as uint8: version 0 is clean, the others one attack each.
+    """Every version of every training image, on the device as stored: version 0 is clean, the others one attack each.
 
-    image: (V, N, H, W, C) uint8.  label: (N,).  adversarial: (V, N), False also where an attack changed nothing.
+    image: (V, N, H, W, C) uint8, or float16 where an attack is stored so.  label: (N,).
+    adversarial: (V, N), False also where an attack changed nothing.
     """
 
     def __init__(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
-        stacked = np.empty((1 + len(attacked), *clean.image.shape), np.uint8)
-        for number, images in enumerate([clean, *attacked]):
+        versions = [clean, *attacked]
+        dtype = np.result_type(*(images.image for images in versions))
+        stacked = np.empty((len(versions), *clean.image.shape), dtype)
+        for number, images in enumerate(versions):
             stacked[number] = images.image
         changed = np.stack([np.zeros(len(clean), bool), *(images.columns["linf"] > 0 for images in attacked)])
         self.image = torch.from_numpy(stacked).to(device)

@@ -1,0 +1,76 @@
+"""A clone of the project with tiny parameters, and how its users run it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "data.image_size=16",
+    "data.train=120",
+    "data.validation=20",
+    "data.test=40",
+    "data.heldout=40",
+    "network.width=4",
+    "training.epochs=1",
+    "store.shard_size=50",
+    "store.batch_size=25",
+    "detector.layers=1",
+    "attacks.bim.steps=2",
+    "attacks.deepfool.steps=1",
+    "attacks.cw.steps=2",
+    "attacks.nst.steps=1",
+]
+ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
+EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours"}
+DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, "report"}
+
+
+def run(folder: Path, *command: str, ok: bool = True) -> str:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "true",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@example.org",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.org",
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, output
+    return output
+
+
+def profile(folder: Path, *settings: str) -> str:
+    options = [part for setting in settings for part in ("--set", setting)]
+    return run(folder, sys.executable, "-m", "sparring", "profile", "digits", *options)
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def fresh(folder: Path) -> None:
+    """A clone of this repository as it stands in the working tree, with every stage run."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in filter(None, subprocess.check_output(listed, cwd=ROOT, text=True).split("\0")):
+        source, target = ROOT / name, folder / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        else:
+            target.unlink(missing_ok=True)
+    profile(folder, *TINY)
+    output = run(folder, "dvc", "repro")
+    assert ran(output) == {"prepare", "pretrain", *(f"attack@{name}" for name in ATTACKS), *DOWNSTREAM}
+    commit(folder)
+
+
+def commit(folder: Path) -> None:
+    """Experiments start from a commit."""
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-q", "--allow-empty", "-m", "as it stands")

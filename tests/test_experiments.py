@@ -1,0 +1,36 @@
+"""`dvc exp` and `dvc plots`, in a clone of their own: so these and the tests of the pipeline run side by side."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from clones import ran, run
+
+
+def test_an_experiment_with_another_share_retrains_adv_and_ours_only(clone: Path) -> None:
+    output = run(clone, "dvc", "exp", "run", "-S", "sampler.adv_ratio=0.25")
+    assert ran(output) == {"train@adv", "train@ours", "evaluate@adv", "evaluate@ours", "report"}
+    run(clone, "git", "checkout", "-q", ".")
+    run(clone, "dvc", "checkout", "-q", "-f")
+
+
+def test_a_queued_sweep_works_and_is_shown(clone: Path) -> None:
+    run(clone, "dvc", "exp", "run", "--queue", "-S", "mixture.adv_ratio=0.25,0.75")
+    output = run(clone, "dvc", "exp", "run", "--run-all")
+    assert "Failed" not in output
+    shown = clone / "shown.csv"
+    shown.write_text(run(clone, "dvc", "exp", "show", "--csv"))
+    table = pd.read_csv(shown)
+    shown.unlink()
+    ratios = table.loc[table["State"].isna() | (table["State"] == "Success"), "mixture.adv_ratio"]
+    assert {0.25, 0.5, 0.75} <= set(ratios)
+    metrics = [column for column in table.columns if column.startswith(("mixture.", "detector.ours."))]
+    assert {"mixture.baseline", "mixture.adv", "mixture.ours", "detector.ours.auroc"} <= set(metrics)
+
+
+def test_plots_can_be_shown(clone: Path) -> None:
+    page = run(clone, "dvc", "plots", "show", "-o", "plots")
+    assert "index.html" in page
+    text = (clone / "plots/index.html").read_text()
+    assert "gallery" in text and "ours.csv" in text
+    shutil.rmtree(clone / "plots")
