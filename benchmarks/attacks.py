@@ -53,8 +53,9 @@ Run = Callable[[Tensor, Tensor], Tensor]
 def ours(attack: str, net: ResNet, dtype: torch.dtype, on: torch.device, batch_size: int | None = None) -> Run:
     """Sparring's attack, all images at a time or `batch_size`."""
 
+    model = engine.Fast(net, on, dtype)
+
     def run(images: Tensor, labels: Tensor) -> Tensor:
-        model = engine.Fast(net, on, dtype)
         extra: dict[str, Tensor] = {}
         if attack == "gaussian":
             extra = {"noise": torch.randn(images.shape, device=on)}

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from sparring import attacks, files, generation, networks, params, store
 from sparring.attacks import engine
@@ -63,9 +64,16 @@ def fooled(net: ResNet, images: Tensor, labels: Tensor, found: Tensor) -> Tensor
     return torch.logical_and(before == labels, after != labels)
 
 
-def whole(chosen: Params, attack: Attack, net: ResNet, clean: Images, pool: Images | None = None) -> Images:
+def whole(
+    chosen: Params,
+    attack: Attack,
+    net: ResNet,
+    clean: Images,
+    pool: Images | None = None,
+    model: engine.Fast | None = None,
+) -> Images:
     """All shards of an attacked set, put together."""
-    model, pool = engine.Fast(net, CPU, torch.float32), clean if pool is None else pool
+    model, pool = model or engine.Fast(net, CPU, torch.float32), clean if pool is None else pool
     shards = [
         generation.attacked(chosen, attack, "it", net, model, shard, pool, CPU)
         for shard in store.in_shards(clean, chosen.store.shard_size)
@@ -629,6 +637,47 @@ def test_a_search_over_c_finds_what_one_c_does_not(net: ResNet, images: Tensor, 
     assert fooled(net, images, labels, six).sum() > 0.95 * right.sum() > 1.2 * fooled(net, images, labels, one).sum()
     both = fooled(net, images, labels, one) & fooled(net, images, labels, six)
     assert (changes(six, images)[both] <= changes(one, images)[both] + 1e-6).all()
+
+
+def test_a_compiled_copy_does_the_same(
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
+) -> None:
+    # DeepFool: batches that shrink, and several ways back through one pass.
+    settings, attack = opponent(
+        {"method": "deepfool", "steps": 3, "overshoot": 0.02}, store={"dtype": "float16", "faithful": False}
+    )
+    plain = whole(settings, attack, net, digits)
+    fast = engine.Fast(net, CPU, torch.float32, compiled=True)
+    compiled = whole(settings, attack, net, digits, model=fast)
+    assert fast.compiled
+    assert (compiled.columns["prediction_float"] == plain.columns["prediction_float"]).mean() >= 0.99
+    np.testing.assert_allclose(compiled.columns["l2"], plain.columns["l2"], atol=2e-3)
+
+
+def test_without_a_compiler_it_goes_on(
+    net: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Callable[..., Tensor]:
+        def fail(*_: Any) -> Tensor:
+            raise TorchDynamoException("no C++ compiler\nat all")
+
+        return fail
+
+    plain = engine.Fast(net, CPU, torch.float32)(images)
+    monkeypatch.setattr(torch, "compile", broken)
+    fast = engine.Fast(net, CPU, torch.float32, compiled=True)
+    assert torch.equal(fast(images), plain) and torch.equal(fast(images), plain)
+    assert capsys.readouterr().err == "going on without torch.compile: no C++ compiler at all\n"
+
+
+def test_compiling_is_decided_by_all_of_the_work(net: ResNet) -> None:
+    def worth(count: int, **arguments: float) -> bool:
+        return engine.worth_compiling(net, Attack(method="bim", arguments=arguments), (16, 16, 3), count, CPU)
+
+    least = next(count for exponent in range(60) if worth(count := 2**exponent, steps=8))
+    assert least > 1000 and not worth(least // 2, steps=8)
+    assert worth(8 * least, steps=1) and not worth(4 * least, steps=1)
+    assert worth(least // 4, steps=8, restarts=4) and not worth(least // 8, steps=8, search_steps=4)
 
 
 # Interrupted

@@ -35,8 +35,12 @@ def torch_seed(seed: int, *what: str | int) -> Iterator[None]:
 def choose(params: Params) -> torch.device:
     """The device that `device` names; auto is CUDA where there is a GPU. Raises InputError where it is absent.
 
-    Also sets float32 to mean float32: no TF32, as images on a decision boundary flip otherwise.
+    Also sets float32 to mean float32: no TF32, as images on a decision boundary flip otherwise; and deterministic
+    algorithms where `deterministic` asks for them. An operation that has none warns, and runs as it is.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it, before its first use
+    torch.use_deterministic_algorithms(params.deterministic, warn_only=True)
+    torch.backends.cudnn.deterministic = params.deterministic
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     name = params.device

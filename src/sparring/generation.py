@@ -48,9 +48,11 @@ def attack_splits(params: Params, name: str) -> None:
             "source_model": networks.digest(net),
         }
         channels_last(net, device)
-        model = engine.Fast(net, device, dtype)
-        unfinished = root() / files.PARTIAL / f"{name}-{_key(params, [*clean.values(), train], origin, device, dtype)}"
         count = sum(map(len, clean.values()))
+        compiled = engine.worth_compiling(net, attack, train.image.shape[1:], count, device)
+        model = engine.Fast(net, device, dtype, compiled=compiled)
+        key = _key(params, [*clean.values(), train], origin, device, dtype)
+        unfinished = root() / files.PARTIAL / f"{name}-{key}"
         with progress.bar(f"attack@{name}", count) as advance:
             for split in splits:
                 metadata = train.metadata | {"split": split} | origin

@@ -320,6 +320,7 @@ class Params(Section):
     seed: CountOrNone
     device: str
     precision: Literal["auto", "float32", "bfloat16"]
+    deterministic: bool
     data: Data
     network: Network
     training: Training

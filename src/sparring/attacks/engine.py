@@ -1,12 +1,16 @@
 """What every attack runs through: a fast copy of the model for the gradients, smaller batches when memory runs out,
 and storage, where the original model decides in float32 what an attacked image is worth."""
 
+import math
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.attacks import losses
 from sparring.device import channels_last
@@ -16,29 +20,66 @@ from sparring.params import Attack, Store
 # How far a change may be stretched or shrunk to be stored: by 4 doublings either way; and how near to the least scale
 # that fools the model the search goes on.
 FARTHEST, NEAR_ENOUGH = 16.0, 1.02
+# Floating-point operations of a run from which on torch.compile pays (docs/attacks.md).
+WORTH_COMPILING = {"cpu": 2e14, "cuda": 1e16}
 
 
 class Fast(nn.Module):
     """A copy of a net that gives gradients fast: eval mode, parameters without gradient, BatchNorm folded into the
     convolutions, channels_last, and matrix work in `dtype` (logits and maps come back as float32).
     The net itself stays as it is.
+
+    compiled: by torch.compile, when first used; where that is impossible, as without a C++ compiler, standard error
+    says so and the copy works as it is.
     """
 
-    def __init__(self, net: ResNet, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, net: ResNet, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> None:
         super().__init__()
         self.net = channels_last(frozen(net), device)
         self.dtype = dtype
+        self.compiled = compiled
+        if compiled:
+            # DeepFool goes back through one pass several times, so its buffers must outlive the first.
+            torch._functorch.config.donated_buffer = False
+        # Batches shrink as images are finished: one compilation for all sizes.
+        self.fast_maps = torch.compile(self.net.maps, dynamic=True) if compiled else self.net.maps
+        self.fast_logits = torch.compile(self.net.forward, dynamic=True) if compiled else self.net.forward
         self.eval()
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            maps = self.net.maps(images)
+        with self._precision(images):
+            maps = self._guarded(self.fast_maps, self.net.maps, images)
         return {name: found.float() for name, found in maps.items()}
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.net(images)
+        with self._precision(images):
+            logits = self._guarded(self.fast_logits, self.net.forward, images)
         return logits.float()
+
+    def _precision(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _guarded(self, fast: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], images: Tensor) -> Any:
+        if self.compiled:
+            try:
+                return fast(images)
+            except TorchDynamoException as error:
+                print(f"going on without torch.compile: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+                self.compiled = False
+        return plain(images)
+
+
+def worth_compiling(net: ResNet, attack: Attack, shape: tuple[int, ...], count: int, device: torch.device) -> bool:
+    """Whether attacking `count` images (H, W, C) is so much work that torch.compile earns its own time back.
+
+    Judged by the whole run, also where a part of it is done already: both parts must compute alike.
+    """
+    probe = torch.zeros(1, shape[2], *shape[:2], device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.eval()(probe)
+    passes = math.prod(int(attack.arguments.get(name, 1)) for name in ("steps", "restarts", "search_steps"))
+    forward_and_back = 2 * counter.get_total_flops()
+    return count * passes * forward_and_back >= WORTH_COMPILING[device.type]
 
 
 def run(
