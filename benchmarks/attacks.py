@@ -73,7 +73,7 @@ def ours(attack: str, net: ResNet, dtype: torch.dtype, on: torch.device, batch_s
             )
             for start in range(0, len(images), size)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     return run
 

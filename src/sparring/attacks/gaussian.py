@@ -1,3 +1,4 @@
+import torch
 from torch import Tensor, nn
 
 
@@ -6,4 +7,4 @@ def gaussian(model: nn.Module, images: Tensor, labels: Tensor, *, std: float, no
 
     images: (N, 3, H, W) in [0, 1].  std: standard deviation, same unit.  noise: (N, 3, H, W), standard normal.
     """
-    return (images + std * noise).clamp(0, 1)
+    return torch.add(images, noise, alpha=std).clamp_(0, 1)
