@@ -1,0 +1,324 @@
+"""Time one training step of each structure, the bare step that it cannot beat, and a plain loop in the manner of
+published code, in one run.
+
+reads   params.yaml, data/clean/train.parquet and data/adversarial/*/train.parquet of a finished `make repro`
+writes  a table to the terminal; --json: the rows {name, network, batch, images_per_second, peak_mb}
+run     .venv/bin/python benchmarks/training.py --width 64 --json training.json
+
+bare               forward, backward and update of the net on one batch that is in memory already
+adv, ours_*        what the pipeline does for a batch: draw, gather, crop, scale, step; full or low, 4 or 2 layers
+plain_*            the same training from JPEG files: one sample at a time by two DataLoader workers, float32, attention
+                   written out with dropout on its weights, every token through every layer, two backward passes
+sampler            drawing, gathering, cropping and scaling alone
+dataloader         the plain loop's DataLoader alone
+
+Each runs in a process of its own. Weights are random, as they do not decide the speed, and both detectors have the
+article's centre, layer2. A rate is the median of --runs runs of --steps batches, after a step on eight images.
+peak_mb is what the process came to hold beyond the stores: its resident memory on a CPU, without that of the workers.
+"""
+
+import itertools
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+import typer
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as plain_transforms
+
+from sparring import device, files, networks, params, sampler, store, structures, training, transforms
+from sparring.detector import HEADS, MLP_RATIO, TransformerDetector
+from sparring.params import Detector, Network, Params
+
+ROWS = ("bare", "adv", "ours_full_4", "ours_low_2", "plain_adv", "plain_ours_full_4", "sampler", "dataloader")
+DETECTORS: dict[str, dict[str, object]] = {
+    "full_4": {"input": "full", "layers": 4, "tokens": "channel", "centre": "layer2"},
+    "low_2": {"input": "low", "layers": 2, "tokens": "position", "centre": "layer2"},
+}
+RESNET34 = [3, 4, 6, 3]
+WARM_UP = 8  # images
+BATCHES_FOR_A_STEP = 50  # of the rows without a net, which would be over too soon to be timed
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def opened(settings: Params, count: int | None) -> list[store.Images]:
+    """The first `count` training images, clean and under every attack."""
+    versions = [store.read(files.CLEAN / "train.parquet")]
+    versions += [store.read(files.ADVERSARIAL / name / "train.parquet", ("image", "linf")) for name in settings.attacks]
+    return [images[:count] for images in versions]
+
+
+def drawn(settings: Params, gallery: training.Gallery) -> Generator[Batch, None, None]:
+    """Whole batches as the training loop draws them, epoch after epoch."""
+    chosen, names, on = settings.training, list(settings.attacks), gallery.image.device
+    count, size = len(gallery.label), chosen.batch_size
+    for epoch in itertools.count():
+        visits = device.rng(settings.seed, "order", epoch).permutation(count)
+        version = sampler.draw(
+            settings.sampler,
+            names,
+            fixed=False,
+            seed=settings.seed,
+            epoch=epoch,
+            visits=visits,
+            batch_size=size,
+        )
+        where = torch.from_numpy(version).to(on)
+        area = (chosen.crop_area[0], chosen.crop_area[1])
+        crops = transforms.draw_crops(device.rng(settings.seed, "crop", epoch), count, area, chosen.horizontal_flip)
+        crops = crops.to(on)
+        for rows in torch.from_numpy(visits).to(on)[: count - count % size].split(size):
+            images, labels, adversarial = gallery.batch(where[rows], rows)
+            yield transforms.crop(images, crops[rows]), labels, adversarial
+
+
+def write_folders(settings: Params, count: int | None, folder: Path) -> None:
+    """folder/version/class/row.jpg for every training image, clean and under every attack."""
+    for version, images in enumerate(opened(settings, count)):
+        for row, (image, label) in enumerate(zip(images.image, images.label, strict=True)):
+            path = folder / str(version) / str(label) / f"{row}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.rint(image).astype(np.uint8)).save(path)
+
+
+class JpegFolders(Dataset[tuple[Tensor, int, bool]]):
+    """One sample at a time: chance picks its clean file or an attacked one, which is opened, decoded and cropped."""
+
+    def __init__(self, settings: Params, folder: Path) -> None:
+        self.folder, self.share = folder, settings.sampler.adv_ratio
+        self.versions = len(settings.attacks)
+        self.samples = sorted((int(path.stem), path.parent.name) for path in folder.glob("0/*/*.jpg"))
+        steps = [
+            plain_transforms.RandomResizedCrop(settings.data.image_size, tuple(settings.training.crop_area)),
+            plain_transforms.RandomHorizontalFlip(0.5 if settings.training.horizontal_flip else 0),
+            plain_transforms.ToTensor(),
+        ]
+        self.transform = plain_transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, bool]:
+        row, label = self.samples[index]
+        adversarial = torch.rand(()).item() < self.share
+        version = 1 + int(torch.randint(self.versions, ())) if adversarial else 0
+        with Image.open(self.folder / str(version) / label / f"{row}.jpg") as image:
+            return self.transform(image.convert("RGB")), int(label), adversarial
+
+
+def loaded(settings: Params, folder: Path, on: torch.device) -> Generator[Batch, None, None]:
+    """Batches from JPEG files, epoch after epoch; the workers stay, so that their start is not timed."""
+    size = settings.training.batch_size
+    loader = DataLoader(
+        JpegFolders(settings, folder),
+        size,
+        shuffle=True,
+        num_workers=2,
+        drop_last=True,
+        persistent_workers=True,
+        multiprocessing_context="fork",  # Linux's own; the row's process would hand on its spawn
+    )
+    while True:
+        for images, labels, adversarial in loader:
+            yield images.to(on), labels.to(on), adversarial.to(on)
+
+
+class PlainLayer(nn.Module):
+    """Pre-norm Transformer encoder layer with its attention written out."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, MLP_RATIO * dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(MLP_RATIO * dim, dim),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, tokens: Tensor, class_only: bool = False) -> Tensor:
+        """tokens (N, T, dim) → all of them, whatever class_only asks."""
+        count, length, dim = tokens.shape
+        parts = self.qkv(self.norm1(tokens)).reshape(count, length, 3, HEADS, dim // HEADS)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        weights = self.dropout((query @ key.transpose(-2, -1) * (dim // HEADS) ** -0.5).softmax(-1))
+        tokens = tokens + self.projection((weights @ value).transpose(1, 2).reshape(count, length, dim))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+def plain_joint(settings: Params, chosen: Detector, net: nn.Module, pretrained: nn.Module, detector: nn.Module) -> Any:
+    """Joint training in two passes of gradients: first the detector's, then the net's."""
+    optimizer = training.sgd(net, settings.training.learning_rate, settings.training)
+    second = training.sgd(detector, chosen.learning_rate, settings.training)
+
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> None:
+        with torch.no_grad():
+            source_maps = pretrained.maps(images)
+        training.update(second, F.cross_entropy(detector(source_maps), adversarial.long()))
+        maps = net.maps(images)
+        matching = F.smooth_l1_loss(detector.token(maps), detector.token(source_maps).detach())
+        training.update(optimizer, F.cross_entropy(net.classify(maps), labels) + matching)
+
+    return run
+
+
+def with_net(name: str, settings: Params, network: Network, classes: int, on: torch.device, dtype: torch.dtype) -> Any:
+    """What a row does with a batch."""
+    plain = name.startswith("plain")
+    net, pretrained = (networks.create(network, classes) for _ in range(2))
+    net.train()
+    if plain:
+        net, pretrained = net.to(on), pretrained.to(on).eval()
+        dtype = torch.float32
+    else:
+        device.channels_last(net, on)
+    if "ours" not in name:
+        return training.plain_step(net, settings.training, dtype).run
+    detector_values = settings.detector.model_dump() | DETECTORS[name.split("ours_")[1]]
+    chosen = Detector.model_validate(detector_values)
+    detector = TransformerDetector(chosen, networks.map_shapes(net, settings.data.image_size))
+    if plain:
+        dim = detector.position.shape[-1]
+        detector.layers = nn.ModuleList(PlainLayer(dim, chosen.dropout) for _ in range(chosen.layers))
+        return plain_joint(settings, chosen, net, pretrained, detector.to(on))
+    helper = device.channels_last(networks.frozen(pretrained), on)
+    return structures.joint_step(net, helper, detector.to(on), settings.training, chosen, dtype).run
+
+
+def measure(name: str, width: int | None, images: int | None, steps: int, runs: int, folder: Path) -> dict[str, Any]:
+    settings = params.load()
+    on = device.choose(settings)
+    dtype = device.precision(settings, on)
+    network = settings.network
+    if width is not None:
+        network = network.model_copy(update={"blocks": RESNET34, "width": width})
+    size = settings.training.batch_size
+    torch.manual_seed(settings.seed)
+    if name.startswith("plain") or name == "dataloader":
+        classes = len(list((folder / "0").iterdir()))
+        batches = loaded(settings, folder, on)
+    else:
+        clean, *attacked = opened(settings, images)
+        classes = len(clean.metadata["classes"])
+        batches = drawn(settings, training.Gallery(clean, attacked, on))
+        del clean, attacked
+    if on.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(on)
+    before = torch.cuda.memory_allocated(on) / 2**20 if on.type == "cuda" else resident()
+    step: Callable[..., object] = lambda *batch: None  # noqa: E731
+    if name in ("sampler", "dataloader"):
+        steps *= BATCHES_FOR_A_STEP
+    else:
+        step = with_net(name, settings, network, classes, on, dtype)
+    first = next(batches)
+    source = itertools.repeat(first) if name == "bare" else batches
+    step(*(part[:WARM_UP] for part in first))
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        for batch in itertools.islice(source, steps):
+            step(*batch)
+        if on.type == "cuda":
+            torch.cuda.synchronize(on)
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated(on) / 2**20 if on.type == "cuda" else resident()
+    batches.close()  # ends the workers, for which the process would wait
+    of_net = "-".join(map(str, network.blocks)) + f", width {network.width}"
+    return {
+        "name": name,
+        "network": "none" if name in ("sampler", "dataloader") else f"ResNet {of_net}",
+        "batch": size,
+        "images_per_second": round(size * steps / statistics.median(seconds), 2),
+        "peak_mb": round(peak - before, 1),
+        "hardware": f"{device.hardware(on)}, {str(dtype)[6:]}, torch {torch.__version__}",
+    }
+
+
+def resident() -> float:
+    """The most memory that this process ever held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def answer(answers: Any, *arguments: Any) -> None:
+    """Put a row, or the reason why there is none, into the queue `answers`."""
+    try:
+        answers.put(measure(*arguments))
+    except Exception as error:
+        answers.put(f"{arguments[0]} left out: {type(error).__name__}: {' '.join(str(error).split())[:150]}")
+        raise
+
+
+def ratios(rates: dict[str, float]) -> Iterator[str]:
+    """What the rates say of each other, as far as the rows are there."""
+    for one, other, text in (
+        ("adv", "bare", "adv has {:.1%} of the bare step's rate"),
+        ("ours_full_4", "plain_ours_full_4", "ours_full_4 has {:.2f} times the plain loop's rate"),
+        ("adv", "plain_adv", "adv has {:.2f} times the plain loop's rate"),
+        ("sampler", "dataloader", "the sampler has {:.1f} times the DataLoader's rate"),
+    ):
+        if one in rates and other in rates:
+            yield text.format(rates[one] / rates[other])
+    for name in ("ours_low_2", "ours_full_4"):
+        if name in rates and "adv" in rates:
+            yield f"{name} takes {rates['adv'] / rates[name]:.2f} times the time of adv"
+
+
+def main(
+    width: Annotated[int | None, typer.Option(help="a ResNet-34 of this width, not params.yaml's network")] = None,
+    images: Annotated[int | None, typer.Option(min=64, help="how many training images; all by default")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="batches a run")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="the median of so many runs is told")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="rows; all by default")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
+) -> None:
+    """Time the training steps of Sparring beside the bare step and a plain loop."""
+    for name in only or ():
+        if name not in ROWS:
+            raise params.InputError(f"--only is {name}; there are {', '.join(ROWS)}")
+    fresh = multiprocessing.get_context("spawn")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_folders(params.load(), images, Path(folder))
+        for name in only or ROWS:
+            answers = fresh.Queue()
+            process = fresh.Process(target=answer, args=(answers, name, width, images, steps, runs, Path(folder)))
+            process.start()
+            found = answers.get()
+            process.join()
+            if isinstance(found, str):
+                print(found, file=sys.stderr, flush=True)
+                continue
+            rows.append(found)
+            print(f"{name}: {found['images_per_second']} images/s", file=sys.stderr, flush=True)
+    told = pd.DataFrame(rows)
+    hardware = told.pop("hardware")
+    print(told.to_markdown(index=False))
+    rates = dict(zip(told["name"], told["images_per_second"], strict=True))
+    print(f"\n{hardware.iloc[0]}.\n" + "".join(f"{text}.\n" for text in ratios(rates)))
+    if json_file:
+        json_file.write_text(json.dumps(told.to_dict("records"), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except params.InputError as problem:
+        sys.exit(f"error: {problem}")
