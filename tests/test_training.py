@@ -340,6 +340,24 @@ def test_a_version_that_an_attack_left_unchanged_is_not_adversarial() -> None:
     np.testing.assert_allclose(images.permute(0, 2, 3, 1).numpy(), wanted / 255, atol=1e-6)
 
 
+def slow_token(detector: TransformerDetector, maps: dict[str, Tensor]) -> Tensor:
+    """The class token, with attention written out and every token asking in every layer."""
+    parts = torch.cat([detector.embed[name](maps[name]) for name in detector.inputs], 1).flatten(2)
+    flow = parts if detector.by_channel else parts.mT
+    flow = torch.cat([detector.class_token.expand(len(flow), -1, -1), flow], 1) + detector.position
+    for layer in detector.layers:
+        assert isinstance(layer, Layer)
+        normed = layer.norm1(flow)
+        every = torch.cat([layer.query(normed), layer.key_value(normed)], -1)
+        heads = []
+        for query, key, value in zip(*(part.chunk(4, -1) for part in every.chunk(3, -1)), strict=True):
+            weights = (query @ key.mT / query.shape[-1] ** 0.5).exp()
+            heads.append(weights / weights.sum(-1, keepdim=True) @ value)
+        flow = flow + layer.projection(torch.cat(heads, -1))
+        flow = flow + layer.mlp(layer.norm2(flow))
+    return detector.norm(flow)[:, 0]
+
+
 class SlowSgd:
     """SGD with momentum and weight decay, as it stands in the textbook."""
 
@@ -366,14 +384,19 @@ def equal(found: nn.Module, wanted: nn.Module) -> None:
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5, msg=f"{name} differs")
 
 
-@pytest.mark.parametrize(("source", "alpha", "beta"), [("full", 1.0, 1.0), ("low", 0.5, 2.0)])
+@pytest.mark.parametrize(
+    ("source", "layers", "alpha", "beta"), [("full", 4, 1.0, 1.0), ("full", 1, 1.0, 1.0), ("low", 2, 0.5, 2.0)]
+)
 def test_joint_steps_are_those_of_the_method(
-    tiny: Callable[..., Params], source: str, alpha: float, beta: float
+    tiny: Callable[..., Params], source: str, layers: int, alpha: float, beta: float
 ) -> None:
     settings = tiny(training={"learning_rate": 0.05}).training
-    chosen = detecting(input=source, alpha=alpha, beta=beta, learning_rate=0.1)
+    chosen = detecting(input=source, layers=layers, alpha=alpha, beta=beta, learning_rate=0.1)
     net, pretrained = small(seed=1), small(seed=2).eval()
-    detector = detector_for(SMALL, input=source)
+    detector = detector_for(SMALL, input=source, layers=layers)
+    for name, parameter in detector.named_parameters():  # biases too must tell
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, 0, 0.3)
     slow_net, slow_detector = copy.deepcopy(net).train(), copy.deepcopy(detector)
     before = networks.digest(pretrained)
 
@@ -382,18 +405,21 @@ def test_joint_steps_are_those_of_the_method(
     slow_second = SlowSgd(slow_detector, 0.1, settings.momentum, settings.weight_decay)
     for images, labels, adversarial in batches():
         sums = step.run(images, labels, adversarial)
-        # The plain way: both gradients at the old weights, then both steps.
+        # The plain way: every pass on its own, both gradients at the old weights, then both steps.
         with torch.no_grad():
-            source_maps = pretrained.maps(images)
-            wanted = slow_detector.token(source_maps)
+            wanted = slow_token(slow_detector, pretrained.maps(images))
         maps = slow_net.maps(images)
         classification = -F.log_softmax(slow_net.classify(maps), 1)[torch.arange(8), labels].mean()
-        difference = (slow_detector.token(maps) - wanted).abs()
+        difference = (slow_token(slow_detector, maps) - wanted).abs()
         matching = torch.where(difference < 1, difference.square() / 2, difference - 0.5).mean()
         gradients = torch.autograd.grad(alpha * classification + beta * matching, slow.parameters)
-        guess = slow_detector(source_maps)
+        guess = slow_detector.head(slow_token(slow_detector, pretrained.maps(images)))
         detection = -F.log_softmax(guess, 1)[torch.arange(8), adversarial.long()].mean()
         detector_gradients = torch.autograd.grad(detection, slow_second.parameters)
+        for module, wanted_gradients in ((net, gradients), (detector, detector_gradients)):
+            for (name, parameter), gradient in zip(module.named_parameters(), wanted_gradients, strict=True):
+                assert parameter.grad is not None
+                torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5, msg=f"{name} differs")
         slow.step(gradients)
         slow_second.step(detector_gradients)
         expected = {"classification_loss": classification, "matching_loss": matching, "detector_loss": detection}

@@ -39,12 +39,25 @@ class Layer(nn.Module):
         """tokens (N, T, dim), the class token first; class_only: the new class token (N, 1, dim) alone."""
         normed = self.norm1(tokens)
         if class_only:
-            tokens = tokens[:, :1]
-        key, value = (_heads(part) for part in self.key_value(normed).chunk(2, -1))
-        query = _heads(self.query(normed[:, : tokens.shape[1]]))
-        attended = F.scaled_dot_product_attention(query, key, value)
+            tokens, attended = tokens[:, :1], self._for_class_token(normed)
+        else:
+            key, value = (_heads(part) for part in self.key_value(normed).chunk(2, -1))
+            attended = F.scaled_dot_product_attention(_heads(self.query(normed)), key, value)
         tokens = tokens + self.dropout(self.projection(attended.transpose(1, 2).flatten(2)))
         return tokens + self.mlp(self.norm2(tokens))
+
+    def _for_class_token(self, normed: Tensor) -> Tensor:
+        """What the class token attends to: (N, heads, 1, dim / heads).
+
+        One query makes it cheaper to bring the query to the tokens than every token to keys and values:
+        q·(K x + k) = (Kᵀ q)·x + a number that is the same for all tokens, and Σ w (V x + v) = V (Σ w x) + v.
+        """
+        query = _heads(self.query(normed[:, :1]))
+        key, value = self.key_value.weight.unflatten(0, (2, HEADS, -1))  # each (heads, dim / heads, dim)
+        bias = self.key_value.bias.unflatten(0, (2, HEADS, 1, -1))[1]
+        asked, tokens = (query @ key).transpose(1, 2), normed[:, None]
+        mixed = F.scaled_dot_product_attention(asked, tokens, tokens, scale=query.shape[-1] ** -0.5)
+        return mixed.transpose(1, 2) @ value.mT + bias
 
 
 def _heads(tokens: Tensor) -> Tensor:
