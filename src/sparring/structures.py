@@ -1,11 +1,13 @@
 """The structures: nets trained from scratch on clean and stored adversarial images, with or without the detector."""
 
+import shutil
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring import files, networks, progress, sampler, store, training
+from sparring import checkpoints, files, networks, progress, sampler, store, training
 from sparring.detector import TransformerDetector
 from sparring.device import channels_last, choose, precision, torch_seed
 from sparring.networks import ResNet
@@ -58,7 +60,7 @@ def joint_step(
             "detector_accuracy": (guess.argmax(1) == adversarial).sum(),
         }
 
-    return training.Step(run, [optimizer, detector_optimizer])
+    return training.Step(run, [optimizer, detector_optimizer], (detector,))
 
 
 def train(params: Params, name: str) -> None:
@@ -100,12 +102,22 @@ def train(params: Params, name: str) -> None:
             detector = detector.to(device)
             helper = channels_last(networks.frozen(pretrained), device)
             step = joint_step(net, helper, detector, params.training, params.detector, dtype)
-        history = training.fit(params, name, net, step, gallery, draw, validation)
+        sections = [getattr(params, word) for word in (structure.opponents, structure.detector)]
+        settings = [params.deterministic, params.network, params.training, params.store.batch_size]
+        inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
+        inputs += [files.PRETRAINED, *(files.ADVERSARIAL / attack / "train.parquet" for attack in attacks)]
+        unfinished = checkpoints.folder(
+            f"train-{name}", [*settings, structure, sections, attacks, params.seed], inputs, device, dtype
+        )
+        checkpoint = checkpoints.Checkpoint(unfinished / f"{params.seed}.pt")
+        history = training.fit(params, name, net, step, gallery, draw, validation, checkpoint)
         training.save(params, name, files.model(name, params.seed), net, dtype, clean)
         if detector is not None:
             training.save(params, name, files.detector(name, params.seed), detector, dtype, clean)
         training.save_history(name, history)
-        done(len(clean) * params.training.epochs, f"{params.training.epochs} epochs of {len(clean):,} images")
+        count = len(clean) * params.training.epochs
+        done(count, f"{params.training.epochs} epochs of {len(clean):,} images", checkpoint.earlier)
+        shutil.rmtree(unfinished)
 
 
 def _opponent(clean: store.Images, attack: str, source: str) -> store.Images:

@@ -1,9 +1,10 @@
 """The one training loop, and the pretrained net; structures.py adds the steps and draws of the defences."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparring import files, networks, progress, store, transforms
+from sparring import checkpoints, files, networks, progress, store, transforms
+from sparring.checkpoints import Checkpoint
 from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import ResNet
 from sparring.params import InputError, Params, Training
@@ -23,10 +25,12 @@ class Step(NamedTuple):
     run: takes images (N, 3, H, W) in [0, 1], labels (N,) and which of them are adversarial (N,) bool; updates the nets
     and returns sums over the batch, on the device: fetching them every step would stall it.
     optimizers: those that `run` steps, for the loop to lower their learning rates.
+    helpers: nets that `run` trains beside the classifier.
     """
 
     run: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
     optimizers: list[torch.optim.Optimizer]
+    helpers: tuple[nn.Module, ...] = ()
 
 
 class Gallery:
@@ -97,37 +101,76 @@ def fit(
     gallery: Gallery,
     draw: Callable[[int, np.ndarray], np.ndarray],
     validation: store.Images,
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Train for params.training.epochs epochs; returns a row of means an epoch.
 
     draw: (epoch, order of visits) → version of each image (N,).  validation: clean images to watch, not to choose by.
-    Raises InputError where a loss is no longer a number.
+    checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers and schedules, sums of
+    the epoch, history, and torch's generators, as dropout draws from them; everything else that is drawn is a function
+    of the seed and the epoch. So a run that was killed ends with the bits of one that was not.
+    Raises InputError where a loss is no longer a number, and SystemExit on SIGTERM and Ctrl-C, once the state is saved.
     """
     settings, device = params.training, gallery.image.device
+    checkpoint = checkpoint or Checkpoint(None)
     count = len(gallery.label)
     steps = settings.epochs * math.ceil(count / settings.batch_size)
     schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
-    history = []
-    with progress.bar(name, settings.epochs * count) as advance:
-        for epoch in range(settings.epochs):
+    changing: list[Any] = [net, *step.helpers, *step.optimizers, *schedulers]
+    history: list[dict[str, float]] = []
+    totals: dict[str, Tensor] = {}
+    first = skip = 0  # the epoch to go on in, and its batches that are done
+    random: list[Tensor] = []
+    if (state := checkpoint.load()) is not None:
+        for each, saved in zip(changing, state["changing"], strict=True):
+            each.load_state_dict(saved)
+        history, first, skip, random = state["history"], state["epoch"], state["batches"], state["random"]
+        totals = {key: value.to(device) for key, value in state["totals"].items()}
+        del state, saved  # a copy of everything
+        print(f"{name}: going on {_place(first, skip, settings.epochs)}", flush=True)
+
+    with checkpoint.stoppable() as stopped, progress.bar(name, settings.epochs * count) as advance:
+
+        def keep(epoch: int, batches: int, totals: dict[str, Tensor], always: bool = False) -> None:
+            if always or stopped() or checkpoint.due():
+                checkpoint.save(
+                    {
+                        "changing": [each.state_dict() for each in changing],
+                        "history": history,
+                        "epoch": epoch,
+                        "batches": batches,
+                        "totals": totals,
+                        "random": checkpoints.random_state(device),
+                    }
+                )
+            if stopped():
+                raise SystemExit(f"{name}: stopped; the same command goes on {_place(epoch, batches, settings.epochs)}")
+
+        advance(first * count + min(skip * settings.batch_size, count))
+        for epoch in range(first, settings.epochs):
             visits = rng(params.seed, "order", epoch).permutation(count)
             version = torch.from_numpy(draw(epoch, visits)).to(device)
             area = (settings.crop_area[0], settings.crop_area[1])
             crops = transforms.draw_crops(rng(params.seed, "crop", epoch), count, area, settings.horizontal_flip)
             crops = crops.to(device)
-            totals: dict[str, Tensor] = {}
             net.train()
             with torch_seed(params.seed, "train", name, epoch):
-                for rows in torch.from_numpy(visits).to(device).split(settings.batch_size):
+                if skip:
+                    checkpoints.set_random_state(random, device)
+                batches = torch.from_numpy(visits).to(device).split(settings.batch_size)
+                for number, rows in enumerate(batches[skip:], skip + 1):
                     images, labels, adversarial = gallery.batch(version[rows], rows)
                     for key, value in step.run(transforms.crop(images, crops[rows]), labels, adversarial).items():
                         totals[key] = totals.get(key, 0) + value
                     for each in schedulers:
                         each.step()
                     advance(len(rows))
+                    keep(epoch, number, totals)
             means = {key: float(value) / count for key, value in totals.items()}
+            totals, skip = {}, 0
             broken = [key for key, value in means.items() if not np.isfinite(value)]
             if broken:
+                checkpoint.delete()  # to go on from there would only end here again
                 raise InputError(
                     f"{name}: {broken[0]} is {means[broken[0]]} in epoch {epoch}; "
                     f"lower training.learning_rate ({settings.learning_rate})"
@@ -138,7 +181,13 @@ def fit(
             means["validation_accuracy"] = float(right.mean()) if len(right) else float("nan")
             history.append({"epoch": epoch, **means})
             print(f"{name}: epoch {epoch + 1}/{settings.epochs}, " + _line(means), flush=True)
+            keep(epoch + 1, 0, totals, always=epoch + 1 == settings.epochs)
     return pd.DataFrame(history)
+
+
+def _place(epoch: int, batches: int, epochs: int) -> str:
+    within = f" and {batches:,} batches" if batches else ""
+    return f"after epoch {epoch}/{epochs}{within}"
 
 
 def _line(means: dict[str, float]) -> str:
@@ -175,7 +224,11 @@ def pretrain(params: Params) -> None:
     device = choose(params)
     dtype = precision(params, device)
     with progress.timed("pretrain", device, dtype) as done:
-        clean, validation = (store.read(files.CLEAN / f"{split}.parquet") for split in ("train", "validation"))
+        inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
+        clean, validation = map(store.read, inputs)
+        settings = [params.seed, params.deterministic, params.network, params.training, params.store.batch_size]
+        unfinished = checkpoints.folder("pretrain", settings, inputs, device, dtype)
+        checkpoint = Checkpoint(unfinished / f"{params.seed}.pt")
         net = create(params, "pretrained", len(clean.metadata["classes"]))
         channels_last(net, device)
         history = fit(
@@ -186,7 +239,10 @@ def pretrain(params: Params) -> None:
             Gallery(clean, [], device),
             lambda epoch, visits: np.zeros(len(visits), np.int64),
             validation,
+            checkpoint,
         )
         save(params, "pretrained", files.PRETRAINED, net, dtype, clean)
         save_history("pretrained", history)
-        done(len(clean) * params.training.epochs, f"{params.training.epochs} epochs of {len(clean):,} images")
+        count = len(clean) * params.training.epochs
+        done(count, f"{params.training.epochs} epochs of {len(clean):,} images", checkpoint.earlier)
+        shutil.rmtree(unfinished)
