@@ -318,6 +318,7 @@ def _names(entries: dict[str, Any], reserved: tuple[str, ...]) -> None:
 
 class Params(Section):
     seed: CountOrNone
+    seeds: Annotated[list[CountOrNone], Field(min_length=1)]
     device: str
     precision: Literal["auto", "float32", "bfloat16"]
     deterministic: bool
@@ -340,6 +341,13 @@ class Params(Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError("use auto, cpu, cuda or cuda:<number>")
         return device
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("name each seed once")
+        return seeds
 
     @field_validator("attacks", "unseen_attacks", mode="before")
     @classmethod

@@ -157,7 +157,7 @@ def _history(path: Path) -> pd.DataFrame:
     absent = [name for name in HISTORY_COLUMNS if name not in history]
     if absent:
         raise InputError(f"{path} has no column {absent[0]}; delete it and run `dvc repro`")
-    return history
+    return history.groupby("epoch", as_index=False).mean() if "seed" in history else history
 
 
 def _timings(params: Params) -> list[dict[str, Any]]:
@@ -323,7 +323,9 @@ def _figures(results: Results, mixture: pd.DataFrame, single: pd.DataFrame, fold
         figures.detector_roc(folder / "detector_roc.png", lines)
         drawn["detector_roc.png"] = "What the detector finds against what it wrongly accuses."
     figures.curves(folder / "curves.png", results.histories)
-    drawn["curves.png"] = "Training, by epoch."
+    drawn["curves.png"] = "Training, by epoch" + (
+        f"; of the structures the mean of {len(params.seeds)} seeds." if len(params.seeds) > 1 else "."
+    )
     return drawn
 
 
@@ -476,7 +478,13 @@ def _reading() -> list[str]:
 def _making(results: Results) -> list[str]:
     params = results.params
     parts = ["Parameters (`params.yaml`):"]
-    shown = {"seed": params.seed, "network": params.network, "training": params.training, "sampler": params.sampler}
+    shown = {
+        "seed": params.seed,
+        "seeds": params.seeds,
+        "network": params.network,
+        "training": params.training,
+        "sampler": params.sampler,
+    }
     used = {structure.opponents for structure in params.structures.values()}
     if "fixed" in used:
         shown["fixed"] = params.fixed

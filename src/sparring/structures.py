@@ -1,8 +1,10 @@
 """The structures: nets trained from scratch on clean and stored adversarial images, with or without the detector."""
 
 import shutil
+from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,7 @@ from sparring import checkpoints, files, networks, progress, sampler, store, tra
 from sparring.detector import TransformerDetector
 from sparring.device import channels_last, choose, precision, torch_seed
 from sparring.networks import ResNet
-from sparring.params import Detector, InputError, Params, Training
+from sparring.params import Detector, InputError, Params, Structure, Training
 
 
 def joint_step(
@@ -64,7 +66,8 @@ def joint_step(
 
 
 def train(params: Params, name: str) -> None:
-    """Train the structure `structures.<name>` from scratch and save it, with its detector where it has one."""
+    """Train the structure `structures.<name>` from scratch, once for each of `seeds`, and save it, with its detector
+    where it has one."""
     if name not in params.structures:
         raise InputError(f"params.yaml: structures.{name} is missing; there are {', '.join(params.structures)}")
     structure = params.structures[name]
@@ -78,46 +81,59 @@ def train(params: Params, name: str) -> None:
         source = networks.digest(pretrained)
         gallery = training.Gallery(clean, [_opponent(clean, attack, source) for attack in attacks], device)
 
-        def draw(epoch: int, visits: np.ndarray) -> np.ndarray:
-            if not attacks:
-                return np.zeros(len(visits), np.int64)
-            return sampler.draw(
-                params.fixed if structure.opponents == "fixed" else params.sampler,
-                attacks,
-                fixed=structure.opponents == "fixed",
-                seed=params.seed,
-                epoch=epoch,
-                visits=visits,
-                batch_size=params.training.batch_size,
-            )
-
-        net = training.create(params, "target", classes)
-        channels_last(net, device)
-        detector = None
-        if structure.detector == "none":
-            step = training.plain_step(net, params.training, dtype)
-        else:
-            with torch_seed(params.seed, "weights", "detector"):
-                detector = TransformerDetector(params.detector, networks.map_shapes(net, params.data.image_size))
-            detector = detector.to(device)
-            helper = channels_last(networks.frozen(pretrained), device)
-            step = joint_step(net, helper, detector, params.training, params.detector, dtype)
         sections = [getattr(params, word) for word in (structure.opponents, structure.detector)]
         settings = [params.deterministic, params.network, params.training, params.store.batch_size]
         inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
         inputs += [files.PRETRAINED, *(files.ADVERSARIAL / attack / "train.parquet" for attack in attacks)]
         unfinished = checkpoints.folder(
-            f"train-{name}", [*settings, structure, sections, attacks, params.seed], inputs, device, dtype
+            f"train-{name}", [*settings, structure, sections, attacks], inputs, device, dtype
         )
-        checkpoint = checkpoints.Checkpoint(unfinished / f"{params.seed}.pt")
-        history = training.fit(params, name, net, step, gallery, draw, validation, checkpoint)
-        training.save(params, name, files.model(name, params.seed), net, dtype, clean)
-        if detector is not None:
-            training.save(params, name, files.detector(name, params.seed), detector, dtype, clean)
-        training.save_history(name, history)
-        count = len(clean) * params.training.epochs
-        done(count, f"{params.training.epochs} epochs of {len(clean):,} images", checkpoint.earlier)
+        histories, earlier = [], 0.0
+        for seed in params.seeds:
+            # A finished seed's state is its last checkpoint: after an interruption nothing of it is trained again.
+            checkpoint = checkpoints.Checkpoint(unfinished / f"{seed}.pt")
+            once = params.model_copy(update={"seed": seed})
+            net = training.create(once, "target", classes)
+            channels_last(net, device)
+            detector = None
+            if structure.detector == "none":
+                step = training.plain_step(net, params.training, dtype)
+            else:
+                with torch_seed(seed, "weights", "detector"):
+                    detector = TransformerDetector(params.detector, networks.map_shapes(net, params.data.image_size))
+                detector = detector.to(device)
+                helper = channels_last(networks.frozen(pretrained), device)
+                step = joint_step(net, helper, detector, params.training, params.detector, dtype)
+            draw = _draw(once, structure, attacks)
+            history = training.fit(once, name, net, step, gallery, draw, validation, checkpoint)
+            training.save(once, name, files.model(name, seed), net, dtype, clean)
+            if detector is not None:
+                training.save(once, name, files.detector(name, seed), detector, dtype, clean)
+            histories.append(history.assign(seed=seed) if len(params.seeds) > 1 else history)
+            earlier += checkpoint.earlier
+        training.save_history(name, pd.concat(histories))
+        epochs = params.training.epochs * len(params.seeds)
+        done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
         shutil.rmtree(unfinished)
+
+
+def _draw(params: Params, structure: Structure, attacks: list[str]) -> Callable[[int, np.ndarray], np.ndarray]:
+    """(epoch, order of visits) → version of each image."""
+
+    def draw(epoch: int, visits: np.ndarray) -> np.ndarray:
+        if not attacks:
+            return np.zeros(len(visits), np.int64)
+        return sampler.draw(
+            params.fixed if structure.opponents == "fixed" else params.sampler,
+            attacks,
+            fixed=structure.opponents == "fixed",
+            seed=params.seed,
+            epoch=epoch,
+            visits=visits,
+            batch_size=params.training.batch_size,
+        )
+
+    return draw
 
 
 def _opponent(clean: store.Images, attack: str, source: str) -> store.Images:
