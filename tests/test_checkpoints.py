@@ -1,6 +1,7 @@
 """Interrupted training: killed or stopped anywhere, it goes on and ends with the bytes of an undisturbed run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,11 +111,16 @@ def stopped_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         yield
 
 
-@pytest.mark.parametrize("name", ["pretrained", "adv", "ours"])
+RECIPE = {"schedule": "one_cycle", "label_smoothing": 0.1, "ema": 0.8, "keep": "best"}
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("pretrained", {}), ("adv", {}), ("ours", {}), ("ours", RECIPE), ("adv", {"schedule": "step"})]
+)
 def test_stopped_after_any_batch_it_ends_with_the_same_bytes(
-    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, name: str
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, name: str, recipe: dict[str, Any]
 ) -> None:
-    settings = tiny(**CHANGES)
+    settings = tiny(**CHANGES | {"training": CHANGES["training"] | recipe})
     wanted = train(settings, name)
     # Within an epoch, at the end of one, again in what is left, and at the very end.
     for stops in ([3], [6], [8, 1, 2], [18]):
@@ -123,6 +129,27 @@ def test_stopped_after_any_batch_it_ends_with_the_same_bytes(
                 train(settings, name)
         assert train(settings, name) == wanted
         assert not list(files.PARTIAL.iterdir())
+
+
+def test_finished_seeds_are_not_trained_again(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny(**CHANGES, seeds=[0, 1])
+    wanted = train(settings, "ours")
+    with stopped_after(18 + 8, monkeypatch):
+        train(settings, "ours")
+    shutil.rmtree(files.MODELS / "ours")  # as DVC does before it runs the stage again
+    left = 0
+    crop = transforms.crop
+
+    def counts(*arguments: Any) -> Any:
+        nonlocal left
+        left += 1
+        return crop(*arguments)
+
+    monkeypatch.setattr(transforms, "crop", counts)
+    assert train(settings, "ours") == wanted
+    assert left == 10
 
 
 def test_no_other_run_takes_a_checkpoint(

@@ -107,11 +107,14 @@ class Training(Section):
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Positive
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "step", "cosine", "one_cycle"]
     momentum: Share
     weight_decay: NotNegative
     crop_area: Annotated[list[Share], Field(min_length=2, max_length=2)]
     horizontal_flip: bool
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    keep: Literal["last", "best"]
 
     @field_validator("crop_area")
     @classmethod
@@ -375,6 +378,10 @@ class Params(Section):
     def _agree(self) -> "Params":
         if not self.attacks:
             raise ValueError("attacks is empty; name at least one")
+        if self.training.keep == "best" and self.data.validation == 0:
+            raise ValueError(
+                "training.keep is best, but data.validation is 0; give it images to choose by, or use last"
+            )
         for name in self.unseen_attacks:
             if name in self.attacks:
                 raise ValueError(f"unseen_attacks.{name} is also in attacks; an unseen attack needs a name of its own")

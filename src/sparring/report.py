@@ -470,8 +470,8 @@ def _reading() -> list[str]:
         "case: accuracy against an attacker who aims at the defended model can be expected to be far lower, and is "
         "not measured here.\n"
         "- *Test* images are carved from the data set's training images, as in the paper; *held-out* images are its "
-        "official test images where it has such, and carved likewise where it has not. No image was used to choose "
-        "anything: the last epoch is kept.",
+        "official test images where it has such, and carved likewise where it has not. Neither were used to choose "
+        "anything.",
     ]
 
 

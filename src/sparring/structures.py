@@ -42,7 +42,7 @@ def joint_step(
             maps = net.maps(images)
             logits = net.classify(maps)
             token = detector.token(maps)
-        classification = F.cross_entropy(logits.float(), labels)
+        classification = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
         matching = F.smooth_l1_loss(token.float(), wanted.float())
         loss = detector_settings.alpha * classification + detector_settings.beta * matching
         training.update(optimizer, loss)

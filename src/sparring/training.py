@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparring import checkpoints, files, networks, progress, store, transforms
 from sparring.checkpoints import Checkpoint
@@ -63,7 +64,7 @@ def plain_step(net: ResNet, settings: Training, dtype: torch.dtype) -> Step:
     def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, dtype):
             logits = net(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
         update(optimizer, loss)
         return {"loss": loss.detach() * len(labels), "accuracy": (logits.argmax(1) == labels).sum()}
 
@@ -77,10 +78,15 @@ def sgd(module: nn.Module, learning_rate: float, settings: Training) -> torch.op
 
 
 def scheduler(optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Moves the learning rate over `steps` steps: nowhere, or along half a cosine to 0."""
+    """Moves the learning rate over `steps` steps, as `training.schedule` says: docs/method.md has the curves."""
+    schedules = torch.optim.lr_scheduler
+    if settings.schedule == "step":
+        return schedules.MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
     if settings.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        return schedules.CosineAnnealingLR(optimizer, steps)
+    if settings.schedule == "one_cycle":
+        return schedules.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], steps, cycle_momentum=False)
+    return schedules.LambdaLR(optimizer, lambda step: 1.0)
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -103,20 +109,30 @@ def fit(
     validation: store.Images,
     checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
-    """Train for params.training.epochs epochs; returns a row of means an epoch.
+    """Train for params.training.epochs epochs; returns a row of means an epoch. What the nets hold in the end is what
+    params.training.keep and ema say.
 
-    draw: (epoch, order of visits) → version of each image (N,).  validation: clean images to watch, not to choose by.
+    draw: (epoch, order of visits) → version of each image (N,).  validation: clean images to watch, and for `keep:
+    best` to choose by.
     checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers and schedules, sums of
     the epoch, history, and torch's generators, as dropout draws from them; everything else that is drawn is a function
     of the seed and the epoch. So a run that was killed ends with the bits of one that was not.
-    Raises InputError where a loss is no longer a number, and SystemExit on SIGTERM and Ctrl-C, once the state is saved.
+    Raises InputError where a loss is no longer a number or there is nothing to choose by; SystemExit on SIGTERM and
+    Ctrl-C, once the state is saved.
     """
     settings, device = params.training, gallery.image.device
     checkpoint = checkpoint or Checkpoint(None)
+    if settings.keep == "best" and not len(validation):
+        raise InputError(f"{name}: training.keep is best, but there are no validation images to choose by; use last")
     count = len(gallery.label)
     steps = settings.epochs * math.ceil(count / settings.batch_size)
     schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
-    changing: list[Any] = [net, *step.helpers, *step.optimizers, *schedulers]
+    average = None
+    if settings.ema:
+        average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+    changing: list[Any] = [net, *step.helpers, *step.optimizers, *schedulers, *([average] if average else [])]
+    kept = [average.module if average else net, *step.helpers]
+    best: list[dict[str, Tensor]] = []
     history: list[dict[str, float]] = []
     totals: dict[str, Tensor] = {}
     first = skip = 0  # the epoch to go on in, and its batches that are done
@@ -125,17 +141,19 @@ def fit(
         for each, saved in zip(changing, state["changing"], strict=True):
             each.load_state_dict(saved)
         history, first, skip, random = state["history"], state["epoch"], state["batches"], state["random"]
+        best = state["best"]
         totals = {key: value.to(device) for key, value in state["totals"].items()}
         del state, saved  # a copy of everything
         print(f"{name}: going on {_place(first, skip, settings.epochs)}", flush=True)
 
     with checkpoint.stoppable() as stopped, progress.bar(name, settings.epochs * count) as advance:
 
-        def keep(epoch: int, batches: int, totals: dict[str, Tensor], always: bool = False) -> None:
+        def save_state(epoch: int, batches: int, totals: dict[str, Tensor], always: bool = False) -> None:
             if always or stopped() or checkpoint.due():
                 checkpoint.save(
                     {
                         "changing": [each.state_dict() for each in changing],
+                        "best": best,
                         "history": history,
                         "epoch": epoch,
                         "batches": batches,
@@ -164,8 +182,10 @@ def fit(
                         totals[key] = totals.get(key, 0) + value
                     for each in schedulers:
                         each.step()
+                    if average is not None:
+                        average.update_parameters(net)
                     advance(len(rows))
-                    keep(epoch, number, totals)
+                    save_state(epoch, number, totals)
             means = {key: float(value) / count for key, value in totals.items()}
             totals, skip = {}, 0
             broken = [key for key, value in means.items() if not np.isfinite(value)]
@@ -175,13 +195,18 @@ def fit(
                     f"{name}: {broken[0]} is {means[broken[0]]} in epoch {epoch}; "
                     f"lower training.learning_rate ({settings.learning_rate})"
                 )
-            right = (
-                networks.predict(net, validation.image, params.store.batch_size, device).argmax(1) == validation.label
-            )
+            predicted = networks.predict(kept[0], validation.image, params.store.batch_size, device).argmax(1)
+            right = predicted == validation.label
             means["validation_accuracy"] = float(right.mean()) if len(right) else float("nan")
+            if settings.keep == "best" and all(
+                means["validation_accuracy"] > row["validation_accuracy"] for row in history
+            ):
+                best = [{key: value.clone() for key, value in each.state_dict().items()} for each in kept]
             history.append({"epoch": epoch, **means})
             print(f"{name}: epoch {epoch + 1}/{settings.epochs}, " + _line(means), flush=True)
-            keep(epoch + 1, 0, totals, always=epoch + 1 == settings.epochs)
+            save_state(epoch + 1, 0, totals, always=epoch + 1 == settings.epochs)
+    for each, chosen in zip([net, *step.helpers], best or [each.state_dict() for each in kept], strict=True):
+        each.load_state_dict(chosen)
     return pd.DataFrame(history)
 
 
