@@ -89,6 +89,7 @@ class Store(Section):
     dtype: Literal["uint8", "float16"]
     faithful: bool
     margin: NotNegative
+    memory_budget: Positive
 
     @model_validator(mode="after")
     def _batches_fill_shards(self) -> "Store":

@@ -74,16 +74,16 @@ def train(params: Params, name: str) -> None:
     device = choose(params)
     dtype = precision(params, device)
     with progress.timed(f"train@{name}", device, dtype) as done:
-        clean, validation = (store.read(files.CLEAN / f"{split}.parquet") for split in ("train", "validation"))
+        inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
+        clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
         classes = len(clean.metadata["classes"])
         attacks = list(params.attacks) if structure.opponents != "none" else []
         pretrained = networks.load(params.network, classes, files.PRETRAINED)
-        source = networks.digest(pretrained)
-        gallery = training.Gallery(clean, [_opponent(clean, attack, source) for attack in attacks], device)
+        gallery = training.gallery(params, attacks, networks.digest(pretrained), device)
 
         sections = [getattr(params, word) for word in (structure.opponents, structure.detector)]
-        settings = [params.deterministic, params.network, params.training, params.store.batch_size]
-        inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
+        settings = [params.deterministic, params.network, params.training]
+        settings += [params.store.batch_size, params.store.memory_budget]
         inputs += [files.PRETRAINED, *(files.ADVERSARIAL / attack / "train.parquet" for attack in attacks)]
         unfinished = checkpoints.folder(
             f"train-{name}", [*settings, structure, sections, attacks], inputs, device, dtype
@@ -134,11 +134,3 @@ def _draw(params: Params, structure: Structure, attacks: list[str]) -> Callable[
         )
 
     return draw
-
-
-def _opponent(clean: store.Images, attack: str, source: str) -> store.Images:
-    path = files.ADVERSARIAL / attack / "train.parquet"
-    images = store.read(path, ("image", "linf"))
-    store.check_rows(clean, images, path)
-    store.check_source(images, source, path)
-    return images

@@ -2,7 +2,8 @@
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from sparring.checkpoints import Checkpoint
 from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import ResNet
 from sparring.params import InputError, Params, Training
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # rows (N,), images (N, 3, H, W), labels (N,), adversarial (N,)
 
 
 class Step(NamedTuple):
@@ -47,14 +50,117 @@ class Gallery:
         stacked = np.empty((len(versions), *clean.image.shape), dtype)
         for number, images in enumerate(versions):
             stacked[number] = images.image
-        changed = np.stack([np.zeros(len(clean), bool), *(images.columns["linf"] > 0 for images in attacked)])
         self.image = torch.from_numpy(stacked).to(device)
+        self._note(clean, attacked, device)
+
+    def _note(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
+        changed = np.stack([np.zeros(len(clean), bool), *(images.columns["linf"] > 0 for images in attacked)])
         self.label = torch.from_numpy(clean.label).to(device)
         self.adversarial = torch.from_numpy(changed).to(device)
+        self.device = device
+
+    def order(self, seed: int, epoch: int) -> list[np.ndarray]:
+        """The rows in the order in which an epoch visits them, in one window or several."""
+        return [rng(seed, "order", epoch).permutation(len(self.label))]
+
+    def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
+        """The epoch's batches of `size` images, but for the first `skip`.  version: that of each image (N,)."""
+        drawn = torch.from_numpy(version).to(self.device)
+        for rows in torch.from_numpy(np.concatenate(windows)).to(self.device).split(size)[skip:]:
+            yield rows, *self.batch(drawn[rows], rows)
 
     def batch(self, version: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        images = networks.to_images(self.image[version, rows], self.image.device)
+        images = networks.to_images(self.image[version, rows], self.device)
         return images, self.label[rows], self.adversarial[version, rows]
+
+
+class Stream(Gallery):
+    """The same where the versions do not fit into memory: read by row group, a window of images ahead of the training.
+
+    An epoch visits the row groups in a drawn order, and the images of a window of them in a drawn order. In a window
+    each image has its one drawn version. A window has so many row groups, at least one, that two windows take `budget`
+    bytes, and no more than an eighth of the images, so that reading overlaps with training.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        clean: store.Images,
+        attacked: list[store.Images],
+        budget: float,
+        device: torch.device,
+    ) -> None:
+        """paths: the stores of all versions.  clean, attacked: the same without their images."""
+        self._note(clean, attacked, device)
+        self._versions = [store.Groups(path) for path in paths]
+        first = self._versions[0]
+        for other in self._versions[1:]:
+            if not np.array_equal(other.rows, first.rows):
+                raise InputError(f"{other.path} has other row groups than {first.path}; delete it and run `dvc repro`")
+        self._dtype = np.result_type(*(version.dtype for version in self._versions))
+        self._starts = np.cumsum(first.rows) - first.rows
+        bytes_a_group = int(first.rows.max() * np.prod(first.shape)) * self._dtype.itemsize
+        self._groups = max(1, min(int(budget / 2) // bytes_a_group, len(first.rows) // 8))
+
+    def order(self, seed: int, epoch: int) -> list[np.ndarray]:
+        groups = rng(seed, "groups", epoch).permutation(len(self._starts))
+        windows = []
+        for number, here in enumerate(np.split(groups, range(self._groups, len(groups), self._groups))):
+            rows = [self._starts[group] + np.arange(self._versions[0].rows[group]) for group in here]
+            windows.append(rng(seed, "order", epoch, number).permutation(np.concatenate(rows)))
+        return windows
+
+    def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
+        visits, ends = np.concatenate(windows), np.cumsum([len(window) for window in windows])
+        place = skip * size
+        left = np.empty((0, *self._versions[0].shape), self._dtype)  # of a window that did not fill its last batch
+        first = int(np.searchsorted(ends, place, "right"))
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(self._read, window, version[window]) for window in windows[first : first + 1]]
+            for number, end in enumerate(ends[first:], first + 1):
+                images = ahead.pop().result()
+                ahead = [reader.submit(self._read, window, version[window]) for window in windows[number : number + 1]]
+                used = place + len(left) - (end - len(images))
+                while place < end and (place + size <= end or end == len(visits)):
+                    here = visits[place : place + size]
+                    shown = np.concatenate([left, images[used : used + len(here) - len(left)]])
+                    used += len(here) - len(left)
+                    place, left = place + len(here), left[:0]
+                    rows, drawn = (torch.from_numpy(each).to(self.device) for each in (here, version[here]))
+                    yield rows, networks.to_images(shown, self.device), self.label[rows], self.adversarial[drawn, rows]
+                left = np.concatenate([left, images[used:]])
+
+    def _read(self, rows: np.ndarray, version: np.ndarray) -> np.ndarray:
+        """The images (N, H, W, C) of these rows, each in its version; a row group is read once for each version."""
+        images = np.empty((len(rows), *self._versions[0].shape), self._dtype)
+        group = np.searchsorted(self._starts, rows, "right") - 1
+        kind = group * len(self._versions) + version
+        places = np.argsort(kind, kind="stable")
+        kinds, starts = np.unique(kind[places], return_index=True)
+        for which, here in zip(kinds, np.split(places, starts[1:]), strict=True):
+            number, drawn = divmod(int(which), len(self._versions))
+            images[here] = self._versions[drawn].read(number)[rows[here] - self._starts[number]]
+        return images
+
+
+def gallery(params: Params, attacks: list[str], source: str, device: torch.device) -> Gallery:
+    """The training images, clean and under these attacks: in memory where store.memory_budget allows, else streamed.
+
+    source: digest of the net that the attacks have to have been made against; InputError where they were not.
+    """
+    paths = [files.CLEAN / "train.parquet", *(files.ADVERSARIAL / name / "train.parquet" for name in attacks)]
+    versions = [store.Groups(path) for path in paths]
+    size = len(paths) * versions[0].rows.sum() * np.prod(versions[0].shape)
+    budget = params.store.memory_budget * 1e9
+    fits = size * np.result_type(*(version.dtype for version in versions)).itemsize <= budget
+    pixels = ("image",) if fits else ()
+    clean, attacked = store.read(paths[0], pixels), []
+    for path in paths[1:]:
+        images = store.read(path, (*pixels, "linf"))
+        store.check_rows(clean, images, path)
+        store.check_source(images, source, path)
+        attacked.append(images)
+    return Gallery(clean, attacked, device) if fits else Stream(paths, clean, attacked, budget, device)
 
 
 def plain_step(net: ResNet, settings: Training, dtype: torch.dtype) -> Step:
@@ -120,7 +226,7 @@ def fit(
     Raises InputError where a loss is no longer a number or there is nothing to choose by; SystemExit on SIGTERM and
     Ctrl-C, once the state is saved.
     """
-    settings, device = params.training, gallery.image.device
+    settings, device = params.training, gallery.device
     checkpoint = checkpoint or Checkpoint(None)
     if settings.keep == "best" and not len(validation):
         raise InputError(f"{name}: training.keep is best, but there are no validation images to choose by; use last")
@@ -166,8 +272,8 @@ def fit(
 
         advance(first * count + min(skip * settings.batch_size, count))
         for epoch in range(first, settings.epochs):
-            visits = rng(params.seed, "order", epoch).permutation(count)
-            version = torch.from_numpy(draw(epoch, visits)).to(device)
+            windows = gallery.order(params.seed, epoch)
+            version = draw(epoch, np.concatenate(windows))
             area = (settings.crop_area[0], settings.crop_area[1])
             crops = transforms.draw_crops(rng(params.seed, "crop", epoch), count, area, settings.horizontal_flip)
             crops = crops.to(device)
@@ -175,9 +281,8 @@ def fit(
             with torch_seed(params.seed, "train", name, epoch):
                 if skip:
                     checkpoints.set_random_state(random, device)
-                batches = torch.from_numpy(visits).to(device).split(settings.batch_size)
-                for number, rows in enumerate(batches[skip:], skip + 1):
-                    images, labels, adversarial = gallery.batch(version[rows], rows)
+                batches = gallery.batches(windows, version, settings.batch_size, skip)
+                for number, (rows, images, labels, adversarial) in enumerate(batches, skip + 1):
                     for key, value in step.run(transforms.crop(images, crops[rows]), labels, adversarial).items():
                         totals[key] = totals.get(key, 0) + value
                     for each in schedulers:
@@ -250,8 +355,9 @@ def pretrain(params: Params) -> None:
     dtype = precision(params, device)
     with progress.timed("pretrain", device, dtype) as done:
         inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
-        clean, validation = map(store.read, inputs)
-        settings = [params.seed, params.deterministic, params.network, params.training, params.store.batch_size]
+        clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
+        settings = [params.seed, params.deterministic, params.network, params.training]
+        settings += [params.store.batch_size, params.store.memory_budget]
         unfinished = checkpoints.folder("pretrain", settings, inputs, device, dtype)
         checkpoint = Checkpoint(unfinished / f"{params.seed}.pt")
         net = create(params, "pretrained", len(clean.metadata["classes"]))
@@ -261,7 +367,7 @@ def pretrain(params: Params) -> None:
             "pretrained",
             net,
             plain_step(net, params.training, dtype),
-            Gallery(clean, [], device),
+            gallery(params, [], "", device),
             lambda epoch, visits: np.zeros(len(visits), np.int64),
             validation,
             checkpoint,
