@@ -75,6 +75,27 @@ def test_scores_are_those_of_the_detector(project: Path, tiny: Callable[..., Par
     np.testing.assert_array_equal(evaluate(settings, "ours")["detector_score"], rows["detector_score"])
 
 
+def test_each_seed_is_a_training_of_its_own_from_training_to_report(project: Path, tiny: Callable[..., Params]) -> None:
+    def run(seeds: list[int]) -> tuple[dict[str, bytes], pd.DataFrame, pd.DataFrame]:
+        settings = tiny(training={"epochs": 2, "batch_size": 50}, structures=STRUCTURES, seeds=seeds)
+        shutil.rmtree(files.MODELS / "ours", ignore_errors=True)
+        structures.train(settings, "ours")
+        models = {path.name: path.read_bytes() for path in (files.MODELS / "ours").iterdir()}
+        return models, pd.read_csv(files.HISTORY / "ours.csv"), evaluate(settings, "ours")
+
+    alone = {seed: run([seed]) for seed in (1, 0)}
+    models, history, rows = run([0, 1])
+    assert models == alone[0][0] | alone[1][0] and len(models) == 4 and len(set(models.values())) == 4
+    for seed, (_, its_history, its_rows) in alone.items():
+        assert history[history["seed"] == seed].drop(columns="seed").reset_index(drop=True).equals(its_history)
+        assert rows[rows["seed"] == seed].reset_index(drop=True).equals(its_rows)
+    settings = tiny(structures={"ours": STRUCTURES["ours"]}, seeds=[0, 1])
+    evaluate(settings, "baseline")
+    report.render(settings)
+    assert "ours 2" in Path("reports/tables/table2.md").read_text()
+    assert Path("reports/figures/curves.png").stat().st_size > 10_000
+
+
 def test_float16_images_go_from_attack_to_report(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES, store={"dtype": "float16"})
     for name in (*settings.attacks, *settings.unseen_attacks):

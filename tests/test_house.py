@@ -12,14 +12,14 @@ FLOORS = [
     {"params"},
     {"files"},
     {"device", "store", "networks", "transforms"},
-    {"progress", "detector", "attacks", "sampler"},
+    {"progress", "detector", "attacks", "sampler", "checkpoints"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
     {"structures"},
 ]
 # What reads files only and stands apart from what runs models.
 READERS = [{"params"}, {"files"}, {"store"}, {"statistics"}, {"tables"}, {"figures"}, {"report"}]
-# They check, name and tell, and decide no byte of a stage's results.
-PLUMBING = {"params", "files", "progress"}
+# They check, name, tell and resume, and decide no byte of a stage's results.
+PLUMBING = {"params", "files", "progress", "checkpoints"}
 
 
 def imports(path: Path) -> set[str]:
@@ -75,4 +75,5 @@ def test_a_stage_depends_on_the_code_that_decides_its_bytes_and_no_other(name: s
 def test_nothing_is_unpickled() -> None:
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
         text = path.read_text()
-        assert "torch.load(" not in text and "pickle" not in text.replace("allow_pickle=False", ""), path
+        assert text.count("torch.load(") == text.count("weights_only=True"), path
+        assert "pickle" not in text.replace("allow_pickle=False", ""), path

@@ -85,6 +85,13 @@ def test_params_here_are_valid() -> None:
             changed(structures__x={"opponents": "none", "detector": "detector"}),
             "structures.x.detector needs adversarial images to learn from; name its opponents: sampler or fixed",
         ),
+        (changed(seeds=[]), "seeds is []; it needs 1 entries"),
+        (changed(seeds=[0, 1, 0]), "seeds is [0, 1, 0]; name each seed once"),
+        (changed(training__ema=1.0), "training.ema is 1.0; it should be less than 1"),
+        (
+            changed(training__keep="best", data__validation=0),
+            "training.keep is best, but data.validation is 0; give it images to choose by, or use last",
+        ),
         (changed(seed=-1, device="gpu"), "seed is -1; it should be greater than or equal to 0 (1 more after this)"),
     ],
 )

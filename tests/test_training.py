@@ -2,9 +2,9 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -462,33 +462,123 @@ def test_plain_steps_are_cross_entropy(tiny: Callable[..., Params]) -> None:
     equal(net, slow_net)
 
 
-def test_a_cosine_lowers_the_rates_of_net_and_detector_to_nothing(tiny: Callable[..., Params]) -> None:
+def one_cycle(step: int, steps: int) -> float:
+    """Along half a cosine from 1/25 to 1 in the first 30 % of the steps, and down to 1/250,000 in the rest."""
+    top = 0.3 * steps - 1
+    start, end, share = (1 / 25, 1, step / top) if step <= top else (1, 4e-6, (step - top) / (steps - 1 - top))
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def seven() -> Images:
     shown = np.random.default_rng(0).integers(0, 255, (7, 16, 16, 3), np.uint8)
-    clean = Images(np.arange(7), np.arange(7), shown)
-    for schedule, share in (("constant", np.ones(6)), ("cosine", (1 + np.cos(np.pi * np.arange(6) / 6)) / 2)):
-        nets = [nn.Linear(1, 1), nn.Linear(1, 1)]
-        optimizers = [torch.optim.SGD(net.parameters(), rate) for net, rate in zip(nets, (0.2, 0.1), strict=True)]
-        rates: list[list[float]] = []
+    return Images(np.arange(7), np.arange(7), shown)
 
-        def run(
-            images: Tensor, labels: Tensor, adversarial: Tensor, rates: Any = rates, optimizers: Any = optimizers
-        ) -> dict[str, Tensor]:
-            rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
-            for optimizer in optimizers:
-                optimizer.step()
-            return {"loss": torch.zeros(())}
 
-        chosen = tiny(training={"epochs": 2, "batch_size": 3, "schedule": schedule})
-        training.fit(
-            chosen,
-            "curve",
-            small(),
-            training.Step(run, optimizers),
-            training.Gallery(clean, [], CPU),
-            lambda epoch, visits: np.zeros(len(visits), np.int64),
-            clean,
-        )
-        np.testing.assert_allclose(rates, np.outer(share, [0.2, 0.1]), rtol=1e-6)
+def fit(settings: Params, net: ResNet, step: training.Step, validation: Images | None = None) -> pd.DataFrame:
+    """Training on seven images, in three batches an epoch where the batch size is 3."""
+    clean = seven()
+    gallery = training.Gallery(clean, [], CPU)
+    draw: Callable[[int, np.ndarray], np.ndarray] = lambda epoch, visits: np.zeros(len(visits), np.int64)  # noqa: E731
+    return training.fit(settings, "seven", net, step, gallery, draw, clean if validation is None else validation)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "share"),
+    [
+        ("constant", lambda step: 1),
+        ("step", lambda step: 1 if step < 6 else 0.1 if step < 9 else 0.01),
+        ("cosine", lambda step: (1 + math.cos(math.pi * step / 12)) / 2),
+        ("one_cycle", lambda step: one_cycle(step, 12)),
+    ],
+)
+def test_a_schedule_moves_the_rates_of_net_and_detector(
+    tiny: Callable[..., Params], schedule: str, share: Callable[[int], float]
+) -> None:
+    nets = [nn.Linear(1, 1), nn.Linear(1, 1)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.SGD(net.parameters(), rate) for net, rate in zip(nets, (0.2, 0.1), strict=True)
+    ]
+    rates: list[list[float]] = []
+
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        for optimizer in optimizers:
+            optimizer.step()
+        return {"loss": torch.zeros(())}
+
+    settings = tiny(training={"epochs": 4, "batch_size": 3, "schedule": schedule})
+    fit(settings, small(), training.Step(run, optimizers))
+    np.testing.assert_allclose(rates, np.outer([share(step) for step in range(12)], [0.2, 0.1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_smoothed_labels(tiny: Callable[..., Params], smoothing: float) -> None:
+    settings = tiny(training={"label_smoothing": smoothing}).training
+    images, labels, adversarial = batches(1)[0]
+    net, pretrained, detector = small(seed=1).train(), small(seed=2).eval(), detector_for(SMALL)
+    logits = F.log_softmax(copy.deepcopy(net)(images), 1)
+    target = (1 - smoothing) * F.one_hot(labels, 10) + smoothing / 10
+    wanted = -(target * logits).sum(1).mean().item()
+    plain = training.plain_step(copy.deepcopy(net), settings, torch.float32)
+    joint = structures.joint_step(net, pretrained, detector, settings, detecting(), torch.float32)
+    assert float(plain.run(images, labels, adversarial)["loss"]) == pytest.approx(8 * wanted, rel=1e-4)
+    sums = joint.run(images, labels, adversarial)
+    assert float(sums["classification_loss"]) == pytest.approx(8 * wanted, rel=1e-4)
+
+
+def counting(net: ResNet, helper: nn.Linear) -> training.Step:
+    """A step that sets a bias and a running average of the net, and the helper's bias, to its own number."""
+    steps = 0
+
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        nonlocal steps
+        steps += 1
+        with torch.no_grad():
+            for tensor in (net.fc.bias, net.stem[1].running_mean, helper.bias):
+                tensor.fill_(steps)  # type: ignore[operator, union-attr]
+        return {"loss": torch.zeros(())}
+
+    return training.Step(run, [], (helper,))
+
+
+def test_the_moving_average_is_validated_and_kept(tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> None:
+    net, helper = small(), nn.Linear(1, 1)
+    validated = []
+
+    def predict(shown: ResNet, *rest: object) -> np.ndarray:
+        validated.append(shown.fc.bias[0].item())
+        return np.eye(10)[:7]
+
+    monkeypatch.setattr(networks, "predict", predict)
+    fit(tiny(training={"epochs": 2, "batch_size": 3, "ema": 0.75}), net, counting(net, helper))
+    wanted = [1.0]
+    for step in range(2, 7):
+        wanted.append(0.75 * wanted[-1] + 0.25 * step)
+    assert validated == pytest.approx([wanted[2], wanted[5]])
+    assert net.fc.bias[0].item() == net.stem[1].running_mean[0].item() == validated[1]  # type: ignore[index, union-attr]
+    assert helper.bias.item() == 6
+
+
+def test_the_best_epoch_is_the_first_of_the_best_on_validation_images(
+    tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = iter([2, 5, 3, 5, 4])
+
+    def predict(*_: object) -> np.ndarray:
+        guesses = np.arange(7)
+        guesses[next(right) :] = 9
+        return np.eye(10)[guesses]
+
+    monkeypatch.setattr(networks, "predict", predict)
+    net, helper = small(), nn.Linear(1, 1)
+    settings = tiny(training={"epochs": 5, "batch_size": 3, "keep": "best"})
+    history = fit(settings, net, counting(net, helper))
+    np.testing.assert_allclose(history["validation_accuracy"], np.array([2, 5, 3, 5, 4]) / 7)
+    assert net.fc.bias[0].item() == net.stem[1].running_mean[0].item() == helper.bias.item() == 6  # type: ignore[index, union-attr]
+    fails(
+        "keep is best, but there are no validation images",
+        lambda: fit(settings, net, counting(net, helper), seven()[:0]),
+    )
 
 
 # Whole runs

@@ -23,38 +23,42 @@ def evaluate(params: Params, structure: str) -> None:
         pretrained = networks.load(params.network, classes, files.PRETRAINED)
         source = networks.digest(pretrained)
         channels_last(pretrained, device)
-        net, detector = pretrained, None
-        if structure != BASELINE:
-            net = networks.load(params.network, classes, files.model(structure, params.seed))
-            channels_last(net, device)
-            if params.structures[structure].detector != "none":
-                detector = _detector(params, structure, pretrained, device)
+        seeds = [params.seed] if structure == BASELINE else params.seeds
         folders = {name: files.ADVERSARIAL / name for name in params.attacks}
         folders |= {name: files.UNSEEN / name for name in params.unseen_attacks}
         parts = []
-        with progress.bar(f"evaluate@{structure}", sum(map(len, clean.values())) * (1 + len(folders))) as advance:
-            for split, images in clean.items():
-                for attack in [CLEAN, *folders]:
-                    shown = images
-                    if attack != CLEAN:
-                        path = folders[attack] / f"{split}.parquet"
-                        shown = store.read(path, ("image",))
-                        store.check_rows(images, shown, path)
-                        store.check_source(shown, source, path)
-                    parts.append(
-                        _rows(params, net, pretrained, detector, shown, device).assign(split=split, attack=attack)
-                    )
-                    advance(len(shown))
-        rows = pd.concat(parts, ignore_index=True).assign(seed=params.seed)
+        count = sum(map(len, clean.values())) * (1 + len(folders)) * len(seeds)
+        with progress.bar(f"evaluate@{structure}", count) as advance:
+            for seed in seeds:
+                net, detector = pretrained, None
+                if structure != BASELINE:
+                    net = networks.load(params.network, classes, files.model(structure, seed))
+                    channels_last(net, device)
+                    if params.structures[structure].detector != "none":
+                        detector = _detector(params, structure, seed, pretrained, device)
+                for split, images in clean.items():
+                    for attack in [CLEAN, *folders]:
+                        shown = images
+                        if attack != CLEAN:
+                            path = folders[attack] / f"{split}.parquet"
+                            shown = store.read(path, ("image",))
+                            store.check_rows(images, shown, path)
+                            store.check_source(shown, source, path)
+                        rows = _rows(params, net, pretrained, detector, shown, device)
+                        parts.append(rows.assign(split=split, attack=attack, seed=seed))
+                        advance(len(shown))
+        rows = pd.concat(parts, ignore_index=True)
         columns = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
         with files.replacing(files.PREDICTIONS / f"{structure}.parquet") as path:
             rows[columns].to_parquet(path, index=False)
         done(len(rows), f"{len(rows):,} predictions")
 
 
-def _detector(params: Params, structure: str, pretrained: ResNet, device: torch.device) -> TransformerDetector:
+def _detector(
+    params: Params, structure: str, seed: int, pretrained: ResNet, device: torch.device
+) -> TransformerDetector:
     detector = TransformerDetector(params.detector, networks.map_shapes(pretrained, params.data.image_size))
-    networks.load_into(detector, files.detector(structure, params.seed))
+    networks.load_into(detector, files.detector(structure, seed))
     return detector.to(device).eval()
 
 

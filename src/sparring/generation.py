@@ -1,10 +1,7 @@
 """Runs an attack over the clean set, shard by shard, and stores what it made; a killed run goes on where it was."""
 
-import hashlib
 import inspect
-import json
 import shutil
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparring import attacks, files, networks, progress, store
+from sparring import attacks, checkpoints, files, networks, progress, store
 from sparring.attacks import engine
 from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import ResNet
-from sparring.params import ATTACKED_SPLITS, EVALUATED_SPLITS, Attack, InputError, Params, root
-
-CODE = Path(__file__).parent
+from sparring.params import ATTACKED_SPLITS, EVALUATED_SPLITS, Attack, InputError, Params
 
 
 def folder(params: Params, name: str) -> Path:
@@ -51,8 +46,9 @@ def attack_splits(params: Params, name: str) -> None:
         count = sum(map(len, clean.values()))
         compiled = engine.worth_compiling(net, attack, train.image.shape[1:], count, device)
         model = engine.Fast(net, device, dtype, compiled=compiled)
-        key = _key(params, [*clean.values(), train], origin, device, dtype)
-        unfinished = root() / files.PARTIAL / f"{name}-{key}"
+        settings = [origin, params.seed, params.deterministic, params.store.model_dump(exclude={"memory_budget"})]
+        inputs = [files.CLEAN / f"{split}.parquet" for split in dict.fromkeys(("train", *splits))]
+        unfinished = checkpoints.folder(name, settings, inputs, device, dtype)
         with progress.bar(f"attack@{name}", count) as advance:
             for split in splits:
                 metadata = train.metadata | {"split": split} | origin
@@ -66,22 +62,8 @@ def attack_splits(params: Params, name: str) -> None:
                     made.append(path)
                     advance(len(shard))
                 store.write(folder(params, name) / f"{split}.parquet", map(store.read, made), metadata)
-        shutil.rmtree(unfinished)
         done(count, f"{count:,} images attacked")
-
-
-def _key(
-    params: Params, clean: list[store.Images], origin: Mapping[str, object], device: torch.device, dtype: torch.dtype
-) -> str:
-    """A digest of all that decides a shard's bytes, so that no other run's shards are ever taken for this one's."""
-    settings = [origin, params.seed, params.store.model_dump(), str(device), str(dtype), torch.__version__]
-    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for images in clean:
-        for part in (images.index, images.label, images.image):
-            found.update(part.tobytes())
-    for path in sorted(CODE.rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:16]
+        shutil.rmtree(unfinished)
 
 
 def _is_finished(path: Path, shard: store.Images) -> bool:

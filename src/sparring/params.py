@@ -89,6 +89,7 @@ class Store(Section):
     dtype: Literal["uint8", "float16"]
     faithful: bool
     margin: NotNegative
+    memory_budget: Positive
 
     @model_validator(mode="after")
     def _batches_fill_shards(self) -> "Store":
@@ -107,11 +108,14 @@ class Training(Section):
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Positive
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "step", "cosine", "one_cycle"]
     momentum: Share
     weight_decay: NotNegative
     crop_area: Annotated[list[Share], Field(min_length=2, max_length=2)]
     horizontal_flip: bool
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    keep: Literal["last", "best"]
 
     @field_validator("crop_area")
     @classmethod
@@ -318,6 +322,7 @@ def _names(entries: dict[str, Any], reserved: tuple[str, ...]) -> None:
 
 class Params(Section):
     seed: CountOrNone
+    seeds: Annotated[list[CountOrNone], Field(min_length=1)]
     device: str
     precision: Literal["auto", "float32", "bfloat16"]
     deterministic: bool
@@ -340,6 +345,13 @@ class Params(Section):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError("use auto, cpu, cuda or cuda:<number>")
         return device
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("name each seed once")
+        return seeds
 
     @field_validator("attacks", "unseen_attacks", mode="before")
     @classmethod
@@ -367,6 +379,10 @@ class Params(Section):
     def _agree(self) -> "Params":
         if not self.attacks:
             raise ValueError("attacks is empty; name at least one")
+        if self.training.keep == "best" and self.data.validation == 0:
+            raise ValueError(
+                "training.keep is best, but data.validation is 0; give it images to choose by, or use last"
+            )
         for name in self.unseen_attacks:
             if name in self.attacks:
                 raise ValueError(f"unseen_attacks.{name} is also in attacks; an unseen attack needs a name of its own")

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from rich.console import Console
@@ -14,6 +15,10 @@ from rich.text import Text
 from sparring import device, files
 
 Advance = Callable[[int], None]
+
+
+class Done(Protocol):
+    def __call__(self, images: int, what: str, earlier: float = 0.0) -> None: ...
 
 
 class _Rate(ProgressColumn):
@@ -35,14 +40,15 @@ def bar(what: str, total: int) -> Iterator[Advance]:
 
 
 @contextmanager
-def timed(stage: str, on: torch.device, precision: torch.dtype = torch.float32) -> Iterator[Callable[[int, str], None]]:
-    """Time a stage. Yields a function to call once, at the end, with the number of images handled and what was done;
-    it prints the stage's one line and writes data/timings/<stage>.json (`@` becomes `-`), which only the report reads.
+def timed(stage: str, on: torch.device, precision: torch.dtype = torch.float32) -> Iterator[Done]:
+    """Time a stage. Yields a function to call once, at the end, with the number of images handled, what was done, and
+    the seconds that interrupted runs had spent on it before; it prints the stage's one line and writes
+    data/timings/<stage>.json (`@` becomes `-`), which only the report reads.
     """
     start = time.perf_counter()
 
-    def done(images: int, what: str) -> None:
-        seconds = time.perf_counter() - start
+    def done(images: int, what: str, earlier: float = 0.0) -> None:
+        seconds = time.perf_counter() - start + earlier
         rate = images / seconds
         facts = {
             "stage": stage,

@@ -157,7 +157,7 @@ def _history(path: Path) -> pd.DataFrame:
     absent = [name for name in HISTORY_COLUMNS if name not in history]
     if absent:
         raise InputError(f"{path} has no column {absent[0]}; delete it and run `dvc repro`")
-    return history
+    return history.groupby("epoch", as_index=False).mean() if "seed" in history else history
 
 
 def _timings(params: Params) -> list[dict[str, Any]]:
@@ -323,7 +323,9 @@ def _figures(results: Results, mixture: pd.DataFrame, single: pd.DataFrame, fold
         figures.detector_roc(folder / "detector_roc.png", lines)
         drawn["detector_roc.png"] = "What the detector finds against what it wrongly accuses."
     figures.curves(folder / "curves.png", results.histories)
-    drawn["curves.png"] = "Training, by epoch."
+    drawn["curves.png"] = "Training, by epoch" + (
+        f"; of the structures the mean of {len(params.seeds)} seeds." if len(params.seeds) > 1 else "."
+    )
     return drawn
 
 
@@ -468,15 +470,21 @@ def _reading() -> list[str]:
         "case: accuracy against an attacker who aims at the defended model can be expected to be far lower, and is "
         "not measured here.\n"
         "- *Test* images are carved from the data set's training images, as in the paper; *held-out* images are its "
-        "official test images where it has such, and carved likewise where it has not. No image was used to choose "
-        "anything: the last epoch is kept.",
+        "official test images where it has such, and carved likewise where it has not. Neither were used to choose "
+        "anything.",
     ]
 
 
 def _making(results: Results) -> list[str]:
     params = results.params
     parts = ["Parameters (`params.yaml`):"]
-    shown = {"seed": params.seed, "network": params.network, "training": params.training, "sampler": params.sampler}
+    shown = {
+        "seed": params.seed,
+        "seeds": params.seeds,
+        "network": params.network,
+        "training": params.training,
+        "sampler": params.sampler,
+    }
     used = {structure.opponents for structure in params.structures.values()}
     if "fixed" in used:
         shown["fixed"] = params.fixed

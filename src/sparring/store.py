@@ -9,6 +9,7 @@ file's metadata (key `sparring`, JSON) tells shape, classes and origin.
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,21 +102,14 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
     Raises InputError for a file that is missing, is not Parquet, or is not one of our stores.
     """
     wanted = None if columns is None else ["index", "label", *columns]
-    try:
+    with _told(path):
         schema = pq.read_schema(path)
-        raw = (schema.metadata or {}).get(METADATA_KEY)
-        if raw is None or not {"index", "label"} <= set(schema.names):
-            raise InputError(f"{path} is not a store of Sparring (no metadata or columns of one); run `dvc repro`")
+        metadata = _metadata(path, schema)
         table = pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; `dvc repro` makes it") from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read ({_one_line(error)}); delete it and run `dvc repro`") from error
-    metadata = json.loads(raw)
     height, width, channels = metadata["shape"]
     image = np.empty((0, height, width, channels), np.uint8)
     if "image" in table.column_names:
-        dtype = np.uint8 if schema.field("image").type.byte_width == height * width * channels else np.float16
+        dtype = _dtype(schema, metadata)
         image = image.astype(dtype)
         chunks = [_pixels(chunk, (height, width, channels), dtype) for chunk in table["image"].chunks]
         image = chunks[0] if len(chunks) == 1 else np.concatenate([image, *chunks])
@@ -127,6 +121,52 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
         {name: table[name].to_numpy() for name in rest},
         metadata,
     )
+
+
+class Groups:
+    """A store's images, read a row group at a time.
+
+    rows: images of each row group.  shape: (height, width, channels).  dtype: uint8 or float16.
+    Raises InputError as `read` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with _told(path):
+            self._file = pq.ParquetFile(path, memory_map=True)
+            schema = self._file.schema_arrow
+            metadata = _metadata(path, schema)
+            found = self._file.metadata
+            self.rows = np.array([found.row_group(number).num_rows for number in range(found.num_row_groups)], int)
+        height, width, channels = metadata["shape"]
+        self.path, self.shape, self.dtype = path, (height, width, channels), _dtype(schema, metadata)
+
+    def read(self, number: int) -> np.ndarray:
+        """The images (N, H, W, C) of one row group."""
+        with _told(self.path):
+            (chunk,) = self._file.read_row_group(number, columns=["image"], use_threads=False)["image"].chunks
+        return _pixels(chunk, self.shape, self.dtype)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; `dvc repro` makes it") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read ({_one_line(error)}); delete it and run `dvc repro`") from error
+
+
+def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None or not {"index", "label"} <= set(schema.names):
+        raise InputError(f"{path} is not a store of Sparring (no metadata or columns of one); run `dvc repro`")
+    found: dict[str, Any] = json.loads(raw)
+    return found
+
+
+def _dtype(schema: pa.Schema, metadata: dict[str, Any]) -> type:
+    return np.uint8 if schema.field("image").type.byte_width == np.prod(metadata["shape"]) else np.float16
 
 
 def _pixels(chunk: pa.Array, shape: tuple[int, int, int], dtype: type) -> np.ndarray:

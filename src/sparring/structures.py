@@ -1,15 +1,19 @@
 """The structures: nets trained from scratch on clean and stored adversarial images, with or without the detector."""
 
+import shutil
+from collections.abc import Callable
+
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring import files, networks, progress, sampler, store, training
+from sparring import checkpoints, files, networks, progress, sampler, store, training
 from sparring.detector import TransformerDetector
 from sparring.device import channels_last, choose, precision, torch_seed
 from sparring.networks import ResNet
-from sparring.params import Detector, InputError, Params, Training
+from sparring.params import Detector, InputError, Params, Structure, Training
 
 
 def joint_step(
@@ -38,7 +42,7 @@ def joint_step(
             maps = net.maps(images)
             logits = net.classify(maps)
             token = detector.token(maps)
-        classification = F.cross_entropy(logits.float(), labels)
+        classification = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
         matching = F.smooth_l1_loss(token.float(), wanted.float())
         loss = detector_settings.alpha * classification + detector_settings.beta * matching
         training.update(optimizer, loss)
@@ -58,59 +62,75 @@ def joint_step(
             "detector_accuracy": (guess.argmax(1) == adversarial).sum(),
         }
 
-    return training.Step(run, [optimizer, detector_optimizer])
+    return training.Step(run, [optimizer, detector_optimizer], (detector,))
 
 
 def train(params: Params, name: str) -> None:
-    """Train the structure `structures.<name>` from scratch and save it, with its detector where it has one."""
+    """Train the structure `structures.<name>` from scratch, once for each of `seeds`, and save it, with its detector
+    where it has one."""
     if name not in params.structures:
         raise InputError(f"params.yaml: structures.{name} is missing; there are {', '.join(params.structures)}")
     structure = params.structures[name]
     device = choose(params)
     dtype = precision(params, device)
     with progress.timed(f"train@{name}", device, dtype) as done:
-        clean, validation = (store.read(files.CLEAN / f"{split}.parquet") for split in ("train", "validation"))
+        inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
+        clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
         classes = len(clean.metadata["classes"])
         attacks = list(params.attacks) if structure.opponents != "none" else []
         pretrained = networks.load(params.network, classes, files.PRETRAINED)
-        source = networks.digest(pretrained)
-        gallery = training.Gallery(clean, [_opponent(clean, attack, source) for attack in attacks], device)
+        gallery = training.gallery(params, attacks, networks.digest(pretrained), device)
 
-        def draw(epoch: int, visits: np.ndarray) -> np.ndarray:
-            if not attacks:
-                return np.zeros(len(visits), np.int64)
-            return sampler.draw(
-                params.fixed if structure.opponents == "fixed" else params.sampler,
-                attacks,
-                fixed=structure.opponents == "fixed",
-                seed=params.seed,
-                epoch=epoch,
-                visits=visits,
-                batch_size=params.training.batch_size,
-            )
+        sections = [getattr(params, word) for word in (structure.opponents, structure.detector)]
+        settings = [params.deterministic, params.network, params.training]
+        settings += [params.store.batch_size, params.store.memory_budget]
+        inputs += [files.PRETRAINED, *(files.ADVERSARIAL / attack / "train.parquet" for attack in attacks)]
+        unfinished = checkpoints.folder(
+            f"train-{name}", [*settings, structure, sections, attacks], inputs, device, dtype
+        )
+        histories, earlier = [], 0.0
+        for seed in params.seeds:
+            # A finished seed's state is its last checkpoint: after an interruption nothing of it is trained again.
+            checkpoint = checkpoints.Checkpoint(unfinished / f"{seed}.pt")
+            once = params.model_copy(update={"seed": seed})
+            net = training.create(once, "target", classes)
+            channels_last(net, device)
+            detector = None
+            if structure.detector == "none":
+                step = training.plain_step(net, params.training, dtype)
+            else:
+                with torch_seed(seed, "weights", "detector"):
+                    detector = TransformerDetector(params.detector, networks.map_shapes(net, params.data.image_size))
+                detector = detector.to(device)
+                helper = channels_last(networks.frozen(pretrained), device)
+                step = joint_step(net, helper, detector, params.training, params.detector, dtype)
+            draw = _draw(once, structure, attacks)
+            history = training.fit(once, name, net, step, gallery, draw, validation, checkpoint)
+            training.save(once, name, files.model(name, seed), net, dtype, clean)
+            if detector is not None:
+                training.save(once, name, files.detector(name, seed), detector, dtype, clean)
+            histories.append(history.assign(seed=seed) if len(params.seeds) > 1 else history)
+            earlier += checkpoint.earlier
+        training.save_history(name, pd.concat(histories))
+        epochs = params.training.epochs * len(params.seeds)
+        done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
+        shutil.rmtree(unfinished)
 
-        net = training.create(params, "target", classes)
-        channels_last(net, device)
-        detector = None
-        if structure.detector == "none":
-            step = training.plain_step(net, params.training, dtype)
-        else:
-            with torch_seed(params.seed, "weights", "detector"):
-                detector = TransformerDetector(params.detector, networks.map_shapes(net, params.data.image_size))
-            detector = detector.to(device)
-            helper = channels_last(networks.frozen(pretrained), device)
-            step = joint_step(net, helper, detector, params.training, params.detector, dtype)
-        history = training.fit(params, name, net, step, gallery, draw, validation)
-        training.save(params, name, files.model(name, params.seed), net, dtype, clean)
-        if detector is not None:
-            training.save(params, name, files.detector(name, params.seed), detector, dtype, clean)
-        training.save_history(name, history)
-        done(len(clean) * params.training.epochs, f"{params.training.epochs} epochs of {len(clean):,} images")
 
+def _draw(params: Params, structure: Structure, attacks: list[str]) -> Callable[[int, np.ndarray], np.ndarray]:
+    """(epoch, order of visits) → version of each image."""
 
-def _opponent(clean: store.Images, attack: str, source: str) -> store.Images:
-    path = files.ADVERSARIAL / attack / "train.parquet"
-    images = store.read(path, ("image", "linf"))
-    store.check_rows(clean, images, path)
-    store.check_source(images, source, path)
-    return images
+    def draw(epoch: int, visits: np.ndarray) -> np.ndarray:
+        if not attacks:
+            return np.zeros(len(visits), np.int64)
+        return sampler.draw(
+            params.fixed if structure.opponents == "fixed" else params.sampler,
+            attacks,
+            fixed=structure.opponents == "fixed",
+            seed=params.seed,
+            epoch=epoch,
+            visits=visits,
+            batch_size=params.training.batch_size,
+        )
+
+    return draw

@@ -1,20 +1,26 @@
 """The one training loop, and the pretrained net; structures.py adds the steps and draws of the defences."""
 
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparring import files, networks, progress, store, transforms
+from sparring import checkpoints, files, networks, progress, store, transforms
+from sparring.checkpoints import Checkpoint
 from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import ResNet
 from sparring.params import InputError, Params, Training
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # rows (N,), images (N, 3, H, W), labels (N,), adversarial (N,)
 
 
 class Step(NamedTuple):
@@ -23,10 +29,12 @@ class Step(NamedTuple):
     run: takes images (N, 3, H, W) in [0, 1], labels (N,) and which of them are adversarial (N,) bool; updates the nets
     and returns sums over the batch, on the device: fetching them every step would stall it.
     optimizers: those that `run` steps, for the loop to lower their learning rates.
+    helpers: nets that `run` trains beside the classifier.
     """
 
     run: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
     optimizers: list[torch.optim.Optimizer]
+    helpers: tuple[nn.Module, ...] = ()
 
 
 class Gallery:
@@ -42,14 +50,117 @@ class Gallery:
         stacked = np.empty((len(versions), *clean.image.shape), dtype)
         for number, images in enumerate(versions):
             stacked[number] = images.image
-        changed = np.stack([np.zeros(len(clean), bool), *(images.columns["linf"] > 0 for images in attacked)])
         self.image = torch.from_numpy(stacked).to(device)
+        self._note(clean, attacked, device)
+
+    def _note(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
+        changed = np.stack([np.zeros(len(clean), bool), *(images.columns["linf"] > 0 for images in attacked)])
         self.label = torch.from_numpy(clean.label).to(device)
         self.adversarial = torch.from_numpy(changed).to(device)
+        self.device = device
+
+    def order(self, seed: int, epoch: int) -> list[np.ndarray]:
+        """The rows in the order in which an epoch visits them, in one window or several."""
+        return [rng(seed, "order", epoch).permutation(len(self.label))]
+
+    def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
+        """The epoch's batches of `size` images, but for the first `skip`.  version: that of each image (N,)."""
+        drawn = torch.from_numpy(version).to(self.device)
+        for rows in torch.from_numpy(np.concatenate(windows)).to(self.device).split(size)[skip:]:
+            yield rows, *self.batch(drawn[rows], rows)
 
     def batch(self, version: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        images = networks.to_images(self.image[version, rows], self.image.device)
+        images = networks.to_images(self.image[version, rows], self.device)
         return images, self.label[rows], self.adversarial[version, rows]
+
+
+class Stream(Gallery):
+    """The same where the versions do not fit into memory: read by row group, a window of images ahead of the training.
+
+    An epoch visits the row groups in a drawn order, and the images of a window of them in a drawn order. In a window
+    each image has its one drawn version. A window has so many row groups, at least one, that two windows take `budget`
+    bytes, and no more than an eighth of the images, so that reading overlaps with training.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        clean: store.Images,
+        attacked: list[store.Images],
+        budget: float,
+        device: torch.device,
+    ) -> None:
+        """paths: the stores of all versions.  clean, attacked: the same without their images."""
+        self._note(clean, attacked, device)
+        self._versions = [store.Groups(path) for path in paths]
+        first = self._versions[0]
+        for other in self._versions[1:]:
+            if not np.array_equal(other.rows, first.rows):
+                raise InputError(f"{other.path} has other row groups than {first.path}; delete it and run `dvc repro`")
+        self._dtype = np.result_type(*(version.dtype for version in self._versions))
+        self._starts = np.cumsum(first.rows) - first.rows
+        bytes_a_group = int(first.rows.max() * np.prod(first.shape)) * self._dtype.itemsize
+        self._groups = max(1, min(int(budget / 2) // bytes_a_group, len(first.rows) // 8))
+
+    def order(self, seed: int, epoch: int) -> list[np.ndarray]:
+        groups = rng(seed, "groups", epoch).permutation(len(self._starts))
+        windows = []
+        for number, here in enumerate(np.split(groups, range(self._groups, len(groups), self._groups))):
+            rows = [self._starts[group] + np.arange(self._versions[0].rows[group]) for group in here]
+            windows.append(rng(seed, "order", epoch, number).permutation(np.concatenate(rows)))
+        return windows
+
+    def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
+        visits, ends = np.concatenate(windows), np.cumsum([len(window) for window in windows])
+        place = skip * size
+        left = np.empty((0, *self._versions[0].shape), self._dtype)  # of a window that did not fill its last batch
+        first = int(np.searchsorted(ends, place, "right"))
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(self._read, window, version[window]) for window in windows[first : first + 1]]
+            for number, end in enumerate(ends[first:], first + 1):
+                images = ahead.pop().result()
+                ahead = [reader.submit(self._read, window, version[window]) for window in windows[number : number + 1]]
+                used = place + len(left) - (end - len(images))
+                while place < end and (place + size <= end or end == len(visits)):
+                    here = visits[place : place + size]
+                    shown = np.concatenate([left, images[used : used + len(here) - len(left)]])
+                    used += len(here) - len(left)
+                    place, left = place + len(here), left[:0]
+                    rows, drawn = (torch.from_numpy(each).to(self.device) for each in (here, version[here]))
+                    yield rows, networks.to_images(shown, self.device), self.label[rows], self.adversarial[drawn, rows]
+                left = np.concatenate([left, images[used:]])
+
+    def _read(self, rows: np.ndarray, version: np.ndarray) -> np.ndarray:
+        """The images (N, H, W, C) of these rows, each in its version; a row group is read once for each version."""
+        images = np.empty((len(rows), *self._versions[0].shape), self._dtype)
+        group = np.searchsorted(self._starts, rows, "right") - 1
+        kind = group * len(self._versions) + version
+        places = np.argsort(kind, kind="stable")
+        kinds, starts = np.unique(kind[places], return_index=True)
+        for which, here in zip(kinds, np.split(places, starts[1:]), strict=True):
+            number, drawn = divmod(int(which), len(self._versions))
+            images[here] = self._versions[drawn].read(number)[rows[here] - self._starts[number]]
+        return images
+
+
+def gallery(params: Params, attacks: list[str], source: str, device: torch.device) -> Gallery:
+    """The training images, clean and under these attacks: in memory where store.memory_budget allows, else streamed.
+
+    source: digest of the net that the attacks have to have been made against; InputError where they were not.
+    """
+    paths = [files.CLEAN / "train.parquet", *(files.ADVERSARIAL / name / "train.parquet" for name in attacks)]
+    versions = [store.Groups(path) for path in paths]
+    size = len(paths) * versions[0].rows.sum() * np.prod(versions[0].shape)
+    budget = params.store.memory_budget * 1e9
+    fits = size * np.result_type(*(version.dtype for version in versions)).itemsize <= budget
+    pixels = ("image",) if fits else ()
+    clean, attacked = store.read(paths[0], pixels), []
+    for path in paths[1:]:
+        images = store.read(path, (*pixels, "linf"))
+        store.check_rows(clean, images, path)
+        store.check_source(images, source, path)
+        attacked.append(images)
+    return Gallery(clean, attacked, device) if fits else Stream(paths, clean, attacked, budget, device)
 
 
 def plain_step(net: ResNet, settings: Training, dtype: torch.dtype) -> Step:
@@ -59,7 +170,7 @@ def plain_step(net: ResNet, settings: Training, dtype: torch.dtype) -> Step:
     def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, dtype):
             logits = net(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
         update(optimizer, loss)
         return {"loss": loss.detach() * len(labels), "accuracy": (logits.argmax(1) == labels).sum()}
 
@@ -73,10 +184,15 @@ def sgd(module: nn.Module, learning_rate: float, settings: Training) -> torch.op
 
 
 def scheduler(optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Moves the learning rate over `steps` steps: nowhere, or along half a cosine to 0."""
+    """Moves the learning rate over `steps` steps, as `training.schedule` says: docs/method.md has the curves."""
+    schedules = torch.optim.lr_scheduler
+    if settings.schedule == "step":
+        return schedules.MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
     if settings.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        return schedules.CosineAnnealingLR(optimizer, steps)
+    if settings.schedule == "one_cycle":
+        return schedules.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], steps, cycle_momentum=False)
+    return schedules.LambdaLR(optimizer, lambda step: 1.0)
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -97,48 +213,111 @@ def fit(
     gallery: Gallery,
     draw: Callable[[int, np.ndarray], np.ndarray],
     validation: store.Images,
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
-    """Train for params.training.epochs epochs; returns a row of means an epoch.
+    """Train for params.training.epochs epochs; returns a row of means an epoch. What the nets hold in the end is what
+    params.training.keep and ema say.
 
-    draw: (epoch, order of visits) → version of each image (N,).  validation: clean images to watch, not to choose by.
-    Raises InputError where a loss is no longer a number.
+    draw: (epoch, order of visits) → version of each image (N,).  validation: clean images to watch, and for `keep:
+    best` to choose by.
+    checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers and schedules, sums of
+    the epoch, history, and torch's generators, as dropout draws from them; everything else that is drawn is a function
+    of the seed and the epoch. So a run that was killed ends with the bits of one that was not.
+    Raises InputError where a loss is no longer a number or there is nothing to choose by; SystemExit on SIGTERM and
+    Ctrl-C, once the state is saved.
     """
-    settings, device = params.training, gallery.image.device
+    settings, device = params.training, gallery.device
+    checkpoint = checkpoint or Checkpoint(None)
+    if settings.keep == "best" and not len(validation):
+        raise InputError(f"{name}: training.keep is best, but there are no validation images to choose by; use last")
     count = len(gallery.label)
     steps = settings.epochs * math.ceil(count / settings.batch_size)
     schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
-    history = []
-    with progress.bar(name, settings.epochs * count) as advance:
-        for epoch in range(settings.epochs):
-            visits = rng(params.seed, "order", epoch).permutation(count)
-            version = torch.from_numpy(draw(epoch, visits)).to(device)
+    average = None
+    if settings.ema:
+        average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+    changing: list[Any] = [net, *step.helpers, *step.optimizers, *schedulers, *([average] if average else [])]
+    kept = [average.module if average else net, *step.helpers]
+    best: list[dict[str, Tensor]] = []
+    history: list[dict[str, float]] = []
+    totals: dict[str, Tensor] = {}
+    first = skip = 0  # the epoch to go on in, and its batches that are done
+    random: list[Tensor] = []
+    if (state := checkpoint.load()) is not None:
+        for each, saved in zip(changing, state["changing"], strict=True):
+            each.load_state_dict(saved)
+        history, first, skip, random = state["history"], state["epoch"], state["batches"], state["random"]
+        best = state["best"]
+        totals = {key: value.to(device) for key, value in state["totals"].items()}
+        del state, saved  # a copy of everything
+        print(f"{name}: going on {_place(first, skip, settings.epochs)}", flush=True)
+
+    with checkpoint.stoppable() as stopped, progress.bar(name, settings.epochs * count) as advance:
+
+        def save_state(epoch: int, batches: int, totals: dict[str, Tensor], always: bool = False) -> None:
+            if always or stopped() or checkpoint.due():
+                checkpoint.save(
+                    {
+                        "changing": [each.state_dict() for each in changing],
+                        "best": best,
+                        "history": history,
+                        "epoch": epoch,
+                        "batches": batches,
+                        "totals": totals,
+                        "random": checkpoints.random_state(device),
+                    }
+                )
+            if stopped():
+                raise SystemExit(f"{name}: stopped; the same command goes on {_place(epoch, batches, settings.epochs)}")
+
+        advance(first * count + min(skip * settings.batch_size, count))
+        for epoch in range(first, settings.epochs):
+            windows = gallery.order(params.seed, epoch)
+            version = draw(epoch, np.concatenate(windows))
             area = (settings.crop_area[0], settings.crop_area[1])
             crops = transforms.draw_crops(rng(params.seed, "crop", epoch), count, area, settings.horizontal_flip)
             crops = crops.to(device)
-            totals: dict[str, Tensor] = {}
             net.train()
             with torch_seed(params.seed, "train", name, epoch):
-                for rows in torch.from_numpy(visits).to(device).split(settings.batch_size):
-                    images, labels, adversarial = gallery.batch(version[rows], rows)
+                if skip:
+                    checkpoints.set_random_state(random, device)
+                batches = gallery.batches(windows, version, settings.batch_size, skip)
+                for number, (rows, images, labels, adversarial) in enumerate(batches, skip + 1):
                     for key, value in step.run(transforms.crop(images, crops[rows]), labels, adversarial).items():
                         totals[key] = totals.get(key, 0) + value
                     for each in schedulers:
                         each.step()
+                    if average is not None:
+                        average.update_parameters(net)
                     advance(len(rows))
+                    save_state(epoch, number, totals)
             means = {key: float(value) / count for key, value in totals.items()}
+            totals, skip = {}, 0
             broken = [key for key, value in means.items() if not np.isfinite(value)]
             if broken:
+                checkpoint.delete()  # to go on from there would only end here again
                 raise InputError(
                     f"{name}: {broken[0]} is {means[broken[0]]} in epoch {epoch}; "
                     f"lower training.learning_rate ({settings.learning_rate})"
                 )
-            right = (
-                networks.predict(net, validation.image, params.store.batch_size, device).argmax(1) == validation.label
-            )
+            predicted = networks.predict(kept[0], validation.image, params.store.batch_size, device).argmax(1)
+            right = predicted == validation.label
             means["validation_accuracy"] = float(right.mean()) if len(right) else float("nan")
+            if settings.keep == "best" and all(
+                means["validation_accuracy"] > row["validation_accuracy"] for row in history
+            ):
+                best = [{key: value.clone() for key, value in each.state_dict().items()} for each in kept]
             history.append({"epoch": epoch, **means})
             print(f"{name}: epoch {epoch + 1}/{settings.epochs}, " + _line(means), flush=True)
+            save_state(epoch + 1, 0, totals, always=epoch + 1 == settings.epochs)
+    for each, chosen in zip([net, *step.helpers], best or [each.state_dict() for each in kept], strict=True):
+        each.load_state_dict(chosen)
     return pd.DataFrame(history)
+
+
+def _place(epoch: int, batches: int, epochs: int) -> str:
+    within = f" and {batches:,} batches" if batches else ""
+    return f"after epoch {epoch}/{epochs}{within}"
 
 
 def _line(means: dict[str, float]) -> str:
@@ -175,7 +354,12 @@ def pretrain(params: Params) -> None:
     device = choose(params)
     dtype = precision(params, device)
     with progress.timed("pretrain", device, dtype) as done:
-        clean, validation = (store.read(files.CLEAN / f"{split}.parquet") for split in ("train", "validation"))
+        inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
+        clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
+        settings = [params.seed, params.deterministic, params.network, params.training]
+        settings += [params.store.batch_size, params.store.memory_budget]
+        unfinished = checkpoints.folder("pretrain", settings, inputs, device, dtype)
+        checkpoint = Checkpoint(unfinished / f"{params.seed}.pt")
         net = create(params, "pretrained", len(clean.metadata["classes"]))
         channels_last(net, device)
         history = fit(
@@ -183,10 +367,13 @@ def pretrain(params: Params) -> None:
             "pretrained",
             net,
             plain_step(net, params.training, dtype),
-            Gallery(clean, [], device),
+            gallery(params, [], "", device),
             lambda epoch, visits: np.zeros(len(visits), np.int64),
             validation,
+            checkpoint,
         )
         save(params, "pretrained", files.PRETRAINED, net, dtype, clean)
         save_history("pretrained", history)
-        done(len(clean) * params.training.epochs, f"{params.training.epochs} epochs of {len(clean):,} images")
+        count = len(clean) * params.training.epochs
+        done(count, f"{params.training.epochs} epochs of {len(clean):,} images", checkpoint.earlier)
+        shutil.rmtree(unfinished)

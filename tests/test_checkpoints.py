@@ -1,0 +1,246 @@
+"""Interrupted training: killed or stopped anywhere, it goes on and ends with the bytes of an undisturbed run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_values
+from ruamel.yaml import YAML
+
+from sparring import checkpoints, files, params, structures, training, transforms
+from sparring.checkpoints import Checkpoint
+from sparring.params import InputError, Params
+
+STAGES = Path(__file__).resolve().parent.parent / "stages"
+CPU = torch.device("cpu")
+CHANGES: dict[str, Any] = {"training": {"epochs": 3, "batch_size": 50}, "detector": {"dropout": 0.3}}
+
+
+def train(settings: Params, name: str) -> dict[str, bytes]:
+    """Trains a structure, or `pretrained`; what it wrote, by path."""
+    if name == "pretrained":
+        training.pretrain(settings)
+    else:
+        structures.train(settings, name)
+    return written(name)
+
+
+def written(name: str) -> dict[str, bytes]:
+    models = [files.PRETRAINED] if name == "pretrained" else sorted((files.MODELS / name).iterdir())
+    return {str(path): path.read_bytes() for path in [*models, files.HISTORY / f"{name}.csv"]}
+
+
+def write(values: dict[str, Any]) -> Params:
+    YAML().dump(values, Path("params.yaml"))
+    return params.validate(values)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[subprocess.Popen[str]]:
+    """The stage as a process of its own, once it has saved something."""
+    command = [STAGES / "pretrain.py"] if name == "pretrained" else [STAGES / "train.py", name]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: more threads round differently
+    before = {path: path.stat().st_mtime_ns for path in files.PARTIAL.rglob("*.pt")}
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and before == {p: p.stat().st_mtime_ns for p in files.PARTIAL.rglob("*.pt")}:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield process
+
+
+@pytest.mark.parametrize("name", ["pretrained", "adv", "ours"])
+def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
+    project: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = write(tiny_values(**CHANGES | {"training": {"epochs": 12, "batch_size": 50}}))
+    wanted = train(settings, name)
+    assert not list(files.PARTIAL.iterdir())
+    chance = np.random.default_rng(sum(map(ord, name)))
+    for pause in chance.uniform(0, 0.7, 2):
+        with stage(name) as process:
+            time.sleep(pause)
+            process.kill()
+    assert list(files.PARTIAL.iterdir()) or process.returncode == 0
+    capfd.readouterr()
+    assert train(settings, name) == wanted
+    assert f"{name}: going on after epoch " in capfd.readouterr().out or process.returncode == 0
+    assert not list(files.PARTIAL.iterdir())
+
+
+def test_a_stage_that_is_told_to_stop_saves_and_says_where_it_goes_on(project: Path) -> None:
+    write(tiny_values(**CHANGES | {"training": {"epochs": 500, "batch_size": 50}}))
+    with stage("ours") as process:
+        process.terminate()
+        _, error = process.communicate(timeout=60)
+    assert process.returncode > 0
+    (line,) = error.splitlines()
+    assert line.startswith("ours: stopped; the same command goes on after epoch ")
+    with stage("ours") as process:
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode > 0 and out.startswith("ours: going on " + line.partition("goes on ")[2])
+
+
+@contextmanager
+def stopped_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A block in which training gets Ctrl-C during its n-th batch, and ends there."""
+    left, crop = batches, transforms.crop
+
+    def counts(*arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return crop(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="goes on after epoch"):
+        patched.setattr(transforms, "crop", counts)
+        yield
+
+
+RECIPE = {"schedule": "one_cycle", "label_smoothing": 0.1, "ema": 0.8, "keep": "best"}
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("pretrained", {}), ("adv", {}), ("ours", {}), ("ours", RECIPE), ("adv", {"schedule": "step"})]
+)
+def test_stopped_after_any_batch_it_ends_with_the_same_bytes(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, name: str, recipe: dict[str, Any]
+) -> None:
+    settings = tiny(**CHANGES | {"training": CHANGES["training"] | recipe})
+    wanted = train(settings, name)
+    # Within an epoch, at the end of one, again in what is left, and at the very end.
+    for stops in ([3], [6], [8, 1, 2], [18]):
+        for batches in stops:
+            with stopped_after(batches, monkeypatch):
+                train(settings, name)
+        assert train(settings, name) == wanted
+        assert not list(files.PARTIAL.iterdir())
+
+
+def test_finished_seeds_are_not_trained_again(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny(**CHANGES, seeds=[0, 1])
+    wanted = train(settings, "ours")
+    with stopped_after(18 + 8, monkeypatch):
+        train(settings, "ours")
+    shutil.rmtree(files.MODELS / "ours")  # as DVC does before it runs the stage again
+    left = 0
+    crop = transforms.crop
+
+    def counts(*arguments: Any) -> Any:
+        nonlocal left
+        left += 1
+        return crop(*arguments)
+
+    monkeypatch.setattr(transforms, "crop", counts)
+    assert train(settings, "ours") == wanted
+    assert left == 10
+
+
+def test_no_other_run_takes_a_checkpoint(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with stopped_after(8, monkeypatch):
+        train(tiny(**CHANGES), "ours")
+    (left,) = files.PARTIAL.iterdir()
+    other = tiny(**CHANGES | {"training": CHANGES["training"] | {"learning_rate": 0.01}})
+    wanted = train(other, "ours")
+    assert left.exists() and "going on" not in capfd.readouterr().out
+    assert train(tiny(**CHANGES), "ours") != wanted
+    assert not left.exists() and "going on" in capfd.readouterr().out
+
+
+def test_what_decides_the_bytes_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, code = tmp_path / "data.bin", tmp_path / "code"
+    data.write_bytes(b"1")
+    code.mkdir()
+    (code / "a.py").write_text("1")
+    monkeypatch.setattr(checkpoints, "CODE", code)
+
+    def found(settings: object = ("x", 1), dtype: torch.dtype = torch.float32, device: str = "cpu") -> Path:
+        return checkpoints.folder("ours", settings, [data], torch.device(device), dtype)
+
+    first = found()
+    assert first == found() and first.parent == tmp_path / files.PARTIAL and first.name.startswith("ours-")
+    others = [found(settings=("x", 2)), found(dtype=torch.bfloat16)]
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "__version__", "0")
+        others.append(found())
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "hardware", lambda device: "another")
+        others.append(found())
+    data.write_bytes(b"2")
+    others.append(found())
+    data.write_bytes(b"1")
+    (code / "a.py").write_text("2")
+    others.append(found())
+    assert len({first, *others}) == 7
+
+
+def test_a_broken_checkpoint_is_no_checkpoint(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny(**CHANGES)
+    wanted = train(settings, "adv")
+    with stopped_after(8, monkeypatch):
+        train(settings, "adv")
+    (path,) = files.PARTIAL.rglob("*.pt")
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert train(settings, "adv") == wanted
+    assert f"{path.name} cannot be read" in capfd.readouterr().out
+
+
+def test_a_loss_that_explodes_leaves_no_checkpoint(project: Path, tiny: Callable[..., Params]) -> None:
+    with pytest.raises(InputError, match="lower training"):
+        train(tiny(training={"epochs": 2, "batch_size": 50, "learning_rate": 1e20}), "adv")
+    assert not list(files.PARTIAL.iterdir())
+
+
+def test_saving_takes_two_percent_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, cost, spent = 0.0, 0.0, 0.0
+
+    def save(*_: object) -> None:
+        nonlocal now, spent
+        now += cost
+        spent += cost
+
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now)
+    monkeypatch.setattr(torch, "save", save)
+    checkpoint = Checkpoint(tmp_path / "state.pt")
+    chance = np.random.default_rng(0)
+    saved = 0
+    for _ in range(20_000):
+        now += 0.1
+        cost = chance.uniform(0.05, 0.5)
+        if checkpoint.due():
+            checkpoint.save({})
+            saved += 1
+    assert saved > 50 and spent <= 0.02 * now + 0.5
+    assert not Checkpoint(None).due()
+
+
+def test_the_timing_counts_all_runs_of_a_training(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: save(state | {"seconds": 1000.0}, file))
+    with stopped_after(8, monkeypatch):
+        train(tiny(**CHANGES), "adv")
+    train(tiny(**CHANGES), "adv")
+    assert 1000 < YAML(typ="safe").load(files.TIMINGS / "train-adv.json")["seconds"] < 1100
