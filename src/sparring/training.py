@@ -23,10 +23,12 @@ class Step(NamedTuple):
     run: takes images (N, 3, H, W) in [0, 1], labels (N,) and which of them are adversarial (N,) bool; updates the nets
     and returns sums over the batch, on the device: fetching them every step would stall it.
     optimizers: those that `run` steps, for the loop to lower their learning rates.
+    attack: where there is one, makes of (images, labels, epoch, number of the batch) the images that `run` gets.
     """
 
     run: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
     optimizers: list[torch.optim.Optimizer]
+    attack: Callable[[Tensor, Tensor, int, int], Tensor] | None = None
 
 
 class Gallery:
@@ -118,9 +120,12 @@ def fit(
             totals: dict[str, Tensor] = {}
             net.train()
             with torch_seed(params.seed, "train", name, epoch):
-                for rows in torch.from_numpy(visits).to(device).split(settings.batch_size):
+                for number, rows in enumerate(torch.from_numpy(visits).to(device).split(settings.batch_size)):
                     images, labels, adversarial = gallery.batch(version[rows], rows)
-                    for key, value in step.run(transforms.crop(images, crops[rows]), labels, adversarial).items():
+                    images = transforms.crop(images, crops[rows])
+                    if step.attack is not None:
+                        images = step.attack(images, labels, epoch, number)
+                    for key, value in step.run(images, labels, adversarial).items():
                         totals[key] = totals.get(key, 0) + value
                     for each in schedulers:
                         each.step()
