@@ -85,6 +85,12 @@ def test_params_here_are_valid() -> None:
             changed(structures__x={"opponents": "none", "detector": "detector"}),
             "structures.x.detector needs adversarial images to learn from; name its opponents: sampler or fixed",
         ),
+        (
+            changed(structures__x={"opponents": "online_pgd", "detector": "detector"}),
+            "structures.x.detector has no clean images to learn from, as online_pgd attacks every image; use none, or "
+            "sampler or fixed as opponents",
+        ),
+        (changed(online_fgsm__eps=0.0), "online_fgsm.eps is 0.0; it should be greater than 0"),
         (changed(seed=-1, device="gpu"), "seed is -1; it should be greater than or equal to 0 (1 more after this)"),
     ],
 )

@@ -447,7 +447,9 @@ def row_params(params: Params, name: str, rows: dict[str, Row]) -> Params:
     try:
         sampler = Sampler.model_validate(params.sampler.model_dump() | {"adv_ratio": row.adv_ratio})
     except ValidationError as error:
-        raise InputError(f"{ABLATION_FILE}: rows.{name}: with {PARAMS_FILE}'s sampler{_first(error)}") from error
+        raise InputError(
+            f"{ABLATION_FILE}: rows.{name} does not go with {PARAMS_FILE}: sampler.{_first(error)}"
+        ) from error
     ours = Structure(opponents="sampler", detector="detector")
     changes = {"detector": detector, "sampler": sampler, "structures": {ABLATED: ours}, "unseen_attacks": {}}
     return params.model_copy(update=changes)
