@@ -92,6 +92,12 @@ def test_params_here_are_valid() -> None:
             changed(training__keep="best", data__validation=0),
             "training.keep is best, but data.validation is 0; give it images to choose by, or use last",
         ),
+        (
+            changed(structures__x={"opponents": "online_pgd", "detector": "detector"}),
+            "structures.x.detector has no clean images to learn from, as online_pgd attacks every image; use none, or "
+            "sampler or fixed as opponents",
+        ),
+        (changed(online_fgsm__eps=0.0), "online_fgsm.eps is 0.0; it should be greater than 0"),
         (changed(seed=-1, device="gpu"), "seed is -1; it should be greater than or equal to 0 (1 more after this)"),
     ],
 )

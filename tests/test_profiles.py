@@ -100,6 +100,7 @@ def test_settings_may_add_names_where_names_are_free(run: Run) -> None:
         *("profile", "digits", "--set", "attacks.pgd={method: torchattacks.PGD, eps: 3e-2}"),
         *("--set", "unseen_attacks.far.method=fgsm", "--set", "unseen_attacks.far.eps=0.1"),
         *("--set", "structures.fixed={opponents: fixed, detector: none}", "--set", "fixed.weights.pgd=2"),
+        *("--set", "structures.online={opponents: online_pgd, detector: none}", "--set", "online_pgd.steps=3"),
     )
     assert (code, err) == (0, "")
     assert "attacks.pgd.eps: absent → 0.03\n" in out
@@ -107,6 +108,8 @@ def test_settings_may_add_names_where_names_are_free(run: Run) -> None:
     assert list(values.attacks)[-1] == "pgd" and values.attacks["pgd"].arguments["eps"] == 0.03
     assert values.unseen_attacks["far"].arguments == {"eps": 0.1}
     assert values.fixed.weights["pgd"] == 2
+    assert list(values.structures) == ["adv", "ours", "fixed", "online"]
+    assert values.structures["online"].opponents == "online_pgd" and values.online_pgd.steps == 3
     assert "unseen_attacks.far.eps: 0.1 → absent\n" in run("profile", "digits")[1]
 
 

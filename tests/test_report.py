@@ -237,6 +237,21 @@ def test_without_detector_or_timings_or_heldout_images(tmp_path: Path, monkeypat
     assert not Path("reports/figures/detector_roc.png").exists()
 
 
+def test_controls_stand_beside_the_papers_structures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    opponents = {"adv": "sampler", "classical": "fixed", "fast": "online_fgsm", "madry": "online_pgd"}
+    structures = {name: {"opponents": word, "detector": "none"} for name, word in opponents.items()}
+    report.render(make_project(structures=structures))
+    table = pd.read_csv("reports/tables/table2.csv")
+    assert set(table["structure"]) == {BASELINE, *opponents} and table["accuracy"].notna().all()
+    assert set(pd.read_csv("reports/tables/table4.csv")["structure"]) == {BASELINE, *opponents}
+    page = Path("reports/report.md").read_text()
+    assert "trained on them (fast, madry: on attacks made on the fly instead) for" in page
+    for other in ("classical", "fast", "madry"):
+        assert page.count(f"- adv minus {other}: ") == 2 and f"{other} minus adv" not in page
+    assert "- online_pgd: eps 0.025, step 0.00625, steps 7\n" in page
+
+
 def test_no_structures_and_no_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"test": 0}

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from sparring import files, networks, params, sampler, store, structures, traini
 from sparring.detector import Layer, TransformerDetector
 from sparring.device import rng
 from sparring.networks import ResNet
-from sparring.params import Detector, InputError, Network, Params
+from sparring.params import Detector, InputError, Network, Online, Params
 from sparring.store import Images
 
 CPU = torch.device("cpu")
@@ -469,6 +470,44 @@ def one_cycle(step: int, steps: int) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
+@pytest.mark.parametrize(("eps", "step", "steps"), [(0.05, 0.0625, 1), (0.05, 0.02, 4)])
+def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, steps: int) -> None:
+    net = small().train()
+    torch.manual_seed(1)
+    images, labels = torch.rand(16, 3, 16, 16), torch.randint(10, (16,))
+    images[:2] = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    before = copy.deepcopy(net.state_dict())
+    attack = structures.online_attack(net, Online(eps=eps, step=step, steps=steps), torch.float32, 0)
+    attacked = attack(images, labels, 3, 7)
+    assert net.training and all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters()) and not attacked.requires_grad
+    assert torch.equal(attack(images, labels, 3, 7), attacked)
+    assert not torch.equal(attack(images, labels, 3, 8), attacked) and not torch.equal(
+        attack(images, labels, 4, 7), attacked
+    )
+    generator = torch.Generator().manual_seed(int(rng(0, "online", 3, 7).integers(2**62)))
+    noise = torch.randn(16, 1, 3, 16, 16, generator=generator)[:, 0]
+    uniform = 2 * torch.distributions.Normal(0, 1).cdf(noise) - 1
+    assert abs(uniform.mean()) < 0.02 and abs(uniform.var() - 1 / 3) < 0.02
+    wanted = (images + eps * uniform).clamp(0, 1)
+    net.eval()
+    for _ in range(steps):
+        wanted.requires_grad_()
+        gradient = torch.cat(
+            [
+                torch.autograd.grad(F.cross_entropy(net(wanted[n : n + 1]), labels[n : n + 1]), wanted)[0][n : n + 1]
+                for n in range(16)
+            ]
+        )
+        wanted = (wanted + step * gradient.sign()).detach()
+        wanted = torch.minimum(torch.maximum(wanted, images - eps), images + eps).clamp(0, 1)
+    # Where a gradient is next to nothing, rounding decides its sign.
+    assert ((attacked - wanted).abs() < 1e-6).float().mean() > 0.999
+    assert (attacked - images).abs().max() <= eps + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
+    with torch.no_grad():
+        assert F.cross_entropy(net(attacked), labels) > F.cross_entropy(net(images), labels)
+
+
 def seven() -> Images:
     shown = np.random.default_rng(0).integers(0, 255, (7, 16, 16, 3), np.uint8)
     return Images(np.arange(7), np.arange(7), shown)
@@ -599,10 +638,11 @@ STRUCTURES = {
     "ours": {"opponents": "sampler", "detector": "detector"},
     "classical": {"opponents": "fixed", "detector": "none"},
     "plain": {"opponents": "none", "detector": "none"},
+    "online": {"opponents": "online_pgd", "detector": "none"},
 }
 
 
-@pytest.mark.parametrize("name", ["pretrained", "ours", "classical"])
+@pytest.mark.parametrize("name", ["pretrained", "ours", "classical", "online"])
 def test_training_twice_gives_the_same_bytes(project: Path, tiny: Callable[..., Params], name: str) -> None:
     settings = tiny(training={"epochs": 2, "batch_size": 50}, structures=STRUCTURES)
     first = train(settings, name)
@@ -651,6 +691,37 @@ def test_a_structure_trains_on_what_the_sampler_draws(
         assert sorted(visits.tolist()) == list(range(300))
 
 
+def test_online_training_attacks_every_image_and_needs_no_store(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"crop_area": [1.0, 1.0], "epochs": 2, "batch_size": 50}
+    settings = tiny(training=changes, structures=STRUCTURES, online_pgd={"eps": 0.06, "step": 0.02, "steps": 2})
+    shutil.rmtree(files.ADVERSARIAL)
+    clean = store.read(files.CLEAN / "train.parquet").image / 255
+    seen: list[np.ndarray] = []
+    original = training.plain_step
+
+    def spy(net: ResNet, chosen: params.Training, dtype: torch.dtype) -> training.Step:
+        step = original(net, chosen, dtype)
+
+        def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+            assert net.training
+            seen.append(images.permute(0, 2, 3, 1).numpy())
+            return step.run(images, labels, adversarial)
+
+        return training.Step(run, step.optimizers)
+
+    monkeypatch.setattr(training, "plain_step", spy)
+    structures.train(settings, "online")
+    epochs = np.concatenate(seen).reshape(2, 300, *clean.shape[1:])
+    for epoch, shown in enumerate(epochs):
+        change = np.abs(shown - clean[rng(0, "order", epoch).permutation(300)])
+        assert change.max() <= 0.06 + 1e-6
+        assert (change.max((1, 2, 3)) > 0.03).all()
+    with pytest.raises(InputError, match="is missing"):
+        structures.train(settings, "classical")
+
+
 def test_history_has_a_row_an_epoch(project: Path, tiny: Callable[..., Params]) -> None:
     train(tiny(training={"epochs": 3, "batch_size": 50}, structures=STRUCTURES), "ours")
     history = pd.read_csv(files.HISTORY / "ours.csv")
@@ -692,7 +763,8 @@ def test_a_loss_that_explodes_is_one_line_and_writes_nothing(
 
 def test_an_unknown_structure_is_one_line(project: Path, tiny: Callable[..., Params]) -> None:
     fails(
-        "structures.our is missing; there are ours, classical, plain", lambda: train(tiny(structures=STRUCTURES), "our")
+        "structures.our is missing; there are ours, classical, plain, online",
+        lambda: train(tiny(structures=STRUCTURES), "our"),
     )
 
 

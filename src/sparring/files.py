@@ -18,6 +18,8 @@ PARTIAL = Path("data/partial")  # of interrupted stages, in the main repository;
 MODELS = Path("models")
 PRETRAINED = MODELS / "pretrained.safetensors"
 REPORTS = Path("reports")
+ABLATION = Path("ablation/rows")  # of each row of Table 3, a folder with results of its own
+ABLATION_REPORTS = Path("ablation/reports")
 
 
 def model(structure: str, seed: int) -> Path:
@@ -26,6 +28,21 @@ def model(structure: str, seed: int) -> Path:
 
 def detector(structure: str, seed: int) -> Path:
     return MODELS / structure / f"{seed}.detector.safetensors"
+
+
+@contextmanager
+def results_below(folder: Path) -> Iterator[None]:
+    """Inside the block, training and evaluation write (and look for) their results below `folder`.
+
+    The images, the stored attacks and the pretrained net stay where they are.
+    """
+    global MODELS, HISTORY, PREDICTIONS, TIMINGS
+    before = MODELS, HISTORY, PREDICTIONS, TIMINGS
+    MODELS, HISTORY, PREDICTIONS, TIMINGS = (folder / path for path in before)
+    try:
+        yield
+    finally:
+        MODELS, HISTORY, PREDICTIONS, TIMINGS = before
 
 
 @contextmanager

@@ -10,14 +10,16 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 PARAMS_FILE = "params.yaml"
+ABLATION_FILE = "ablation/params.yaml"
 BASELINE = "baseline"
+ABLATED = "ours"  # the structure that Table 3 varies
 CLEAN = "clean"
 SPLITS = ("train", "validation", "test", "heldout")
 ATTACKED_SPLITS = ("train", "test", "heldout")
@@ -48,6 +50,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
+
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -152,14 +157,30 @@ class Detector(Section):
     learning_rate: Positive
 
 
+class Online(Section):
+    eps: Positive
+    step: Positive
+    steps: Count
+
+
 class Structure(Section):
-    opponents: Literal["sampler", "fixed", "none"]
+    opponents: Literal["sampler", "fixed", "online_fgsm", "online_pgd", "none"]
     detector: Literal["detector", "none"]
+
+    @property
+    def stored(self) -> bool:
+        """Whether it trains on the stored attacks."""
+        return self.opponents in ("sampler", "fixed")
 
     @model_validator(mode="after")
     def _has_opponents(self) -> "Structure":
         if self.detector != "none" and self.opponents == "none":
             raise ValueError("detector needs adversarial images to learn from; name its opponents: sampler or fixed")
+        if self.detector != "none" and not self.stored:
+            raise ValueError(
+                f"detector has no clean images to learn from, as {self.opponents} attacks every image; use none, or "
+                "sampler or fixed as opponents"
+            )
         return self
 
 
@@ -334,6 +355,8 @@ class Params(Section):
     unseen_attacks: dict[str, Attack]
     sampler: Sampler
     fixed: Sampler
+    online_fgsm: Online
+    online_pgd: Online
     detector: Detector
     none: dict[str, Any]
     structures: dict[str, Structure]
@@ -396,6 +419,24 @@ class Params(Section):
         return self
 
 
+class Row(Section):
+    """What a row of Table 3 changes in params.yaml."""
+
+    input: Literal["full", "low"]
+    adv_ratio: Share
+    layers: Count
+
+
+class Ablation(Section):
+    rows: Annotated[dict[str, Row], Field(min_length=1)]
+
+    @field_validator("rows")
+    @classmethod
+    def _rows(cls, rows: dict[str, Row]) -> dict[str, Row]:
+        _names(rows, ())
+        return rows
+
+
 def load(path: str | Path = PARAMS_FILE) -> Params:
     """Read and validate a parameter file, the way DVC reads it (YAML 1.2).
 
@@ -403,6 +444,31 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
     missing or impossible key.
     """
     return validate(read(path), str(path))
+
+
+def load_rows(path: str | Path = ABLATION_FILE) -> dict[str, Row]:
+    """The rows of Table 3, by name; InputError in one line as for `load`."""
+    return _validated(Ablation, read(path), str(path)).rows
+
+
+def row_params(params: Params, name: str, rows: dict[str, Row]) -> Params:
+    """`params` with the detector and the adversarial share of a row of Table 3; its one structure is ABLATED.
+
+    Raises InputError for a row that there is not, or whose share does not go with the sampler's range.
+    """
+    if name not in rows:
+        raise InputError(f"{ABLATION_FILE}: rows.{name} is missing; there are {', '.join(rows)}")
+    row = rows[name]
+    detector = params.detector.model_copy(update={"input": row.input, "layers": row.layers})
+    try:
+        sampler = Sampler.model_validate(params.sampler.model_dump() | {"adv_ratio": row.adv_ratio})
+    except ValidationError as error:
+        raise InputError(
+            f"{ABLATION_FILE}: rows.{name} does not go with {PARAMS_FILE}: sampler.{_first(error)}"
+        ) from error
+    ours = Structure(opponents="sampler", detector="detector")
+    changes = {"detector": detector, "sampler": sampler, "structures": {ABLATED: ours}, "unseen_attacks": {}}
+    return params.model_copy(update=changes)
 
 
 def read(path: str | Path) -> Any:
@@ -423,8 +489,12 @@ def validate(values: Any, name: str = PARAMS_FILE) -> Params:
     if not isinstance(values, dict):
         found = "is empty" if values is None else f"holds a {type(values).__name__}"
         raise InputError(f"{name} {found}; it needs the sections of profiles/digits.yaml")
+    return _validated(Params, values, name)
+
+
+def _validated(model: type[Model], values: Any, name: str) -> Model:
     try:
-        return Params.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         more = f" ({error.error_count() - 1} more after this)" if error.error_count() > 1 else ""
         raise InputError(f"{name}: {_first(error)}{more}") from error
@@ -459,10 +529,11 @@ def _shown(value: Any) -> str:
 
 
 def _fields(title: str, location: tuple[Any, ...]) -> Iterator[str] | list[str]:
-    model: Any = {**{cls.__name__: cls for cls in BUILT_IN.values()}, "Params": Params}.get(title, Params)
+    model: Any = {**{cls.__name__: cls for cls in BUILT_IN.values()}, "Ablation": Ablation}.get(title, Params)
+    named = Row if model is Ablation else Structure
     for part in location[:-1]:
         field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else Structure
+        model = field.annotation if field else named
     return list(getattr(model, "model_fields", {}))
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from sparring import figures, files, statistics, store, tables
-from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params
+from sparring.params import ABLATED, BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params, Row, row_params
 
 PREDICTION_COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "detector_score"]
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "validation_accuracy"]
@@ -65,17 +65,34 @@ def render(params: Params) -> None:
         _json(temporary / "summary.json", summary)
         _json(temporary / "metrics.json", _metrics(summary))
         (temporary / "report.md").write_text(_page(results, made, drawn), encoding="utf-8", newline="\n")
-        _publish(temporary)
+        _publish(temporary, files.REPORTS)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"report: {len(made)} tables, {len(drawn)} figures in {time.perf_counter() - start:.1f} s", flush=True)
 
 
-def _publish(temporary: Path) -> None:
-    """Let the new files take the place of the old; what else lies in reports/ stays."""
-    files.REPORTS.mkdir(exist_ok=True)
+def render_ablation(params: Params, rows: dict[str, Row]) -> None:
+    """Write Table 3, detector input × adversarial share × layers, from the rows' stored predictions.
+
+    rows: by name, as in ablation/params.yaml.  Raises InputError as `render` does.
+    """
+    clean = _clean()
+    facts = _ablation_facts(params, rows, clean)
+    table = tables.ablation(params, rows, facts, [_paper_note(params, clean)])
+    temporary = files.ABLATION_REPORTS.with_name(f".{files.ABLATION_REPORTS.name}.{os.getpid()}.tmp")
+    try:
+        tables.save(table, temporary)
+        _publish(temporary, files.ABLATION_REPORTS)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"table 3: {len(rows)} rows", flush=True)
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Let the new files take the place of the old; what else lies in the folder stays."""
+    folder.mkdir(parents=True, exist_ok=True)
     for new in sorted(temporary.iterdir()):
-        old = files.REPORTS / new.name
+        old = folder / new.name
         if new.is_dir() and old.exists():
             old.rename(temporary / f"old-{new.name}")
         new.replace(old)
@@ -85,30 +102,38 @@ def _publish(temporary: Path) -> None:
 
 
 def _read(params: Params) -> Results:
-    clean = {split: store.read(files.CLEAN / f"{split}.parquet", ()) for split in ("train", *EVALUATED_SPLITS)}
-    stored = pd.concat(
-        [_stored(params, split, attack, clean[split]) for split in EVALUATED_SPLITS for attack in _attacks(params)],
-        ignore_index=True,
-    )
+    clean = _clean()
+    stored = _all_stored(params, clean)
     predictions = pd.concat(
         [_predictions(params, structure, clean) for structure in (BASELINE, *params.structures)], ignore_index=True
     )
-    draws = [
-        statistics.draw_mixture(
-            clean[split].index, clean[split].label, list(params.attacks), params.mixture.adv_ratio, params.seed, split
-        ).assign(split=split)
-        for split in EVALUATED_SPLITS
-    ]
-    mixture = predictions.merge(pd.concat(draws), on=["split", "index", "attack"], validate="many_to_one")
     return Results(
         params,
         clean,
         predictions,
         stored,
-        statistics.detector_rows(mixture, stored),
+        _mixture(params, params.mixture.adv_ratio, clean, predictions, stored),
         {name: _history(files.HISTORY / f"{name}.csv") for name in ("pretrained", *params.structures)},
         _timings(params),
     )
+
+
+def _clean() -> dict[str, store.Images]:
+    return {split: store.read(files.CLEAN / f"{split}.parquet", ()) for split in ("train", *EVALUATED_SPLITS)}
+
+
+def _mixture(
+    params: Params, adv_ratio: float, clean: dict[str, store.Images], predictions: pd.DataFrame, stored: pd.DataFrame
+) -> pd.DataFrame:
+    """The predictions that the draw with this adversarial share picks, with `adversarial`."""
+    draws = [
+        statistics.draw_mixture(
+            clean[split].index, clean[split].label, list(params.attacks), adv_ratio, params.seed, split
+        ).assign(split=split)
+        for split in EVALUATED_SPLITS
+    ]
+    mixture = predictions.merge(pd.concat(draws), on=["split", "index", "attack"], validate="many_to_one")
+    return statistics.detector_rows(mixture, stored)
 
 
 def _attacks(params: Params) -> list[str]:
@@ -118,6 +143,11 @@ def _attacks(params: Params) -> list[str]:
 def _store_path(params: Params, split: str, attack: str) -> Path:
     folder = files.ADVERSARIAL if attack in params.attacks else files.UNSEEN
     return folder / attack / f"{split}.parquet"
+
+
+def _all_stored(params: Params, clean: dict[str, store.Images]) -> pd.DataFrame:
+    parts = [_stored(params, split, attack, clean[split]) for split in EVALUATED_SPLITS for attack in _attacks(params)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _stored(params: Params, split: str, attack: str, clean: store.Images) -> pd.DataFrame:
@@ -195,7 +225,7 @@ def _tables(results: Results) -> list[tables.Table]:
         differences, orient="index", columns=["difference", "difference_low", "difference_high"], dtype=float
     )
     difference_frame.index = pd.MultiIndex.from_tuples(list(differences), names=["split", "structure"])
-    notes = [_paper_note(results), *_seed_note(results)]
+    notes = [_paper_note(params, results.clean), *_seed_note(results)]
     return [
         tables.intensity(params, facts),
         tables.mixture(params, statistics.accuracies(results.mixture, ["split", "structure"]), difference_frame, notes),
@@ -203,8 +233,35 @@ def _tables(results: Results) -> list[tables.Table]:
     ]
 
 
-def _paper_note(results: Results) -> str:
-    params, clean = results.params, results.clean
+def _ablation_facts(params: Params, rows: dict[str, Row], clean: dict[str, store.Images]) -> pd.DataFrame:
+    """What each row scores on a mixture with its own adversarial share and on one with mixture.adv_ratio.
+
+    Index: split, row, mixture (own | fixed); columns: majority, detector_accuracy, detector_low, detector_high, auroc,
+    accuracy, ci_low, ci_high, images.
+    """
+    stored = _all_stored(params.model_copy(update={"unseen_attacks": {}}), clean)
+    facts: list[dict[str, Any]] = []
+    for name, row in rows.items():
+        with files.results_below(files.ABLATION / name):
+            predictions = _predictions(row_params(params, name, rows), ABLATED, clean)
+        for kind, adv_ratio in (("own", row.adv_ratio), ("fixed", params.mixture.adv_ratio)):
+            mixture = _mixture(params, adv_ratio, clean, predictions, stored)
+            classified = statistics.accuracies(mixture, ["split"])
+            found = (mixture["detector_score"] > 0.5) == mixture["adversarial"]
+            detected = statistics.accuracies(mixture.assign(correct=found), ["split"]).drop(columns="images")
+            detected.columns = pd.Index(["detector_accuracy", "detector_low", "detector_high"])
+            for split, part in mixture.groupby("split"):
+                adversarial, score = part["adversarial"].to_numpy(bool), part["detector_score"].to_numpy(float)
+                metrics = statistics.detector_metrics(adversarial, score)
+                fact = {"split": split, "row": name, "mixture": kind, **detected.loc[split], **classified.loc[split]}
+                facts.append(fact | {key: metrics[key] for key in ("majority", "auroc")})
+    index = ["split", "row", "mixture"]
+    columns = ["majority", "detector_accuracy", "detector_low", "detector_high", "auroc"]
+    columns += ["accuracy", "ci_low", "ci_high", "images"]
+    return pd.DataFrame(facts, columns=[*index, *columns]).set_index(index).astype(float)
+
+
+def _paper_note(params: Params, clean: dict[str, store.Images]) -> str:
     source = clean["train"].metadata["source"]
     note = (
         "The paper's figures are for CIFAR-10, a ResNet-34 and 150 epochs (arXiv 2204.11596v2); ours are for "
@@ -391,12 +448,14 @@ def _page(results: Results, made: list[tables.Table], drawn: dict[str, str]) -> 
 def _opening(results: Results, mixture: pd.DataFrame) -> list[str]:
     params, clean = results.params, results.clean
     unseen = f", and {len(params.unseen_attacks)} that nobody trained on" if params.unseen_attacks else ""
+    others = [name for name, structure in params.structures.items() if structure.opponents.startswith("online")]
+    online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
     lines = [
         f"Data: {clean['train'].metadata['source']}, {len(results.classes)} classes, {len(clean['train'])} training, "
         f"{len(clean['test'])} test and {len(clean['heldout'])} held-out images. Opponents: {', '.join(params.attacks)}"
         f"{unseen}. Each attacked every image once, on the pretrained net, and the results were stored; the "
-        f"structures ({', '.join(params.structures) or 'none'}) were trained on them for {params.training.epochs} "
-        f"epochs and are compared with the pretrained net itself (`{BASELINE}`)."
+        f"structures ({', '.join(params.structures) or 'none'}) were trained on them{online} for "
+        f"{params.training.epochs} epochs and are compared with the pretrained net itself (`{BASELINE}`)."
     ]
     bullets = []
     for split in EVALUATED_SPLITS:
@@ -413,7 +472,8 @@ def _opening(results: Results, mixture: pd.DataFrame) -> list[str]:
 
 
 def _differences(results: Results, split: str) -> list[str]:
-    """Each structure against the baseline, and each detector against the same opponents without one."""
+    """Each structure against the baseline, each detector against the same opponents without one, and the sampler
+    against other opponents."""
     structures = results.params.structures
     pairs = [(name, BASELINE) for name in structures]
     pairs += [
@@ -422,6 +482,8 @@ def _differences(results: Results, split: str) -> list[str]:
         for other, entry in structures.items()
         if entry.detector == "none" and entry.opponents == structures[name].opponents
     ]
+    plain = {name: entry.opponents for name, entry in structures.items() if entry.detector == "none"}
+    pairs += [(name, other) for name in plain for other in plain if plain[name] == "sampler" != plain[other]]
     rows = results.mixture[results.mixture["split"] == split]
     lines = []
     for name, other in pairs:
@@ -486,8 +548,7 @@ def _making(results: Results) -> list[str]:
         "sampler": params.sampler,
     }
     used = {structure.opponents for structure in params.structures.values()}
-    if "fixed" in used:
-        shown["fixed"] = params.fixed
+    shown |= {name: getattr(params, name) for name in ("fixed", "online_fgsm", "online_pgd") if name in used}
     if results.detectors:
         shown["detector"] = params.detector
     shown |= {"structures": params.structures, "mixture": params.mixture}

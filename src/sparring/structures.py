@@ -1,4 +1,4 @@
-"""The structures: nets trained from scratch on clean and stored adversarial images, with or without the detector."""
+"""The structures: nets trained from scratch on clean and adversarial images, with or without the detector."""
 
 import shutil
 from collections.abc import Callable
@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparring import checkpoints, files, networks, progress, sampler, store, training
+from sparring.attacks.pgd import pgd
 from sparring.detector import TransformerDetector
-from sparring.device import channels_last, choose, precision, torch_seed
+from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import ResNet
-from sparring.params import Detector, InputError, Params, Structure, Training
+from sparring.params import Detector, InputError, Online, Params, Structure, Training
 
 
 def joint_step(
@@ -65,6 +66,43 @@ def joint_step(
     return training.Step(run, [optimizer, detector_optimizer], (detector,))
 
 
+def online_attack(
+    net: ResNet, settings: Online, dtype: torch.dtype, seed: int
+) -> Callable[[Tensor, Tensor, int, int], Tensor]:
+    """Opponents made on the fly, against the net as it is: PGD in L∞ from one uniform random start (Madry et al., 2018,
+    arXiv 1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
+
+    Returns a function of (images (N, 3, H, W) in [0, 1], labels (N,), epoch, number of the batch) that gives every
+    image attacked, within eps of it. The net is attacked in eval mode: as the function that it is evaluated as, each
+    image for itself, and with its running statistics left alone.
+    """
+
+    def logits(images: Tensor) -> Tensor:
+        with training.autocast(images.device, dtype):
+            return net(images).float()
+
+    def attack(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
+        generator = torch.Generator(images.device)
+        generator.manual_seed(int(rng(seed, "online", epoch, number).integers(2**62)))
+        starts = torch.randn((len(images), 1, *images.shape[1:]), generator=generator, device=images.device)
+        net.eval()
+        attacked = pgd(
+            logits,
+            images,
+            labels,
+            eps=settings.eps,
+            step=settings.step,
+            steps=settings.steps,
+            norm="linf",
+            restarts=1,
+            starts=starts,
+        )
+        net.train()
+        return attacked
+
+    return attack
+
+
 def train(params: Params, name: str) -> None:
     """Train the structure `structures.<name>` from scratch, once for each of `seeds`, and save it, with its detector
     where it has one."""
@@ -77,7 +115,7 @@ def train(params: Params, name: str) -> None:
         inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
         classes = len(clean.metadata["classes"])
-        attacks = list(params.attacks) if structure.opponents != "none" else []
+        attacks = list(params.attacks) if structure.stored else []
         pretrained = networks.load(params.network, classes, files.PRETRAINED)
         gallery = training.gallery(params, attacks, networks.digest(pretrained), device)
 
@@ -98,6 +136,9 @@ def train(params: Params, name: str) -> None:
             detector = None
             if structure.detector == "none":
                 step = training.plain_step(net, params.training, dtype)
+                if structure.opponents in ("online_fgsm", "online_pgd"):
+                    online = params.online_fgsm if structure.opponents == "online_fgsm" else params.online_pgd
+                    step = step._replace(attack=online_attack(net, online, dtype, seed))
             else:
                 with torch_seed(seed, "weights", "detector"):
                     detector = TransformerDetector(params.detector, networks.map_shapes(net, params.data.image_size))

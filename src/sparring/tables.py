@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, Attack, Params
+from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, Attack, Params, Row
 
 PAPER = Path(__file__).parent / "paper"
 SPLIT_TITLES = {"test": "Test images", "heldout": "Held-out images"}
@@ -148,6 +148,58 @@ def mixture(params: Params, accuracy: pd.DataFrame, differences: pd.DataFrame, n
             "seen attacks, evenly over classes and attacks. " + INTERVALS + " Differences are paired, image by image; "
             "their interval is Bonett and Price's.",
             TRANSFER,
+            *notes,
+        ],
+    )
+
+
+def ablation(params: Params, settings: dict[str, Row], facts: pd.DataFrame, notes: Sequence[str]) -> Table:
+    """Table 3: detector and classifier by detector input, adversarial share and layers.
+
+    facts: by split, row and mixture (own | fixed), with majority, detector_accuracy, detector_low, detector_high,
+    auroc, accuracy, ci_low, ci_high and images.  notes: what to say of the paper's columns.
+    """
+    published = pd.read_csv(PAPER / "table3_ablation.csv").rename(
+        columns={"detector_accuracy": "paper_detector_accuracy", "classification_accuracy": "paper"}
+    )
+    varied = pd.DataFrame([{"row": name, **row.model_dump()} for name, row in settings.items()])
+    varied = varied.merge(published, on=list(Row.model_fields), how="left", validate="many_to_one")
+    tidy = _full(facts, [EVALUATED_SPLITS, tuple(settings), ("own", "fixed")], ["split", "row", "mixture"])
+    tidy = tidy.merge(varied, on="row", validate="many_to_one")
+    tidy.insert(3, "mixture_ratio", tidy["adv_ratio"].where(tidy["mixture"] == "own", params.mixture.adv_ratio))
+    for place, name in enumerate(Row.model_fields, 2):
+        tidy.insert(place, name, tidy.pop(name))
+    # The paper's figures are for each row's own share.
+    tidy.loc[tidy["mixture"] == "fixed", ["paper_detector_accuracy", "paper"]] = math.nan
+    wide = {}
+    for split in EVALUATED_SPLITS:
+        columns: dict[str, Any] = {}
+        for kind, suffix in (("own", ""), ("fixed", f" at {params.mixture.adv_ratio:g}")):
+            found = tidy[(tidy["split"] == split) & (tidy["mixture"] == kind)]
+            if kind == "own":
+                columns |= {"input": list(found["input"]), "share": [f"{share:g}" for share in found["adv_ratio"]]}
+                columns |= {"layers": [str(layers) for layers in found["layers"]]}
+            columns[f"majority{suffix}"] = [number(value) for value in found["majority"]]
+            columns[f"detector{suffix}"] = _intervals(found, "detector_accuracy", "detector_low", "detector_high")
+            columns[f"AUROC{suffix}"] = [number(value) for value in found["auroc"]]
+            columns[f"accuracy{suffix}"] = _intervals(found, "accuracy", "ci_low", "ci_high")
+            if kind == "own":
+                columns["paper, detector"] = [number(value, 4) for value in found["paper_detector_accuracy"]]
+                columns["paper, accuracy"] = [number(value, 4) for value in found["paper"]]
+        wide[SPLIT_TITLES[split]] = pd.DataFrame(columns)
+    return Table(
+        "table3",
+        "The detector's accuracy and the classifier's, by detector input, adversarial share and layers (transfer).",
+        tidy,
+        wide,
+        [
+            "Each row is trained with its own adversarial share and measured on a mixture with that share, as in the "
+            f"paper, and on the mixture of Table 2, with {params.mixture.adv_ratio:g}, on which the rows can be "
+            "compared. `majority` is what always giving the commoner answer would score as a detector; an image that "
+            "its attack left unchanged counts as clean. " + INTERVALS + " AUROC is no share and has no such interval.",
+            "Every stored attack was made against the pretrained net, so all these figures are *transfer*: the "
+            "attacker never saw the defended models. Against one who aims at them, their accuracy can be expected to "
+            "be far lower than printed here.",
             *notes,
         ],
     )

@@ -30,11 +30,13 @@ class Step(NamedTuple):
     and returns sums over the batch, on the device: fetching them every step would stall it.
     optimizers: those that `run` steps, for the loop to lower their learning rates.
     helpers: nets that `run` trains beside the classifier.
+    attack: where there is one, makes of (images, labels, epoch, number of the batch) the images that `run` gets.
     """
 
     run: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
     optimizers: list[torch.optim.Optimizer]
     helpers: tuple[nn.Module, ...] = ()
+    attack: Callable[[Tensor, Tensor, int, int], Tensor] | None = None
 
 
 class Gallery:
@@ -283,7 +285,10 @@ def fit(
                     checkpoints.set_random_state(random, device)
                 batches = gallery.batches(windows, version, settings.batch_size, skip)
                 for number, (rows, images, labels, adversarial) in enumerate(batches, skip + 1):
-                    for key, value in step.run(transforms.crop(images, crops[rows]), labels, adversarial).items():
+                    images = transforms.crop(images, crops[rows])
+                    if step.attack is not None:
+                        images = step.attack(images, labels, epoch, number)
+                    for key, value in step.run(images, labels, adversarial).items():
                         totals[key] = totals.get(key, 0) + value
                     for each in schedulers:
                         each.step()

@@ -1,9 +1,11 @@
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def loss_gradient(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
     """Gradient (N, 3, H, W) of each image's own cross-entropy."""
     images = images.detach().requires_grad_()
     loss = F.cross_entropy(model(images), labels, reduction="sum")

@@ -1,11 +1,13 @@
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparring.attacks.losses import loss_gradient, margin
 
 
 def pgd(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
     *,
@@ -33,6 +35,8 @@ def pgd(
             change = adversarial + step * unit - images
             change = change.clamp(-eps, eps) if norm == "linf" else change * (eps / _length(change)).clamp(max=1)
             adversarial = (images + change).clamp(0, 1)
+        if restarts == 1:
+            return adversarial
         with torch.no_grad():
             lead = margin(model(adversarial), labels)
         better = lead < least

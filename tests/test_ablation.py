@@ -1,0 +1,134 @@
+"""Table 3: its rows are trained beside the main results, and its figures follow from the stored predictions."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from sparring import files, params, report, statistics, store, structures, tables
+from sparring.params import InputError, Params
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = """
+rows:
+  low_050_2: {input: low, adv_ratio: 0.5, layers: 2}
+  full_025_1: {input: full, adv_ratio: 0.25, layers: 1}
+"""
+
+
+@pytest.fixture
+def settings(project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Params:
+    """The parameters of a project with two rows; the stages read the same from its params.yaml."""
+    chosen = tiny(training={"epochs": 2, "batch_size": 50}, mixture={"adv_ratio": 0.4})
+    Path("ablation").mkdir()
+    Path("ablation/params.yaml").write_text(ROWS)
+    monkeypatch.setattr(params, "load", lambda: chosen)
+    monkeypatch.syspath_prepend(str(ROOT / "stages"))
+    return chosen
+
+
+def stage(name: str, *arguments: str) -> None:
+    importlib.import_module(f"ablation_{name}").main(*arguments)
+
+
+def everything() -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file() and "ablation" not in path.parts}
+
+
+def test_from_rows_to_the_table(settings: Params) -> None:
+    before = everything()
+    rows = params.load_rows()
+    for name in rows:
+        stage("train", name)
+        stage("evaluate", name)
+    stage("report")
+    assert everything() == before  # the main pipeline's results stay
+    written = {file.name: file.read_text() for file in Path("ablation/reports").iterdir()}
+    assert written.keys() == {"table3.md", "table3.csv", "table3.tex"}
+    table = pd.read_csv("ablation/reports/table3.csv").set_index(["split", "row", "mixture"])
+    assert len(table) == 2 * 2 * 2
+    assert table.loc[("test", "low_050_2", "own"), ["paper_detector_accuracy", "paper"]].tolist() == [0.735, 0.8694]
+    assert "0.7350" in written["table3.md"] and "0.8694" in written["table3.md"]
+    for (split, name, mixture), found in table.iterrows():
+        share = rows[name].adv_ratio if mixture == "own" else 0.4
+        assert found["mixture_ratio"] == share
+        predictions = pd.read_parquet(f"ablation/rows/{name}/data/predictions/ours.parquet")
+        clean = store.read(files.CLEAN / f"{split}.parquet", ())
+        drawn = statistics.draw_mixture(clean.index, clean.label, list(settings.attacks), share, 0, split)
+        chosen = predictions[predictions["split"] == split].merge(drawn, on=["index", "attack"])
+        linf = {}
+        for attack in settings.attacks:
+            images = store.read(files.ADVERSARIAL / attack / f"{split}.parquet", ("linf",))
+            linf |= {(attack, index): value for index, value in zip(images.index, images.columns["linf"], strict=True)}
+        keys = zip(chosen["attack"], chosen["index"], strict=True)
+        adversarial = np.array([linf.get(key, 0) > 0 for key in keys])
+        detected = (chosen["detector_score"] > 0.5) == adversarial
+        right = chosen["prediction"] == chosen["label"]
+        assert found["images"] == len(chosen) == len(clean)
+        wanted = {
+            "majority": max(adversarial.mean(), 1 - adversarial.mean()),
+            "auroc": roc_auc_score(adversarial, chosen["detector_score"]),
+            "detector_accuracy": detected.mean(),
+            "accuracy": right.mean(),
+        }
+        wanted |= dict(
+            zip(("detector_low", "detector_high"), statistics.wilson(detected.sum(), len(clean)), strict=True)
+        )
+        wanted |= dict(zip(("ci_low", "ci_high"), statistics.wilson(right.sum(), len(clean)), strict=True))
+        for key, value in wanted.items():
+            assert found[key] == pytest.approx(value, rel=1e-5), (split, name, mixture, key)
+    shown = tables.with_interval(*table.loc[("test", "full_025_1", "fixed"), ["accuracy", "ci_low", "ci_high"]])
+    assert shown in written["table3.md"] and shown in written["table3.tex"]
+    both = table.xs("own", level="mixture").loc["test"]
+    assert (both.loc["low_050_2"] != both.loc["full_025_1"]).any()
+
+
+def test_a_row_with_the_main_settings_is_ours_to_the_bit(settings: Params) -> None:
+    stage("train", "low_050_2")
+    structures.train(settings, "ours")
+    main = {path.name: path.read_bytes() for path in Path("models/ours").iterdir()}
+    row = {path.name: path.read_bytes() for path in Path("ablation/rows/low_050_2/models/ours").iterdir()}
+    assert row == main and len(row) == 2
+    stage("train", "full_025_1")
+    other = {path.name: path.read_bytes() for path in Path("ablation/rows/full_025_1/models/ours").iterdir()}
+    assert all(other[name] != main[name] for name in main)
+
+
+def test_the_rows_here_are_the_papers() -> None:
+    rows = [tuple(row.model_dump().values()) for row in params.load_rows(ROOT / params.ABLATION_FILE).values()]
+    paper = pd.read_csv(tables.PAPER / "table3_ablation.csv")
+    assert rows == list(paper[["input", "adv_ratio", "layers"]].itertuples(index=False, name=None))
+    assert len(rows) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rows: {}", r"ablation/params\.yaml: rows is {}; it needs 1 entries"),
+        ("rows: {a: {input: low, adv_ratio: 2, layers: 1}}", r"rows\.a\.adv_ratio is 2; it is a share, so 0 to 1"),
+        ("rows: {a: {input: low, adv_ratio: 1, layer: 1}}", r"rows\.a\.layer is not a key; did you mean layers\?"),
+        ("rows: {a.b: {input: low, adv_ratio: 1, layers: 1}}", r"rows\.a\.b cannot be a name here"),
+        ("rows: {b: {input: low, adv_ratio: 0.5, layers: 1}}", r"rows\.a is missing; there are b$"),
+        (
+            "rows: {a: {input: low, adv_ratio: 1.0, layers: 1}}",
+            r"rows\.a does not go with params\.yaml: sampler\.range is 0\.1; adv_ratio 1\.0 ± range must stay within 0",
+        ),
+    ],
+)
+def test_bad_rows_are_one_line(settings: Params, text: str, says: str) -> None:
+    Path("ablation/params.yaml").write_text(text)
+    with pytest.raises(InputError, match=says) as caught:
+        stage("train", "a")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_without_predictions_is_one_line_and_keeps_the_table(settings: Params) -> None:
+    Path("ablation/reports").mkdir()
+    Path("ablation/reports/table3.md").write_text("old")
+    with pytest.raises(InputError, match=r"ablation/rows/low_050_2/data/predictions/ours\.parquet is missing;"):
+        report.render_ablation(settings, params.load_rows())
+    assert [path.read_text() for path in Path("ablation/reports").iterdir()] == ["old"]
