@@ -116,8 +116,8 @@ def test_digest_is_of_the_tensors(tmp_path: Path) -> None:
 def test_a_model_comes_back_as_saved(tmp_path: Path) -> None:
     net, path = small(), tmp_path / "below" / "net.safetensors"
     networks.save_model(net, path, {"name": "x", "classes": ["é"]})
-    network = Network(blocks=[1, 2, 1, 1], width=4)
-    found = networks.load(network, 10, path)
+    network = Network(name="resnet", blocks=[1, 2, 1, 1], width=4)
+    found = networks.load(network, 10, 16, path)
     assert found.state_dict().keys() == net.state_dict().keys() == load_file(path).keys()
     assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
     assert networks.facts(path) == {"name": "x", "classes": ["é"]}
@@ -130,25 +130,27 @@ def test_a_model_comes_back_as_saved(tmp_path: Path) -> None:
 def test_a_model_of_another_architecture_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     networks.save_model(small(), path, {})
-    same = Network(blocks=[1, 2, 1, 1], width=4)
-    wider, deeper = Network(blocks=[1, 2, 1, 1], width=8), Network(blocks=[2, 2, 1, 1], width=4)
-    fails(r"net\.safetensors .*: fc\.bias is 10, not 7;", lambda: networks.load(same, 7, path))
-    fails(r"net\.safetensors .*: fc\.weight is 10×32, not 10×64;", lambda: networks.load(wider, 10, path))
-    fails(r"layer1\.1\.conv1\.weight is absent, not 4×4×3×3;", lambda: networks.load(deeper, 10, path))
+    same, wider, deeper = (
+        Network(name="resnet", blocks=blocks, width=width)
+        for blocks, width in (([1, 2, 1, 1], 4), ([1, 2, 1, 1], 8), ([2, 2, 1, 1], 4))
+    )
+    fails(r"net\.safetensors .*: fc\.bias is 10, not 7;", lambda: networks.load(same, 7, 16, path))
+    fails(r"net\.safetensors .*: fc\.weight is 10×32, not 10×64;", lambda: networks.load(wider, 10, 16, path))
+    fails(r"layer1\.1\.conv1\.weight is absent, not 4×4×3×3;", lambda: networks.load(deeper, 10, 16, path))
 
 
 def test_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
-    path, network = tmp_path / "net.safetensors", Network(blocks=[1, 2, 1, 1], width=4)
-    fails(r"net\.safetensors is missing; `dvc repro` makes it", lambda: networks.load(network, 10, path))
+    path, network = tmp_path / "net.safetensors", Network(name="resnet", blocks=[1, 2, 1, 1], width=4)
+    fails(r"net\.safetensors is missing; `dvc repro` makes it", lambda: networks.load(network, 10, 16, path))
     path.write_bytes(b"")
-    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
     path.write_bytes(b"something else altogether")
-    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
     networks.save_model(small(), path, {})
     path.write_bytes(path.read_bytes()[:-100])
-    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
     save_file({"weight": torch.zeros(2)}, path)
-    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
 
 
 def test_predictions_do_not_depend_on_batches(net: ResNet, digits: Images) -> None:
@@ -437,8 +439,8 @@ def test_plain_steps_are_cross_entropy(tiny: Callable[..., Params]) -> None:
 
 
 def test_a_cosine_lowers_the_rates_of_net_and_detector_to_nothing(tiny: Callable[..., Params]) -> None:
-    shown = np.random.default_rng(0).integers(0, 255, (7, 16, 16, 3), np.uint8)
-    clean = Images(np.arange(7), np.arange(7), shown)
+    shown = np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), np.uint8)
+    clean = Images(np.arange(8), np.arange(8), shown)
     for schedule, share in (("constant", np.ones(6)), ("cosine", (1 + np.cos(np.pi * np.arange(6) / 6)) / 2)):
         nets = [nn.Linear(1, 1), nn.Linear(1, 1)]
         optimizers = [torch.optim.SGD(net.parameters(), rate) for net, rate in zip(nets, (0.2, 0.1), strict=True)]
@@ -463,6 +465,15 @@ def test_a_cosine_lowers_the_rates_of_net_and_detector_to_nothing(tiny: Callable
             clean,
         )
         np.testing.assert_allclose(rates, np.outer(share, [0.2, 0.1]), rtol=1e-6)
+
+
+@given(st.integers(1, 50), st.integers(2, 9))
+def test_batches_hold_every_visit_once_and_none_is_of_one_image(count: int, size: int) -> None:
+    visits = torch.arange(count)
+    found = training.batches(visits, size)
+    assert torch.equal(torch.cat(found), visits)
+    assert all(len(batch) == size for batch in found[:-1])
+    assert len(found[-1]) <= size + 1 and (count == 1 or len(found[-1]) > 1)
 
 
 # Whole runs
@@ -548,7 +559,7 @@ def test_history_has_a_row_an_epoch(project: Path, tiny: Callable[..., Params]) 
     assert facts["name"] == "ours" and facts["epochs"] == 3 and facts["precision"] == "float32"
     assert facts["classes"] == [str(digit) for digit in range(10)] and facts["image_size"] == 16
     network = Network.model_validate(facts["network"])
-    assert networks.load(network, 10, files.model("ours", 0)).fc.out_features == 10
+    assert networks.load(network, 10, 16, files.model("ours", 0)).fc.out_features == 10
     assert json.loads((files.TIMINGS / "train-ours.json").read_text())["images"] == 900
 
 
@@ -590,4 +601,4 @@ def test_a_store_of_another_model_is_not_trained_on(project: Path, tiny: Callabl
 
 def small_like(settings: Params) -> ResNet:
     torch.manual_seed(9)
-    return networks.create(settings.network, 10)
+    return networks.create(settings.network, 10, 16)

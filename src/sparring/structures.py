@@ -8,13 +8,13 @@ from torch import Tensor
 from sparring import files, networks, progress, sampler, store, training
 from sparring.detector import TransformerDetector
 from sparring.device import channels_last, choose, precision, torch_seed
-from sparring.networks import ResNet
+from sparring.networks import Classifier
 from sparring.params import Detector, InputError, Params, Training
 
 
 def joint_step(
-    net: ResNet,
-    pretrained: ResNet,
+    net: Classifier,
+    pretrained: Classifier,
     detector: TransformerDetector,
     settings: Training,
     detector_settings: Detector,
@@ -72,7 +72,7 @@ def train(params: Params, name: str) -> None:
         clean, validation = (store.read(files.CLEAN / f"{split}.parquet") for split in ("train", "validation"))
         classes = len(clean.metadata["classes"])
         attacks = list(params.attacks) if structure.opponents != "none" else []
-        pretrained = networks.load(params.network, classes, files.PRETRAINED)
+        pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         source = networks.digest(pretrained)
         gallery = training.Gallery(clean, [_opponent(clean, attack, source) for attack in attacks], device)
 

@@ -1,6 +1,5 @@
 """The one training loop, and the pretrained net; structures.py adds the steps and draws of the defences."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from sparring import files, networks, progress, store, transforms
 from sparring.device import channels_last, choose, precision, rng, torch_seed
-from sparring.networks import ResNet
+from sparring.networks import Classifier
 from sparring.params import InputError, Params, Training
 
 
@@ -52,7 +51,7 @@ class Gallery:
         return images, self.label[rows], self.adversarial[version, rows]
 
 
-def plain_step(net: ResNet, settings: Training, dtype: torch.dtype) -> Step:
+def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
     """Cross-entropy alone: the pretrained net and the paper's "Adv" row."""
     optimizer = sgd(net, settings.learning_rate, settings)
 
@@ -92,7 +91,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def fit(
     params: Params,
     name: str,
-    net: ResNet,
+    net: Classifier,
     step: Step,
     gallery: Gallery,
     draw: Callable[[int, np.ndarray], np.ndarray],
@@ -105,7 +104,7 @@ def fit(
     """
     settings, device = params.training, gallery.image.device
     count = len(gallery.label)
-    steps = settings.epochs * math.ceil(count / settings.batch_size)
+    steps = settings.epochs * len(batches(torch.arange(count), settings.batch_size))
     schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
     history = []
     with progress.bar(name, settings.epochs * count) as advance:
@@ -118,7 +117,7 @@ def fit(
             totals: dict[str, Tensor] = {}
             net.train()
             with torch_seed(params.seed, "train", name, epoch):
-                for rows in torch.from_numpy(visits).to(device).split(settings.batch_size):
+                for rows in batches(torch.from_numpy(visits).to(device), settings.batch_size):
                     images, labels, adversarial = gallery.batch(version[rows], rows)
                     for key, value in step.run(transforms.crop(images, crops[rows]), labels, adversarial).items():
                         totals[key] = totals.get(key, 0) + value
@@ -141,14 +140,23 @@ def fit(
     return pd.DataFrame(history)
 
 
+def batches(visits: Tensor, size: int) -> list[Tensor]:
+    """The visits (N,) in batches of `size`, the last one smaller; but one image left over joins the batch before it,
+    as BatchNorm has nothing to average where a map is 1×1."""
+    parts = list(visits.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
 def _line(means: dict[str, float]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in means.items())
 
 
-def create(params: Params, what: str, classes: int) -> ResNet:
+def create(params: Params, what: str, classes: int) -> Classifier:
     """A net with random weights drawn for `what`."""
     with torch_seed(params.seed, "weights", what):
-        return networks.create(params.network, classes)
+        return networks.create(params.network, classes, params.data.image_size)
 
 
 def save(params: Params, name: str, path: Path, module: nn.Module, dtype: torch.dtype, clean: store.Images) -> None:
