@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,10 +148,8 @@ def test_a_detector_learns_from_the_maps_and_gives_the_images_a_gradient(case: C
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1])).backward()
     for gradient in (images.grad, *(parameter.grad for parameter in detector.parameters())):
         assert gradient is not None and gradient.isfinite().all()
-    assert images.grad is not None and images.grad.abs().max() > 0
-    assert all(
-        parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in detector.embed.parameters()
-    )
+    for gradient in (images.grad, *(parameter.grad for parameter in detector.embed.parameters())):
+        assert gradient is not None and gradient.any()
 
 
 def small_net(name: str = "mobilenet_v3_small", size: int = SIZE) -> Classifier:
@@ -194,7 +193,7 @@ def test_other_families(name: str) -> None:
     net = small_net(name, 64)
     shapes = list(networks.map_shapes(net, 64).values())
     assert len(shapes) == 4
-    assert all(fine[1] > coarse[1] and fine[1:] == (fine[1], fine[1]) for fine, coarse in zip(shapes, shapes[1:]))
+    assert all(fine[1] > coarse[1] and fine[1:] == (fine[1], fine[1]) for fine, coarse in pairwise(shapes))
     assert shapes[-1][1] > 1  # the head's pooling to 1 × 1 is no map
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(networks.frozen(net)(images), net(images), rtol=1e-4, atol=1e-4)
@@ -202,7 +201,7 @@ def test_other_families(name: str) -> None:
 
 def test_patches_fit_the_image() -> None:
     wanted = {(16, 32): 4, (16, 64): 8, (16, 224): 16, (32, 224): 32, (14, 224): 14, (16, 8): 1, (16, 200): 10}
-    assert {key: networks.patch_size(*key) for key in wanted} == wanted | {(16, 200): 10}
+    assert {key: networks.patch_size(*key) for key in wanted} == wanted
 
 
 def test_a_small_image_has_fewer_maps_and_the_detector_reads_those() -> None:
