@@ -85,7 +85,9 @@ def test_maps_are_the_last_before_each_halving_from_fine_to_coarse(case: Case) -
 
 def plain_map(plain: nn.Module, images: Tensor, end: int) -> Tensor:
     if not isinstance(plain, models.VisionTransformer):
-        return plain.features[:end](images)  # type: ignore[index, operator]
+        maps = plain.features[:end](images)  # type: ignore[index, operator]
+        # A ConvNeXt's stage is followed by a norm, at the same resolution, and that by a convolution that halves it.
+        return plain.features[end][0](maps) if isinstance(plain, models.ConvNeXt) and end < 8 else maps
     tokens = plain._process_input(images)
     tokens = torch.cat([plain.class_token.expand(len(images), -1, -1), tokens], 1)
     tokens = plain.encoder.layers[:end](tokens + plain.encoder.pos_embedding)
@@ -197,6 +199,9 @@ def test_other_families(name: str) -> None:
     assert shapes[-1][1] > 1  # the head's pooling to 1 × 1 is no map
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(networks.frozen(net)(images), net(images), rtol=1e-4, atol=1e-4)
+    # Also where the net goes on to change a map in place, as DenseNet does.
+    for last in ("layer2", "layer4"):
+        torch.testing.assert_close(net.maps(images, last=last)[last], net.maps(images)[last])
 
 
 def test_patches_fit_the_image() -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,11 +128,11 @@ class Torchvision(Classifier):
             ) from error
         self.found: dict[str, Tensor] = {}
         self.last: str | None = None
-        for number, (path, layout) in enumerate(mapped, 1):
-            self.net.get_submodule(path).register_forward_hook(partial(self._note, f"layer{number}", layout))
+        for number, (path, as_map) in enumerate(mapped, 1):
+            self.net.get_submodule(path).register_forward_hook(partial(self._note, f"layer{number}", as_map))
 
-    def _note(self, name: str, layout: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self.found[name] = _as_map(output, layout)
+    def _note(self, name: str, as_map: Callable[[Tensor], Tensor], module: nn.Module, inputs: Any, out: Tensor) -> None:
+        self.found[name] = as_map(out)
         if name == self.last:
             raise _Seen
 
@@ -190,22 +190,21 @@ def patch_size(own: int, image_size: int) -> int:
     return max(side for side in range(1, own + 1) if image_size % side == 0 and image_size // side >= LEAST_GRID)
 
 
-def _mapped_modules(net: nn.Module, image_size: int) -> list[tuple[str, str]]:
-    """The modules whose outputs are the net's maps, from the finest to the coarsest: their paths and the layout of what
-    they put out, which is channels_first, channels_last, or tokens with a class token before them."""
+def _mapped_modules(net: nn.Module, image_size: int) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
+    """The modules whose outputs are the net's maps, from the finest to the coarsest, by path; and what makes of such an
+    output a map (N, channels, height, width)."""
     from torchvision.models import VisionTransformer
 
     if isinstance(net, VisionTransformer):
         blocks = [f"encoder.layers.{name}" for name, _ in net.encoder.layers.named_children()]
-        return [(blocks[len(blocks) * quarter // MAPS - 1], "tokens") for quarter in range(1, MAPS + 1)]
-    trunk = list(_steps(net))
-    seen: list[tuple[str, torch.Size]] = []
-    handles = [
-        module.register_forward_hook(
-            lambda module, inputs, output, path=path: seen.append((path, getattr(output, "shape", torch.Size())))
-        )
-        for path, module in trunk
-    ]
+        return [(blocks[len(blocks) * quarter // MAPS - 1], _patches) for quarter in range(1, MAPS + 1)]
+    trunk = dict(_steps(net))
+    seen: list[tuple[str, Any, int]] = []
+
+    def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append((path, output, getattr(output, "_version", 0)))
+
+    handles = [module.register_forward_hook(partial(note, path)) for path, module in trunk.items()]
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, 3, image_size, image_size))
@@ -213,24 +212,43 @@ def _mapped_modules(net: nn.Module, image_size: int) -> list[tuple[str, str]]:
         for handle in handles:
             handle.remove()
         net.train()
-    modules = dict(trunk)
-    calls = Counter(path for path, _ in seen)
-    last: dict[int, tuple[str, str]] = {}
+    calls = Counter(path for path, _, _ in seen)
+    last: dict[int, tuple[str, Callable[[Tensor], Tensor]]] = {}
     learned: set[int] = set()
-    for path, shape in seen:
-        if isinstance(modules[path], HEAD):
+    for path, output, version in seen:
+        if isinstance(trunk[path], HEAD):
             break
-        if len(shape) != 4 or calls[path] > 1:
+        if not isinstance(output, Tensor) or output.dim() != 4 or calls[path] > 1:
             continue
         # Images are square, and so are maps: the two sides that agree are height and width.
-        side = shape[2]
-        layout = "channels_last" if shape[1] == shape[2] != shape[3] else "channels_first"
-        last.pop(side, None)
-        last[side] = path, layout
-        if any(True for _ in modules[path].parameters()):
-            learned.add(side)
+        _, first, second, third = output.shape
+        as_map: Callable[[Tensor], Tensor] = _channels_first if first == second != third else _as_it_is
+        if output._version != version:  # the net goes on to change it in place
+            as_map = partial(_copy, as_map)
+        last.pop(second, None)
+        last[second] = path, as_map
+        if any(True for _ in trunk[path].parameters()):
+            learned.add(second)
     # A resolution that is only pooled to and left again has no features of its own.
     return [found for side, found in last.items() if side in learned][-MAPS:]
+
+
+def _as_it_is(output: Tensor) -> Tensor:
+    return output
+
+
+def _copy(as_map: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
+    return as_map(output).clone()
+
+
+def _channels_first(output: Tensor) -> Tensor:
+    return output.permute(0, 3, 1, 2)
+
+
+def _patches(tokens: Tensor) -> Tensor:
+    """Tokens (N, 1 + patches, channels), the class token first, as a map of the patches."""
+    side = math.isqrt(tokens.shape[1] - 1)
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 def _steps(module: nn.Module, above: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -240,17 +258,6 @@ def _steps(module: nn.Module, above: str = "") -> Iterator[tuple[str, nn.Module]
             yield from _steps(child, f"{above}{name}.")
         else:
             yield above + name, child
-
-
-def _as_map(output: Tensor, layout: str) -> Tensor:
-    """A module's output as (N, channels, height, width)."""
-    if layout == "channels_last":
-        return output.permute(0, 3, 1, 2)
-    if layout == "tokens":
-        patches = output[:, 1:].transpose(1, 2)
-        side = math.isqrt(patches.shape[2])
-        return patches.unflatten(2, (side, side))
-    return output
 
 
 def create(network: Network, classes: int, image_size: int) -> Classifier:
