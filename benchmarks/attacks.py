@@ -178,7 +178,8 @@ def _measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]
     on = device.choose(settings)
     dtype = device.precision(settings, on)
     clean = store.read(files.CLEAN / "test.parquet")
-    net = networks.load(settings.network, len(clean.metadata["classes"]), files.PRETRAINED).eval().to(on)
+    classes = len(clean.metadata["classes"])
+    net = networks.load(settings.network, classes, settings.data.image_size, files.PRETRAINED).eval().to(on)
     right = networks.predict(net, clean.image, settings.store.batch_size, on).argmax(1) == clean.label
     clean = clean[np.flatnonzero(right)[:count]]
     images = networks.to_images(clean.image, on).contiguous()

@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
     "device": "cpu",
     "precision": "float32",
     "data": {"image_size": 16, "train": 300, "validation": 20, "test": 120, "heldout": 40},
-    "network": {"blocks": [1, 1, 1, 1], "width": 4},
+    "network": {"name": "resnet", "blocks": [1, 1, 1, 1], "width": 4},
     "training": {"epochs": 8, "batch_size": 32, "crop_area": [0.8, 1.0]},
     "store": {"shard_size": 100, "batch_size": 50},
     "attacks": {"gaussian": {"std": 0.1}, "fgsm": {"eps": 0.05}, "deepfool": {"steps": 3, "overshoot": 0.02}},
@@ -32,11 +32,12 @@ TINY: dict[str, Any] = {
 
 
 def tiny_values(**changes: Any) -> dict[str, Any]:
-    """The profile `digits`, made tiny; a change replaces single keys of a section, or all attacks or structures."""
+    """The profile `digits`, made tiny; a change replaces single keys of a section, or the whole network, all attacks or
+    all structures."""
     values: dict[str, Any] = YAML(typ="safe").load(REPOSITORY / "profiles" / "digits.yaml")
     for layer in (TINY, changes):
         for section, change in layer.items():
-            whole = section in ("attacks", "unseen_attacks", "structures") or not isinstance(change, dict)
+            whole = section in ("attacks", "unseen_attacks", "structures", "network") or not isinstance(change, dict)
             values[section] = change if whole else values[section] | change
     return values
 
@@ -106,4 +107,4 @@ def digits(made: Path) -> store.Images:
 @pytest.fixture
 def net(made: Path, tiny: Callable[..., Params]) -> ResNet:
     """A classifier trained on digits, in eval mode; a fresh copy for every test."""
-    return networks.load(tiny().network, 10, made / files.PRETRAINED).eval()
+    return networks.load(tiny().network, 10, 16, made / files.PRETRAINED).eval()

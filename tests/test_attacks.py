@@ -758,7 +758,7 @@ def test_metadata_tells_what_ran(project: Path, tiny: Callable[..., Params]) -> 
         folder = generation.folder(chosen, name)
         assert folder == (files.ADVERSARIAL if name == "fgsm" else files.UNSEEN) / name
         found = store.read(folder / "test.parquet").metadata
-        pretrained = networks.load(chosen.network, 10, files.PRETRAINED)
+        pretrained = networks.load(chosen.network, 10, 16, files.PRETRAINED)
         assert found["attack"] == name and found["method"] == "fgsm" and found["split"] == "test"
         assert found["arguments"] == {"eps": eps}
         assert found["source_model"] == networks.digest(pretrained)

@@ -49,7 +49,7 @@ def test_the_baseline_repeats_the_stores_predictions(project: Path, tiny: Callab
 def test_confidence_is_the_softmax_of_the_prediction(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny()
     rows = evaluate(settings, "baseline").query("attack == 'fgsm' and split == 'test'")
-    net = networks.load(settings.network, 10, files.PRETRAINED).eval()
+    net = networks.load(settings.network, 10, settings.data.image_size, files.PRETRAINED).eval()
     images = store.read(files.ADVERSARIAL / "fgsm" / "test.parquet").image
     with torch.no_grad():
         wanted = net(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).softmax(1)
@@ -141,7 +141,7 @@ def test_a_structure_without_its_model_is_one_line(project: Path, tiny: Callable
 
 def foreign_model(settings: Params) -> str:
     torch.manual_seed(1)
-    networks.save_model(networks.create(settings.network, 10), files.PRETRAINED, {})
+    networks.save_model(networks.create(settings.network, 10, settings.data.image_size), files.PRETRAINED, {})
     return r"gaussian/test\.parquet was made against model \w{64}, not \w{64}; delete it"
 
 

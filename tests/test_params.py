@@ -67,6 +67,22 @@ def test_params_here_are_valid() -> None:
         (changed(network__blocks=[1] * 5), "network.blocks is [1, 1, 1, 1, 1]; it needs 4 entries"),
         (changed(network__blocks=[1, 1, 1, 0]), "network.blocks.3 is 0; it should be greater than or equal to 1"),
         (
+            changed(network={"name": "resnet", "blocks": [1, 1, 1, 1]}),
+            "network.width is missing; add it (profiles/digits.yaml has every key, with its meaning)",
+        ),
+        (
+            changed(network={"name": "vgg11bn"}),
+            'network.name is "vgg11bn"; use resnet or a classifier of torchvision; did you mean vgg11_bn or vgg11?',
+        ),
+        (  # a detector of objects, known to torchvision, but no classifier
+            changed(network={"name": "ssd300_vgg16"}),
+            'network.name is "ssd300_vgg16"; use resnet or a classifier of torchvision; did you mean vgg16?',
+        ),
+        (
+            changed(network__name="vgg11_bn"),
+            "network.blocks is [1, 1, 1, 1]; only resnet has it: network is {name: vgg11_bn}",
+        ),
+        (
             changed(data__source="cifar"),
             "data.source is \"cifar\"; it should be 'digits', 'cifar10', 'parquet' or 'folder'",
         ),
@@ -108,6 +124,7 @@ def test_wrong_value(values: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
+        (changed(network={"blocks": [1, 1, 1, 1], "width": 8}), "network.name is missing; add it"),
         (changed(trainig={}), "trainig is not a key; did you mean training?"),
         (changed(sampler__rnage=0.1), "sampler.rnage is not a key; did you mean range?"),
         (changed(structures__ours__mask=1), "structures.ours.mask is not a key; profiles/digits.yaml lists"),

@@ -117,8 +117,8 @@ def test_digest_is_of_the_tensors(tmp_path: Path) -> None:
 def test_a_model_comes_back_as_saved(tmp_path: Path) -> None:
     net, path = small(), tmp_path / "below" / "net.safetensors"
     networks.save_model(net, path, {"name": "x", "classes": ["é"]})
-    network = Network(blocks=[1, 2, 1, 1], width=4)
-    found = networks.load(network, 10, path)
+    network = Network(name="resnet", blocks=[1, 2, 1, 1], width=4)
+    found = networks.load(network, 10, 16, path)
     assert found.state_dict().keys() == net.state_dict().keys() == load_file(path).keys()
     assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
     assert networks.facts(path) == {"name": "x", "classes": ["é"]}
@@ -131,25 +131,27 @@ def test_a_model_comes_back_as_saved(tmp_path: Path) -> None:
 def test_a_model_of_another_architecture_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     networks.save_model(small(), path, {})
-    same = Network(blocks=[1, 2, 1, 1], width=4)
-    wider, deeper = Network(blocks=[1, 2, 1, 1], width=8), Network(blocks=[2, 2, 1, 1], width=4)
-    fails(r"net\.safetensors .*: fc\.bias is 10, not 7;", lambda: networks.load(same, 7, path))
-    fails(r"net\.safetensors .*: fc\.weight is 10×32, not 10×64;", lambda: networks.load(wider, 10, path))
-    fails(r"layer1\.1\.conv1\.weight is absent, not 4×4×3×3;", lambda: networks.load(deeper, 10, path))
+    same, wider, deeper = (
+        Network(name="resnet", blocks=blocks, width=width)
+        for blocks, width in (([1, 2, 1, 1], 4), ([1, 2, 1, 1], 8), ([2, 2, 1, 1], 4))
+    )
+    fails(r"net\.safetensors .*: fc\.bias is 10, not 7;", lambda: networks.load(same, 7, 16, path))
+    fails(r"net\.safetensors .*: fc\.weight is 10×32, not 10×64;", lambda: networks.load(wider, 10, 16, path))
+    fails(r"layer1\.1\.conv1\.weight is absent, not 4×4×3×3;", lambda: networks.load(deeper, 10, 16, path))
 
 
 def test_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
-    path, network = tmp_path / "net.safetensors", Network(blocks=[1, 2, 1, 1], width=4)
-    fails(r"net\.safetensors is missing; `dvc repro` makes it", lambda: networks.load(network, 10, path))
+    path, network = tmp_path / "net.safetensors", Network(name="resnet", blocks=[1, 2, 1, 1], width=4)
+    fails(r"net\.safetensors is missing; `dvc repro` makes it", lambda: networks.load(network, 10, 16, path))
     path.write_bytes(b"")
-    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
     path.write_bytes(b"something else altogether")
-    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
     networks.save_model(small(), path, {})
     path.write_bytes(path.read_bytes()[:-100])
-    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
     save_file({"weight": torch.zeros(2)}, path)
-    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, path))
+    fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
 
 
 def test_predictions_do_not_depend_on_batches(net: ResNet, digits: Images) -> None:
@@ -508,17 +510,17 @@ def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, ste
         assert F.cross_entropy(net(attacked), labels) > F.cross_entropy(net(images), labels)
 
 
-def seven() -> Images:
-    shown = np.random.default_rng(0).integers(0, 255, (7, 16, 16, 3), np.uint8)
-    return Images(np.arange(7), np.arange(7), shown)
+def eight() -> Images:
+    shown = np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), np.uint8)
+    return Images(np.arange(8), np.arange(8), shown)
 
 
 def fit(settings: Params, net: ResNet, step: training.Step, validation: Images | None = None) -> pd.DataFrame:
-    """Training on seven images, in three batches an epoch where the batch size is 3."""
-    clean = seven()
+    """Training on eight images, in three batches an epoch where the batch size is 3."""
+    clean = eight()
     gallery = training.Gallery(clean, [], CPU)
     draw: Callable[[int, np.ndarray], np.ndarray] = lambda epoch, visits: np.zeros(len(visits), np.int64)  # noqa: E731
-    return training.fit(settings, "seven", net, step, gallery, draw, clean if validation is None else validation)
+    return training.fit(settings, "eight", net, step, gallery, draw, clean if validation is None else validation)
 
 
 @pytest.mark.parametrize(
@@ -586,7 +588,7 @@ def test_the_moving_average_is_validated_and_kept(tiny: Callable[..., Params], m
 
     def predict(shown: ResNet, *rest: object) -> np.ndarray:
         validated.append(shown.fc.bias[0].item())
-        return np.eye(10)[:7]
+        return np.eye(10)[:8]
 
     monkeypatch.setattr(networks, "predict", predict)
     fit(tiny(training={"epochs": 2, "batch_size": 3, "ema": 0.75}), net, counting(net, helper))
@@ -604,7 +606,7 @@ def test_the_best_epoch_is_the_first_of_the_best_on_validation_images(
     right = iter([2, 5, 3, 5, 4])
 
     def predict(*_: object) -> np.ndarray:
-        guesses = np.arange(7)
+        guesses = np.arange(8)
         guesses[next(right) :] = 9
         return np.eye(10)[guesses]
 
@@ -612,12 +614,20 @@ def test_the_best_epoch_is_the_first_of_the_best_on_validation_images(
     net, helper = small(), nn.Linear(1, 1)
     settings = tiny(training={"epochs": 5, "batch_size": 3, "keep": "best"})
     history = fit(settings, net, counting(net, helper))
-    np.testing.assert_allclose(history["validation_accuracy"], np.array([2, 5, 3, 5, 4]) / 7)
+    np.testing.assert_allclose(history["validation_accuracy"], np.array([2, 5, 3, 5, 4]) / 8)
     assert net.fc.bias[0].item() == net.stem[1].running_mean[0].item() == helper.bias.item() == 6  # type: ignore[index, union-attr]
     fails(
         "keep is best, but there are no validation images",
-        lambda: fit(settings, net, counting(net, helper), seven()[:0]),
+        lambda: fit(settings, net, counting(net, helper), eight()[:0]),
     )
+
+
+@given(st.integers(1, 50), st.integers(2, 9))
+def test_batches_hold_every_visit_once_and_none_is_of_one_image(count: int, size: int) -> None:
+    stops = training.batch_stops(count, size)
+    sizes = np.diff(stops, prepend=0)
+    assert stops[-1] == count and (sizes[:-1] == size).all()
+    assert 0 < sizes[-1] <= size + 1 and (count == 1 or sizes[-1] > 1)
 
 
 # Whole runs
@@ -735,7 +745,7 @@ def test_history_has_a_row_an_epoch(project: Path, tiny: Callable[..., Params]) 
     assert facts["name"] == "ours" and facts["epochs"] == 3 and facts["precision"] == "float32"
     assert facts["classes"] == [str(digit) for digit in range(10)] and facts["image_size"] == 16
     network = Network.model_validate(facts["network"])
-    assert networks.load(network, 10, files.model("ours", 0)).fc.out_features == 10
+    assert networks.load(network, 10, 16, files.model("ours", 0)).fc.out_features == 10
     assert json.loads((files.TIMINGS / "train-ours.json").read_text())["images"] == 900
 
 
@@ -778,4 +788,4 @@ def test_a_store_of_another_model_is_not_trained_on(project: Path, tiny: Callabl
 
 def small_like(settings: Params) -> ResNet:
     torch.manual_seed(9)
-    return networks.create(settings.network, 10)
+    return networks.create(settings.network, 10, 16)

@@ -3,12 +3,11 @@
 Method: "A Simple Structure For Building A Robust Model", arXiv 2204.11596, section on the detector.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparring.networks import layers
 from sparring.params import Detector, InputError
 
 HEADS = 4
@@ -68,9 +67,18 @@ class TransformerDetector(nn.Module):
     """Clean or adversarial, from feature maps brought to the shape of the `centre` map and read as tokens."""
 
     def __init__(self, settings: Detector, shapes: dict[str, tuple[int, int, int]]) -> None:
-        """shapes: (channels, height, width) of every map of the classifier, by name."""
+        """shapes: (channels, height, width) of every map of the classifier, by name.
+
+        Raises InputError where the centre is none of them, or its tokens cannot be split among the heads.
+        """
         super().__init__()
-        self.inputs = ("layer1", "layer2", "layer3", "layer4") if settings.input == "full" else ("layer1",)
+        names = layers(shapes)
+        if settings.centre not in names:
+            raise InputError(
+                f"params.yaml: detector.centre is {settings.centre}; this network has {', '.join(names)} for images of "
+                "data.image_size; use one of them"
+            )
+        self.inputs = tuple(names if settings.input == "full" else names[:1])
         self.by_channel = settings.tokens == "channel" or (settings.tokens == "auto" and settings.input == "full")
         centre = shapes[settings.centre]
         self.embed = nn.ModuleDict({name: _to_centre(shapes[name], centre) for name in self.inputs})
@@ -79,7 +87,7 @@ class TransformerDetector(nn.Module):
         if dim % HEADS:
             raise InputError(
                 f"params.yaml: detector.centre is {settings.centre}; its tokens of {dim} numbers cannot be split among "
-                f"{HEADS} heads; use another centre, detector.tokens or network.width"
+                f"{HEADS} heads; use another centre, detector.tokens or network"
             )
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.position = nn.Parameter(torch.empty(1, count + 1, dim))
@@ -114,14 +122,30 @@ class TransformerDetector(nn.Module):
 def _to_centre(shape: tuple[int, int, int], centre: tuple[int, int, int]) -> nn.Module:
     """Convolutions that bring a map to the centre map's channels, height and width."""
     channels, wanted = shape[0], centre[0]
-    steps = round(math.log2(shape[1] / centre[1]))
-    if steps == 0:
+    size, goal = shape[1:], centre[1:]
+    if size == goal:
         return nn.Conv2d(channels, wanted, 1)
-    layers = nn.Sequential()
-    for _ in range(abs(steps)):
-        if steps > 0:
-            layers.append(nn.Conv2d(channels, wanted, 3, 2, 1))
-        else:
-            layers.append(nn.ConvTranspose2d(channels, wanted, 2, 2))
-        channels = wanted
-    return layers
+    halvings = _halvings(size, goal)
+    if halvings:
+        return nn.Sequential(*(nn.Conv2d(wanted if step else channels, wanted, 3, 2, 1) for step in range(halvings)))
+    doublings = _halvings(goal, size)
+    if doublings and goal == tuple(side * 2**doublings for side in size):
+        return nn.Sequential(
+            *(nn.ConvTranspose2d(wanted if step else channels, wanted, 2, 2) for step in range(doublings))
+        )
+    # Any other ratio: one convolution, of the stride and the kernel that end in exactly that size.
+    smaller = size[0] > goal[0]
+    large, small = (size, goal) if smaller else (goal, size)
+    stride = (large[0] // small[0], large[1] // small[1])
+    kernel = (large[0] - (small[0] - 1) * stride[0], large[1] - (small[1] - 1) * stride[1])
+    kind = nn.Conv2d if smaller else nn.ConvTranspose2d
+    return kind(channels, wanted, kernel, stride)
+
+
+def _halvings(size: tuple[int, ...], goal: tuple[int, ...]) -> int:
+    """How many 3×3 convolutions of stride 2, which round up, lead from one size to another; 0 where none do."""
+    count = 0
+    while max(size) > max(goal):
+        size = tuple(-(-side // 2) for side in size)
+        count += 1
+    return count if size == goal else 0

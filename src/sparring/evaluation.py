@@ -7,7 +7,7 @@ import torch
 from sparring import files, networks, progress, store
 from sparring.detector import TransformerDetector
 from sparring.device import channels_last, choose
-from sparring.networks import ResNet
+from sparring.networks import Classifier
 from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params
 
 
@@ -20,7 +20,7 @@ def evaluate(params: Params, structure: str) -> None:
     with progress.timed(f"evaluate@{structure}", device) as done:
         clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
         classes = len(clean["test"].metadata["classes"])
-        pretrained = networks.load(params.network, classes, files.PRETRAINED)
+        pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         source = networks.digest(pretrained)
         channels_last(pretrained, device)
         seeds = [params.seed] if structure == BASELINE else params.seeds
@@ -32,7 +32,7 @@ def evaluate(params: Params, structure: str) -> None:
             for seed in seeds:
                 net, detector = pretrained, None
                 if structure != BASELINE:
-                    net = networks.load(params.network, classes, files.model(structure, seed))
+                    net = networks.load(params.network, classes, params.data.image_size, files.model(structure, seed))
                     channels_last(net, device)
                     if params.structures[structure].detector != "none":
                         detector = _detector(params, structure, seed, pretrained, device)
@@ -55,7 +55,7 @@ def evaluate(params: Params, structure: str) -> None:
 
 
 def _detector(
-    params: Params, structure: str, seed: int, pretrained: ResNet, device: torch.device
+    params: Params, structure: str, seed: int, pretrained: Classifier, device: torch.device
 ) -> TransformerDetector:
     detector = TransformerDetector(params.detector, networks.map_shapes(pretrained, params.data.image_size))
     networks.load_into(detector, files.detector(structure, seed))
@@ -64,8 +64,8 @@ def _detector(
 
 def _rows(
     params: Params,
-    net: ResNet,
-    pretrained: ResNet,
+    net: Classifier,
+    pretrained: Classifier,
     detector: TransformerDetector | None,
     images: store.Images,
     device: torch.device,
@@ -83,7 +83,7 @@ def _rows(
 
 @torch.no_grad()
 def _scores(
-    pretrained: ResNet, detector: TransformerDetector, stored: np.ndarray, size: int, device: torch.device
+    pretrained: Classifier, detector: TransformerDetector, stored: np.ndarray, size: int, device: torch.device
 ) -> np.ndarray:
     """The detector's probability (N,) that an image is adversarial, from the pretrained net's maps of it."""
     parts = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparring import attacks, checkpoints, files, networks, progress, store
 from sparring.attacks import engine
 from sparring.device import channels_last, choose, precision, rng, torch_seed
-from sparring.networks import ResNet
+from sparring.networks import Classifier
 from sparring.params import ATTACKED_SPLITS, EVALUATED_SPLITS, Attack, InputError, Params
 
 
@@ -35,7 +35,8 @@ def attack_splits(params: Params, name: str) -> None:
     with progress.timed(f"{'attack' if seen else 'attack_unseen'}@{name}", device, dtype) as done:
         clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in splits}
         train = clean["train"] if seen else store.read(files.CLEAN / "train.parquet")
-        net = networks.load(params.network, len(train.metadata["classes"]), files.PRETRAINED)
+        classes = len(train.metadata["classes"])
+        net = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         origin = {
             "attack": name,
             "method": attack.method,
@@ -79,7 +80,7 @@ def attacked(
     params: Params,
     attack: Attack,
     name: str,
-    net: ResNet,
+    net: Classifier,
     model: engine.Fast,
     shard: store.Images,
     pool: store.Images,

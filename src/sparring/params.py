@@ -12,7 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -104,9 +114,50 @@ class Store(Section):
         return self
 
 
+RESNET = "resnet"
+
+
 class Network(Section):
-    blocks: Annotated[list[Count], Field(min_length=4, max_length=4)]
-    width: Count
+    """Our ResNet for small images, of `blocks` and `width`; or any classifier of torchvision, by its name alone."""
+
+    name: str
+    blocks: Annotated[list[Count], Field(min_length=4, max_length=4)] | None = None
+    width: Count | None = None
+
+    @model_validator(mode="after")
+    def _exists(self) -> "Network":
+        if self.name != RESNET and self.name not in (known := torchvision_names()):
+            close = difflib.get_close_matches(self.name, known, 3)
+            raise ValueError(
+                f"name is {_shown(self.name)}; use {RESNET} or a classifier of torchvision"
+                + (f"; did you mean {' or '.join(close)}?" if close else f", such as {', '.join(known[:3])}")
+            )
+        for key in ("blocks", "width"):
+            given = getattr(self, key)
+            if self.name == RESNET and given is None:
+                raise ValueError(f"{key} is missing; add it (profiles/digits.yaml has every key, with its meaning)")
+            if self.name != RESNET and given is not None:
+                raise ValueError(f"{key} is {_shown(given)}; only {RESNET} has it: network is {{name: {self.name}}}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_has_not(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+    @property
+    def words(self) -> str:
+        """It, for the reader of a report."""
+        if self.blocks is None:
+            return f"torchvision's {self.name}"
+        return f"a ResNet of {' + '.join(map(str, self.blocks))} blocks and width {self.width}"
+
+
+def torchvision_names() -> list[str]:
+    """The classifiers that torchvision can make."""
+    # Imported here, as loading it takes longer than checking all else, and our ResNet needs none of it.
+    from torchvision import models
+
+    return models.list_models(module=models)
 
 
 class Training(Section):

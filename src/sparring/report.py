@@ -266,7 +266,7 @@ def _paper_note(params: Params, clean: dict[str, store.Images]) -> str:
     note = (
         "The paper's figures are for CIFAR-10, a ResNet-34 and 150 epochs (arXiv 2204.11596v2); ours are for "
         f"{source} ({len(clean['train'])} training, {len(clean['test'])} test, {len(clean['heldout'])} held-out "
-        f"images), a ResNet of {' + '.join(map(str, params.network.blocks))} blocks and width {params.network.width}, "
+        f"images), {params.network.words}, "
         f"and {params.training.epochs} epochs."
     )
     if params.data.source != "cifar10":

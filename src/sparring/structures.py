@@ -13,13 +13,13 @@ from sparring import checkpoints, files, networks, progress, sampler, store, tra
 from sparring.attacks.pgd import pgd
 from sparring.detector import TransformerDetector
 from sparring.device import channels_last, choose, precision, rng, torch_seed
-from sparring.networks import ResNet
+from sparring.networks import Classifier
 from sparring.params import Detector, InputError, Online, Params, Structure, Training
 
 
 def joint_step(
-    net: ResNet,
-    pretrained: ResNet,
+    net: Classifier,
+    pretrained: Classifier,
     detector: TransformerDetector,
     settings: Training,
     detector_settings: Detector,
@@ -67,7 +67,7 @@ def joint_step(
 
 
 def online_attack(
-    net: ResNet, settings: Online, dtype: torch.dtype, seed: int
+    net: Classifier, settings: Online, dtype: torch.dtype, seed: int
 ) -> Callable[[Tensor, Tensor, int, int], Tensor]:
     """Opponents made on the fly, against the net as it is: PGD in L∞ from one uniform random start (Madry et al., 2018,
     arXiv 1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
@@ -116,7 +116,7 @@ def train(params: Params, name: str) -> None:
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
         classes = len(clean.metadata["classes"])
         attacks = list(params.attacks) if structure.stored else []
-        pretrained = networks.load(params.network, classes, files.PRETRAINED)
+        pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         gallery = training.gallery(params, attacks, networks.digest(pretrained), device)
 
         sections = [getattr(params, word) for word in (structure.opponents, structure.detector)]

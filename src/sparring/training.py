@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sparring import checkpoints, files, networks, progress, store, transforms
 from sparring.checkpoints import Checkpoint
 from sparring.device import channels_last, choose, precision, rng, torch_seed
-from sparring.networks import ResNet
+from sparring.networks import Classifier
 from sparring.params import InputError, Params, Training
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # rows (N,), images (N, 3, H, W), labels (N,), adversarial (N,)
@@ -67,8 +67,8 @@ class Gallery:
 
     def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
         """The epoch's batches of `size` images, but for the first `skip`.  version: that of each image (N,)."""
-        drawn = torch.from_numpy(version).to(self.device)
-        for rows in torch.from_numpy(np.concatenate(windows)).to(self.device).split(size)[skip:]:
+        drawn, visits = (torch.from_numpy(each).to(self.device) for each in (version, np.concatenate(windows)))
+        for rows in visits.tensor_split(batch_stops(len(visits), size)[:-1].tolist())[skip:]:
             yield rows, *self.batch(drawn[rows], rows)
 
     def batch(self, version: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,20 +114,20 @@ class Stream(Gallery):
 
     def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
         visits, ends = np.concatenate(windows), np.cumsum([len(window) for window in windows])
-        place = skip * size
+        stops = batch_stops(len(visits), size)
+        start = stops[skip - 1] if skip else 0
         left = np.empty((0, *self._versions[0].shape), self._dtype)  # of a window that did not fill its last batch
-        first = int(np.searchsorted(ends, place, "right"))
+        first = int(np.searchsorted(ends, start, "right"))
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(self._read, window, version[window]) for window in windows[first : first + 1]]
             for number, end in enumerate(ends[first:], first + 1):
                 images = ahead.pop().result()
                 ahead = [reader.submit(self._read, window, version[window]) for window in windows[number : number + 1]]
-                used = place + len(left) - (end - len(images))
-                while place < end and (place + size <= end or end == len(visits)):
-                    here = visits[place : place + size]
-                    shown = np.concatenate([left, images[used : used + len(here) - len(left)]])
-                    used += len(here) - len(left)
-                    place, left = place + len(here), left[:0]
+                used = start + len(left) - (end - len(images))
+                for stop in stops[(stops > start) & (stops <= end)]:
+                    here, more = visits[start:stop], stop - start - len(left)
+                    shown = np.concatenate([left, images[used : used + more]])
+                    start, used, left = stop, used + more, left[:0]
                     rows, drawn = (torch.from_numpy(each).to(self.device) for each in (here, version[here]))
                     yield rows, networks.to_images(shown, self.device), self.label[rows], self.adversarial[drawn, rows]
                 left = np.concatenate([left, images[used:]])
@@ -165,7 +165,7 @@ def gallery(params: Params, attacks: list[str], source: str, device: torch.devic
     return Gallery(clean, attacked, device) if fits else Stream(paths, clean, attacked, budget, device)
 
 
-def plain_step(net: ResNet, settings: Training, dtype: torch.dtype) -> Step:
+def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
     """Cross-entropy alone: the pretrained net and the paper's "Adv" row."""
     optimizer = sgd(net, settings.learning_rate, settings)
 
@@ -210,7 +210,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def fit(
     params: Params,
     name: str,
-    net: ResNet,
+    net: Classifier,
     step: Step,
     gallery: Gallery,
     draw: Callable[[int, np.ndarray], np.ndarray],
@@ -233,7 +233,7 @@ def fit(
     if settings.keep == "best" and not len(validation):
         raise InputError(f"{name}: training.keep is best, but there are no validation images to choose by; use last")
     count = len(gallery.label)
-    steps = settings.epochs * math.ceil(count / settings.batch_size)
+    steps = settings.epochs * len(batch_stops(count, settings.batch_size))
     schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
     average = None
     if settings.ema:
@@ -325,14 +325,21 @@ def _place(epoch: int, batches: int, epochs: int) -> str:
     return f"after epoch {epoch}/{epochs}{within}"
 
 
+def batch_stops(count: int, size: int) -> np.ndarray:
+    """Where the batches of an epoch of `count` visits end: after every `size` of them, and the smaller last one; but a
+    single image left over joins the batch before it, as BatchNorm has nothing to average where a map is 1×1."""
+    stops = np.append(np.arange(size, count, size), count)
+    return np.delete(stops, -2) if len(stops) > 1 and stops[-1] - stops[-2] == 1 else stops
+
+
 def _line(means: dict[str, float]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in means.items())
 
 
-def create(params: Params, what: str, classes: int) -> ResNet:
+def create(params: Params, what: str, classes: int) -> Classifier:
     """A net with random weights drawn for `what`."""
     with torch_seed(params.seed, "weights", what):
-        return networks.create(params.network, classes)
+        return networks.create(params.network, classes, params.data.image_size)
 
 
 def save(params: Params, name: str, path: Path, module: nn.Module, dtype: torch.dtype, clean: store.Images) -> None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.attacks import losses
 from sparring.device import channels_last
-from sparring.networks import ResNet, frozen, predict
+from sparring.networks import Classifier, frozen, predict
 from sparring.params import Attack, Store
 
 # How far a change may be stretched or shrunk to be stored: by 4 doublings either way; and how near to the least scale
@@ -33,7 +33,7 @@ class Fast(nn.Module):
     says so and the copy works as it is.
     """
 
-    def __init__(self, net: ResNet, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> None:
+    def __init__(self, net: Classifier, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> None:
         super().__init__()
         self.net = channels_last(frozen(net), device)
         self.dtype = dtype
@@ -69,7 +69,7 @@ class Fast(nn.Module):
         return plain(images)
 
 
-def worth_compiling(net: ResNet, attack: Attack, shape: tuple[int, ...], count: int, device: torch.device) -> bool:
+def worth_compiling(net: Classifier, attack: Attack, shape: tuple[int, ...], count: int, device: torch.device) -> bool:
     """Whether attacking `count` images (H, W, C) is so much work that torch.compile earns its own time back.
 
     Judged by the whole run, also where a part of it is done already: both parts must compute alike.
@@ -123,7 +123,9 @@ class Stored(NamedTuple):
         return cls(np.empty((0, *shape), dtype), none, none, none)
 
 
-def store(net: ResNet, clean: np.ndarray, attacked: Tensor, labels: Tensor, attack: Attack, settings: Store) -> Stored:
+def store(
+    net: Classifier, clean: np.ndarray, attacked: Tensor, labels: Tensor, attack: Attack, settings: Store
+) -> Stored:
     """Round attacked images (N, C, H, W) to `store.dtype`, never past the attack's eps; a minimal-norm attack's are
     stretched or shrunk to the least change whose rounded image still fools `net`, where `store.faithful` asks for it.
 
@@ -169,7 +171,7 @@ def _rounded(levels: np.ndarray, dtype: str) -> np.ndarray:
 
 @torch.no_grad()
 def _faithful(
-    net: ResNet, clean: np.ndarray, attacked: Tensor, labels: Tensor, margin: float, rounded: np.ndarray
+    net: Classifier, clean: np.ndarray, attacked: Tensor, labels: Tensor, margin: float, rounded: np.ndarray
 ) -> np.ndarray:
     """Each image at the least scale of its change at which it fools `net` by `margin` once rounded as `rounded` is.
 

@@ -1,13 +1,11 @@
 import torch
 from torch import Tensor
 
-from sparring.networks import ResNet
-
-STYLE, CONTENT = "layer1", "layer4"
+from sparring.networks import Classifier, layers
 
 
 def nst(
-    model: ResNet,
+    model: Classifier,
     images: Tensor,
     labels: Tensor,
     *,
@@ -22,16 +20,18 @@ def nst(
     (Gatys et al., 2016) as arXiv 2204.11596 uses it.
 
     images, partners: (N, 3, H, W) in [0, 1].  SGD on the pixels, by the sum of the mean squared differences of the
-    layer1 ("style") and layer4 ("content") maps of image and partner; style `gram` compares layer1's Gram matrices.
+    first ("style") and last ("content") maps of image and partner (layer1 and layer4); style `gram` compares the Gram
+    matrices of the first.
     Each image has its own loss, so its result does not depend on its neighbours. Returns images in [0, 1].
     """
 
     def look(batch: Tensor) -> tuple[Tensor, Tensor]:
         maps = model.maps(batch)
-        first = maps[STYLE].flatten(2)
+        names = layers(maps)
+        first = maps[names[0]].flatten(2)
         if style == "gram":
             first = first @ first.transpose(1, 2) / first.shape[2]
-        return first.flatten(1), maps[CONTENT].flatten(1)
+        return first.flatten(1), maps[names[-1]].flatten(1)
 
     with torch.no_grad():
         wanted = look(partners)
