@@ -64,7 +64,7 @@ def opened(settings: Params, count: int | None) -> list[store.Images]:
 
 def drawn(settings: Params, gallery: training.Gallery) -> Generator[Batch, None, None]:
     """Whole batches as the training loop draws them, epoch after epoch."""
-    chosen, names, on = settings.training, list(settings.attacks), gallery.image.device
+    chosen, names = settings.training, list(settings.attacks)
     count, size = len(gallery.label), chosen.batch_size
     for epoch in itertools.count():
         visits = device.rng(settings.seed, "order", epoch).permutation(count)
@@ -77,12 +77,11 @@ def drawn(settings: Params, gallery: training.Gallery) -> Generator[Batch, None,
             visits=visits,
             batch_size=size,
         )
-        where = torch.from_numpy(version).to(on)
         area = (chosen.crop_area[0], chosen.crop_area[1])
         crops = transforms.draw_crops(device.rng(settings.seed, "crop", epoch), count, area, chosen.horizontal_flip)
-        crops = crops.to(on)
-        for rows in torch.from_numpy(visits).to(on)[: count - count % size].split(size):
-            images, labels, adversarial = gallery.batch(where[rows], rows)
+        crops = crops.to(gallery.device)
+        whole = [visits[: count - count % size]]
+        for rows, images, labels, adversarial in gallery.batches(whole, version, size, 0):
             yield transforms.crop(images, crops[rows]), labels, adversarial
 
 
@@ -183,7 +182,7 @@ def plain_joint(settings: Params, chosen: Detector, net: nn.Module, pretrained: 
 def with_net(name: str, settings: Params, network: Network, classes: int, on: torch.device, dtype: torch.dtype) -> Any:
     """What a row does with a batch."""
     plain = name.startswith("plain")
-    net, pretrained = (networks.create(network, classes) for _ in range(2))
+    net, pretrained = (networks.create(network, classes, settings.data.image_size) for _ in range(2))
     net.train()
     if plain:
         net, pretrained = net.to(on), pretrained.to(on).eval()
@@ -241,10 +240,9 @@ def measure(name: str, width: int | None, images: int | None, steps: int, runs: 
         seconds.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated(on) / 2**20 if on.type == "cuda" else resident()
     batches.close()  # ends the workers, for which the process would wait
-    of_net = "-".join(map(str, network.blocks)) + f", width {network.width}"
     return {
         "name": name,
-        "network": "none" if name in ("sampler", "dataloader") else f"ResNet {of_net}",
+        "network": "none" if name in ("sampler", "dataloader") else network.words,
         "batch": size,
         "images_per_second": round(size * steps / statistics.median(seconds), 2),
         "peak_mb": round(peak - before, 1),

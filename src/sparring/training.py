@@ -1,6 +1,5 @@
 """The one training loop, and the pretrained net; structures.py adds the steps and draws of the defences."""
 
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
