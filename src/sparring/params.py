@@ -127,7 +127,7 @@ class Network(Section):
     @model_validator(mode="after")
     def _exists(self) -> "Network":
         if self.name != RESNET and self.name not in (known := torchvision_names()):
-            close = difflib.get_close_matches(self.name, known, 3)
+            close = difflib.get_close_matches(self.name, known, 2)
             raise ValueError(
                 f"name is {_shown(self.name)}; use {RESNET} or a classifier of torchvision"
                 + (f"; did you mean {' or '.join(close)}?" if close else f", such as {', '.join(known[:3])}")
