@@ -76,8 +76,8 @@ def test_params_here_are_valid() -> None:
         ),
         (  # a detector of objects, known to torchvision, but no classifier
             changed(network={"name": "ssd300_vgg16"}),
-            'network.name is "ssd300_vgg16"; use resnet or a classifier of torchvision, such as alexnet, convnext_base, '
-            "convnext_large",
+            'network.name is "ssd300_vgg16"; use resnet or a classifier of torchvision, such as alexnet, '
+            "convnext_base, convnext_large",
         ),
         (
             changed(network__name="vgg11_bn"),
