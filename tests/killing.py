@@ -9,6 +9,7 @@ A process of its own, as its forks then have no threads to lose, and one, as eve
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -41,6 +42,8 @@ def written(name: str) -> str:
 
 def child(settings: Params, name: str, dies_in: int | None = None) -> int:
     """A fork that trains, saving after almost every batch, and kills itself in the batch of that number."""
+    if name != "pretrained":
+        shutil.rmtree(files.MODELS / name, ignore_errors=True)  # as DVC does before it runs a stage
     sys.stdout.flush()
     process = os.fork()
     if process:

@@ -67,13 +67,12 @@ class Gallery:
 
     def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
         """The epoch's batches of `size` images, but for the first `skip`.  version: that of each image (N,)."""
-        drawn, visits = (torch.from_numpy(each).to(self.device) for each in (version, np.concatenate(windows)))
+        drawn, visits = (torch.from_numpy(each).to(self.image.device) for each in (version, np.concatenate(windows)))
         for rows in visits.tensor_split(batch_stops(len(visits), size)[:-1].tolist())[skip:]:
             yield rows, *self.batch(drawn[rows], rows)
 
     def batch(self, version: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        home = self.image.device
-        images = networks.to_images(self.image[version.to(home), rows.to(home)], self.device)
+        images = networks.to_images(self.image[version, rows], self.device)
         return images, self.label[rows], self.adversarial[version, rows]
 
 
