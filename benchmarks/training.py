@@ -217,8 +217,9 @@ def measure(name: str, width: int | None, images: int | None, steps: int, runs: 
     else:
         clean, *attacked = opened(settings, images)
         classes = len(clean.metadata["classes"])
-        batches = drawn(settings, training.Gallery(clean, attacked, on))
-        del clean, attacked
+        pixels = np.stack([version.image for version in (clean, *attacked)])
+        batches = drawn(settings, training.Gallery(pixels, clean, attacked, on))
+        del clean, attacked, pixels
     if on.type == "cuda":
         torch.cuda.reset_peak_memory_stats(on)
     before = torch.cuda.memory_allocated(on) / 2**20 if on.type == "cuda" else resident()

@@ -1,5 +1,6 @@
 """Interrupted training: killed or stopped anywhere, it goes on and ends with the bytes of an undisturbed run."""
 
+import json
 import os
 import shutil
 import signal
@@ -61,23 +62,57 @@ def stage(name: str) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-@pytest.mark.parametrize("name", ["pretrained", "adv", "ours"])
-def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
-    project: Path, name: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = write(tiny_values(**CHANGES | {"training": {"epochs": 12, "batch_size": 50}}))
-    wanted = train(settings, name)
+    wanted = train(settings, "ours")
     assert not list(files.PARTIAL.iterdir())
-    chance = np.random.default_rng(sum(map(ord, name)))
-    for pause in chance.uniform(0, 0.7, 2):
-        with stage(name) as process:
+    for pause in np.random.default_rng(1).uniform(0, 0.7, 2):
+        with stage("ours") as process:
             time.sleep(pause)
             process.kill()
     assert list(files.PARTIAL.iterdir()) or process.returncode == 0
     capfd.readouterr()
-    assert train(settings, name) == wanted
-    assert f"{name}: going on after epoch " in capfd.readouterr().out or process.returncode == 0
+    assert train(settings, "ours") == wanted
+    assert "ours: going on after epoch " in capfd.readouterr().out or process.returncode == 0
     assert not list(files.PARTIAL.iterdir())
+
+
+RECIPE = {"schedule": "one_cycle", "label_smoothing": 0.1, "ema": 0.8, "keep": "best"}
+STRUCTURES = {
+    "adv": {"opponents": "sampler", "detector": "none"},
+    "ours": {"opponents": "sampler", "detector": "detector"},
+    "classical": {"opponents": "fixed", "detector": "none"},
+    "fgsm": {"opponents": "online_fgsm", "detector": "none"},
+    "pgd": {"opponents": "online_pgd", "detector": "none"},
+}
+STREAMED = {"store": {"memory_budget": 1e-6, "shard_size": 100, "batch_size": 50}}
+
+
+def test_killed_at_any_moment_every_structure_ends_with_the_same_bytes(project: Path) -> None:
+    short = {"epochs": 2, "batch_size": 50}
+    changes: dict[str, Any] = {
+        "structures": STRUCTURES,
+        "training": short,
+        "detector": {"dropout": 0.3},
+        "online_pgd": {"steps": 2},
+    }
+    recipe = {"training": short | RECIPE}
+    cases: list[tuple[str, dict[str, Any]]] = [("adv", recipe), ("ours", recipe), ("classical", {}), ("fgsm", {})]
+    cases += [("pgd", recipe), ("ours", {"seeds": [0, 1]} | STREAMED), ("adv", {"seeds": [0, 1]}), ("pretrained", {})]
+    given = json.dumps([(name, tiny_values(**changes | more)) for name, more in cases])
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("killing.py")
+    done = subprocess.run([sys.executable, script], input=given, capture_output=True, text=True, env=environment)
+    lines = done.stdout.splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [each["name"] for each in found] == [name for name, _ in cases], done.stderr
+    for each in found:
+        assert each["killed"][0] == -signal.SIGKILL, each
+        assert each["same"] and each["ended"] == 0 and not each["left"], each
+    assert sum(": going on after epoch " in line for line in lines) >= len(cases)
+    # All of them were killed in the last seed, of 12 batches; the finished seeds were not trained again.
+    last = [int(lines[number - 1].split()[0]) for number, line in enumerate(lines) if line.startswith("{")]
+    assert all(batches < 12 or each["killed"][1] == 0 for batches, each in zip(last, found, strict=True))
 
 
 def test_a_stage_that_is_told_to_stop_saves_and_says_where_it_goes_on(project: Path) -> None:
@@ -111,16 +146,26 @@ def stopped_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         yield
 
 
-RECIPE = {"schedule": "one_cycle", "label_smoothing": 0.1, "ema": 0.8, "keep": "best"}
-
-
 @pytest.mark.parametrize(
-    ("name", "recipe"), [("pretrained", {}), ("adv", {}), ("ours", {}), ("ours", RECIPE), ("adv", {"schedule": "step"})]
+    ("name", "recipe", "more"),
+    [
+        ("pretrained", {}, {}),
+        ("adv", {"schedule": "step"}, {}),
+        ("ours", RECIPE, {}),
+        ("ours", {}, STREAMED),
+        ("classical", {}, {}),
+        ("pgd", {}, {"online_pgd": {"steps": 2}}),
+    ],
 )
 def test_stopped_after_any_batch_it_ends_with_the_same_bytes(
-    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, name: str, recipe: dict[str, Any]
+    project: Path,
+    tiny: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    recipe: dict[str, Any],
+    more: dict[str, Any],
 ) -> None:
-    settings = tiny(**CHANGES | {"training": CHANGES["training"] | recipe})
+    settings = tiny(**CHANGES | {"training": CHANGES["training"] | recipe, "structures": STRUCTURES} | more)
     wanted = train(settings, name)
     # Within an epoch, at the end of one, again in what is left, and at the very end.
     for stops in ([3], [6], [8, 1, 2], [18]):

@@ -334,7 +334,7 @@ def test_a_version_that_an_attack_left_unchanged_is_not_adversarial() -> None:
         Images(clean.index, clean.label, image + shift, {"linf": np.array(linf, np.float32)})
         for shift, linf in ((50, [0.1, 0, 0.2, 0]), (100, [0, 0, 0, 1 / 255]))
     ]
-    gallery = training.Gallery(clean, attacked, CPU)
+    gallery = training.Gallery(np.stack([image, image + 50, image + 100]), clean, attacked, CPU)
     assert gallery.adversarial.tolist() == [[False] * 4, [True, False, True, False], [False, False, False, True]]
     images, labels, adversarial = gallery.batch(torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 3, 1]))
     assert labels.tolist() == [3, 3, 0, 1]
@@ -518,7 +518,7 @@ def eight() -> Images:
 def fit(settings: Params, net: ResNet, step: training.Step, validation: Images | None = None) -> pd.DataFrame:
     """Training on eight images, in three batches an epoch where the batch size is 3."""
     clean = eight()
-    gallery = training.Gallery(clean, [], CPU)
+    gallery = training.Gallery(clean.image[None], clean, [], CPU)
     draw: Callable[[int, np.ndarray], np.ndarray] = lambda epoch, visits: np.zeros(len(visits), np.int64)  # noqa: E731
     return training.fit(settings, "eight", net, step, gallery, draw, clean if validation is None else validation)
 

@@ -126,8 +126,9 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
 class Groups:
     """A store's images, read a row group at a time.
 
-    rows: images of each row group.  shape: (height, width, channels).  dtype: uint8 or float16.
-    Raises InputError as `read` does.
+    rows, starts: of each row group, its number of images and the first one's row.
+    shape: (height, width, channels).  dtype: uint8 or float16.
+    Raises InputError as `store.read` does.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,6 +138,7 @@ class Groups:
             metadata = _metadata(path, schema)
             found = self._file.metadata
             self.rows = np.array([found.row_group(number).num_rows for number in range(found.num_row_groups)], int)
+        self.starts = np.cumsum(self.rows) - self.rows
         height, width, channels = metadata["shape"]
         self.path, self.shape, self.dtype = path, (height, width, channels), _dtype(schema, metadata)
 

@@ -1,5 +1,6 @@
 """The one training loop, and the pretrained net; structures.py adds the steps and draws of the defences."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,19 +40,19 @@ class Step(NamedTuple):
 
 
 class Gallery:
-    """Every version of every training image, on the device as stored: version 0 is clean, the others one attack each.
+    """Every version of every training image in memory, as stored: version 0 is clean, the others one attack each.
 
-    image: (V, N, H, W, C) uint8, or float16 where an attack is stored so.  label: (N,).
+    image: (V, N, H, W, C) uint8, or float16 where an attack is stored so; on the device, but where it would take more
+    than half of a GPU's free memory on the CPU.  label: (N,).
     adversarial: (V, N), False also where an attack changed nothing.
     """
 
-    def __init__(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
-        versions = [clean, *attacked]
-        dtype = np.result_type(*(images.image for images in versions))
-        stacked = np.empty((len(versions), *clean.image.shape), dtype)
-        for number, images in enumerate(versions):
-            stacked[number] = images.image
-        self.image = torch.from_numpy(stacked).to(device)
+    def __init__(
+        self, image: np.ndarray, clean: store.Images, attacked: list[store.Images], device: torch.device
+    ) -> None:
+        """image: as above.  clean, attacked: the rest of the stores, of which label and linf are used."""
+        fits = device.type != "cuda" or image.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
+        self.image = torch.from_numpy(image).to(device if fits else "cpu")
         self._note(clean, attacked, device)
 
     def _note(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
@@ -66,7 +67,7 @@ class Gallery:
 
     def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
         """The epoch's batches of `size` images, but for the first `skip`.  version: that of each image (N,)."""
-        drawn, visits = (torch.from_numpy(each).to(self.device) for each in (version, np.concatenate(windows)))
+        drawn, visits = (torch.from_numpy(each).to(self.image.device) for each in (version, np.concatenate(windows)))
         for rows in visits.tensor_split(batch_stops(len(visits), size)[:-1].tolist())[skip:]:
             yield rows, *self.batch(drawn[rows], rows)
 
@@ -78,36 +79,44 @@ class Gallery:
 class Stream(Gallery):
     """The same where the versions do not fit into memory: read by row group, a window of images ahead of the training.
 
-    An epoch visits the row groups in a drawn order, and the images of a window of them in a drawn order. In a window
-    each image has its one drawn version. A window has so many row groups, at least one, that two windows take `budget`
-    bytes, and no more than an eighth of the images, so that reading overlaps with training.
+    An epoch goes from window to window, and visits the images of a window, each in its one drawn version, in a drawn
+    order. A window has so many row groups, at least one, that two windows take `budget` bytes, and no more than an
+    eighth of the images, so that reading overlaps with training. They are drawn evenly from the whole of the store:
+    where it is sorted by class, as from folders, neighbouring row groups are of the same class.
     """
 
     def __init__(
         self,
-        paths: list[Path],
+        versions: list[store.Groups],
         clean: store.Images,
         attacked: list[store.Images],
         budget: float,
         device: torch.device,
     ) -> None:
-        """paths: the stores of all versions.  clean, attacked: the same without their images."""
+        """versions: the stores' images.  clean, attacked: the rest of the stores.
+
+        Raises InputError where the stores' row groups differ.
+        """
         self._note(clean, attacked, device)
-        self._versions = [store.Groups(path) for path in paths]
-        first = self._versions[0]
-        for other in self._versions[1:]:
+        self._versions, first = versions, versions[0]
+        for other in versions[1:]:
             if not np.array_equal(other.rows, first.rows):
                 raise InputError(f"{other.path} has other row groups than {first.path}; delete it and run `dvc repro`")
-        self._dtype = np.result_type(*(version.dtype for version in self._versions))
-        self._starts = np.cumsum(first.rows) - first.rows
+        self._rows, self._starts = first.rows, first.starts
+        self._dtype = np.result_type(*(version.dtype for version in versions))
         bytes_a_group = int(first.rows.max() * np.prod(first.shape)) * self._dtype.itemsize
-        self._groups = max(1, min(int(budget / 2) // bytes_a_group, len(first.rows) // 8))
+        groups = max(1, min(int(budget / 2) // bytes_a_group, len(first.rows) // 8))
+        self._windows = -(-len(first.rows) // groups)
 
     def order(self, seed: int, epoch: int) -> list[np.ndarray]:
-        groups = rng(seed, "groups", epoch).permutation(len(self._starts))
+        chance = rng(seed, "groups", epoch)
+        # Of so many neighbouring row groups, each window gets one.
+        neighbours = range(0, len(self._rows), self._windows)
+        parts = [chance.permutation(np.arange(len(self._rows))[start : start + self._windows]) for start in neighbours]
         windows = []
-        for number, here in enumerate(np.split(groups, range(self._groups, len(groups), self._groups))):
-            rows = [self._starts[group] + np.arange(self._versions[0].rows[group]) for group in here]
+        for number in range(self._windows):
+            here = [part[number] for part in parts if number < len(part)]
+            rows = [self._starts[group] + np.arange(self._rows[group]) for group in here]
             windows.append(rng(seed, "order", epoch, number).permutation(np.concatenate(rows)))
         return windows
 
@@ -147,21 +156,26 @@ class Stream(Gallery):
 def gallery(params: Params, attacks: list[str], source: str, device: torch.device) -> Gallery:
     """The training images, clean and under these attacks: in memory where store.memory_budget allows, else streamed.
 
-    source: digest of the net that the attacks have to have been made against; InputError where they were not.
+    source: digest of the net that the attacks have to have been made against; InputError where they were not, or where
+    a store is missing, damaged or of other images.
     """
     paths = [files.CLEAN / "train.parquet", *(files.ADVERSARIAL / name / "train.parquet" for name in attacks)]
-    versions = [store.Groups(path) for path in paths]
-    size = len(paths) * versions[0].rows.sum() * np.prod(versions[0].shape)
-    budget = params.store.memory_budget * 1e9
-    fits = size * np.result_type(*(version.dtype for version in versions)).itemsize <= budget
-    pixels = ("image",) if fits else ()
-    clean, attacked = store.read(paths[0], pixels), []
+    clean, attacked = store.read(paths[0], ()), []
     for path in paths[1:]:
-        images = store.read(path, (*pixels, "linf"))
+        images = store.read(path, ("linf",))
         store.check_rows(clean, images, path)
         store.check_source(images, source, path)
         attacked.append(images)
-    return Gallery(clean, attacked, device) if fits else Stream(paths, clean, attacked, budget, device)
+    versions = [store.Groups(path) for path in paths]
+    dtype = np.result_type(*(version.dtype for version in versions))
+    shape = (len(paths), len(clean), *versions[0].shape)
+    if math.prod(shape) * dtype.itemsize > params.store.memory_budget * 1e9:
+        return Stream(versions, clean, attacked, params.store.memory_budget * 1e9, device)
+    image = np.empty(shape, dtype)  # filled by row group, so that no image is in memory twice
+    for pixels, version in zip(image, versions, strict=True):
+        for number, start in enumerate(version.starts):
+            pixels[start : start + version.rows[number]] = version.read(number)
+    return Gallery(image, clean, attacked, device)
 
 
 def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
