@@ -63,7 +63,7 @@ def parallel(net: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward
     if next(net.parameters()).device.type == "cuda":
         sync_norms(net)
-    return DistributedDataParallel(_Forward(net, forward), broadcast_buffers=False)
+    return DistributedDataParallel(_Forward(net, forward))
 
 
 class _Forward(nn.Module):
@@ -247,12 +247,10 @@ def _work_together(device: torch.device, work: Callable[[], None]) -> None:
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if first() else nowhere):
             work()
     except BaseException as error:
+        # Where who launched this process is gone, so are the store of what is told and whoever would read it.
+        told = orphaned() or store.add("told", 1) > 1
         if isinstance(error, InputError | SystemExit):
             dist.destroy_process_group()
-        try:
-            told = store.add("told", 1) > 1
-        except RuntimeError:  # the store is gone with the launching process
-            told = True
         if told:
             raise SystemExit(1) from None
         raise
