@@ -235,8 +235,11 @@ def _work_together(device: torch.device, work: Callable[[], None]) -> None:
     def leave(number: int, frame: object) -> None:
         raise SystemExit("stopped")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
+    def heed(handler: Callable[[int, object], None] | signal.Handlers) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, handler)
+
+    heed(leave)
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -247,6 +250,7 @@ def _work_together(device: torch.device, work: Callable[[], None]) -> None:
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if first() else nowhere):
             work()
     except BaseException as error:
+        heed(signal.SIG_IGN)  # torchrun ends the others as soon as one has ended, and they may yet have to tell
         # Where who launched this process is gone, so are the store of what is told and whoever would read it.
         told = orphaned() or store.add("told", 1) > 1
         if isinstance(error, InputError | SystemExit):
@@ -254,4 +258,5 @@ def _work_together(device: torch.device, work: Callable[[], None]) -> None:
         if told:
             raise SystemExit(1) from None
         raise
+    heed(signal.SIG_IGN)  # all is done
     dist.destroy_process_group()
