@@ -7,12 +7,13 @@ run     python stages/ablation_train.py low_050_2
 
 from _stage import run
 
-from sparring import files, params, structures
+from sparring import distributed, files, params, structures
 
 
 def main(row: str) -> None:
+    settings = params.row_params(params.load(), row, params.load_rows())
     with files.results_below(files.ABLATION / row):
-        structures.train(params.row_params(params.load(), row, params.load_rows()), params.ABLATED)
+        distributed.run(settings, lambda: structures.train(settings, params.ABLATED))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ run     python stages/pretrain.py
 
 from _stage import run
 
-from sparring import params, training
+from sparring import distributed, params, training
 
 
 def main() -> None:
-    training.pretrain(params.load())
+    settings = params.load()
+    distributed.run(settings, lambda: training.pretrain(settings))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ run     python stages/train.py ours
 
 from _stage import run
 
-from sparring import params, structures
+from sparring import distributed, params, structures
 
 
 def main(structure: str) -> None:
-    structures.train(params.load(), structure)
+    settings = params.load()
+    distributed.run(settings, lambda: structures.train(settings, structure))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ FLOORS = [
     {"params"},
     {"files"},
     {"device", "store", "networks", "transforms"},
-    {"progress", "detector", "attacks", "sampler", "checkpoints"},
+    {"progress", "detector", "attacks", "sampler", "checkpoints", "distributed"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
     {"structures"},
 ]

@@ -105,6 +105,8 @@ def test_params_here_are_valid() -> None:
         (changed(seeds=[]), "seeds is []; it needs 1 entries"),
         (changed(seeds=[0, 1, 0]), "seeds is [0, 1, 0]; name each seed once"),
         (changed(training__ema=1.0), "training.ema is 1.0; it should be less than 1"),
+        (changed(training__devices=0), "training.devices is 0; use auto or a number of devices, 1 or more"),
+        (changed(training__devices="all"), 'training.devices is "all"; use auto or a number of devices, 1 or more'),
         (
             changed(training__keep="best", data__validation=0),
             "training.keep is best, but data.validation is 0; give it images to choose by, or use last",

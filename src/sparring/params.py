@@ -172,6 +172,14 @@ class Training(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     ema: Annotated[float, Field(ge=0, lt=1)]
     keep: Literal["last", "best"]
+    devices: int | Literal["auto"]
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _is_devices(cls, devices: Any) -> Any:
+        if devices != "auto" and (not isinstance(devices, int) or isinstance(devices, bool) or devices < 1):
+            raise ValueError("use auto or a number of devices, 1 or more")
+        return devices
 
     @field_validator("crop_area")
     @classmethod

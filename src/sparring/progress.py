@@ -27,20 +27,20 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def bar(what: str, total: int) -> Iterator[Advance]:
-    """A bar with rate and remaining time on standard error; silent where that is not a terminal.
+def bar(what: str, total: int, shown: bool = True) -> Iterator[Advance]:
+    """A bar with rate and remaining time on standard error; silent where that is not a terminal, or not `shown`.
 
     Yields a function to call with the number of items done since the last call.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.advance(task, done)
 
 
 @contextmanager
-def timed(stage: str, on: torch.device, precision: torch.dtype = torch.float32) -> Iterator[Done]:
+def timed(stage: str, on: torch.device, precision: torch.dtype = torch.float32, processes: int = 1) -> Iterator[Done]:
     """Time a stage. Yields a function to call once, at the end, with the number of images handled, what was done, and
     the seconds that interrupted runs had spent on it before; it prints the stage's one line and writes
     data/timings/<stage>.json (`@` becomes `-`), which only the report reads.
@@ -55,7 +55,7 @@ def timed(stage: str, on: torch.device, precision: torch.dtype = torch.float32) 
             "seconds": round(seconds, 2),
             "images": images,
             "images_per_second": round(rate, 1),
-            "hardware": device.hardware(on),
+            "hardware": (f"{processes} processes, each on " if processes > 1 else "") + device.hardware(on),
             "device": str(on),
             "precision": str(precision).removeprefix("torch."),
             "torch": torch.__version__,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparring import checkpoints, files, networks, progress, sampler, store, training
+from sparring import checkpoints, distributed, files, networks, progress, sampler, store, training
 from sparring.attacks.pgd import pgd
 from sparring.detector import TransformerDetector
 from sparring.device import channels_last, choose, precision, rng, torch_seed
@@ -34,25 +34,36 @@ def joint_step(
     optimizer = training.sgd(net, settings.learning_rate, settings)
     detector_optimizer = training.sgd(detector, detector_settings.learning_rate, settings)
 
-    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
-        detector.eval().requires_grad_(False)
+    def classify(images: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
         with training.autocast(images.device, dtype):
-            with torch.no_grad():
-                source_maps = pretrained.maps(images, last=detector.last_map)
-                wanted = detector.token(source_maps)
             maps = net.maps(images)
             logits = net.classify(maps)
             token = detector.token(maps)
         classification = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
         matching = F.smooth_l1_loss(token.float(), wanted.float())
         loss = detector_settings.alpha * classification + detector_settings.beta * matching
-        training.update(optimizer, loss)
+        return loss, classification, matching, logits
+
+    def detect(maps: dict[str, Tensor], adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        with training.autocast(adversarial.device, dtype):
+            guess = detector(maps)
+        return F.cross_entropy(guess.float(), adversarial.long()), guess
+
+    classify_of_all = distributed.parallel(net, classify)
+    detect_of_all = distributed.parallel(detector, detect)
+
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        whole, labels, adversarial = len(labels), distributed.mine(labels), distributed.mine(adversarial)
+        detector.eval().requires_grad_(False)
+        with training.autocast(images.device, dtype), torch.no_grad():
+            source_maps = pretrained.maps(images, last=detector.last_map)
+            wanted = detector.token(source_maps)
+        loss, classification, matching, logits = classify_of_all(images, labels, wanted)
+        training.update(optimizer, distributed.weighted(loss, whole))
 
         detector.train().requires_grad_(True)
-        with training.autocast(images.device, dtype):
-            guess = detector(source_maps)
-        detection = F.cross_entropy(guess.float(), adversarial.long())
-        training.update(detector_optimizer, detection)
+        detection, guess = detect_of_all(source_maps, adversarial)
+        training.update(detector_optimizer, distributed.weighted(detection, whole))
         count = len(labels)
         return {
             "loss": loss.detach() * count,
@@ -73,8 +84,9 @@ def online_attack(
     arXiv 1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
 
     Returns a function of (images (N, 3, H, W) in [0, 1], labels (N,), epoch, number of the batch) that gives every
-    image attacked, within eps of it. The net is attacked in eval mode: as the function that it is evaluated as, each
-    image for itself, and with its running statistics left alone.
+    image attacked, within eps of it; one of several processes passes its slice of the images, and all labels. The net
+    is attacked in eval mode: as the function that it is evaluated as, each image for itself, and with its running
+    statistics left alone.
     """
 
     def logits(images: Tensor) -> Tensor:
@@ -84,18 +96,18 @@ def online_attack(
     def attack(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
         generator = torch.Generator(images.device)
         generator.manual_seed(int(rng(seed, "online", epoch, number).integers(2**62)))
-        starts = torch.randn((len(images), 1, *images.shape[1:]), generator=generator, device=images.device)
+        starts = torch.randn((len(labels), 1, *images.shape[1:]), generator=generator, device=images.device)
         net.eval()
         attacked = pgd(
             logits,
             images,
-            labels,
+            distributed.mine(labels),
             eps=settings.eps,
             step=settings.step,
             steps=settings.steps,
             norm="linf",
             restarts=1,
-            starts=starts,
+            starts=distributed.mine(starts),
         )
         net.train()
         return attacked
@@ -111,7 +123,7 @@ def train(params: Params, name: str) -> None:
     structure = params.structures[name]
     device = choose(params)
     dtype = precision(params, device)
-    with progress.timed(f"train@{name}", device, dtype) as done:
+    with progress.timed(f"train@{name}", device, dtype, distributed.size()) as done:
         inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
         classes = len(clean.metadata["classes"])
@@ -121,7 +133,7 @@ def train(params: Params, name: str) -> None:
 
         sections = [getattr(params, word) for word in (structure.opponents, structure.detector)]
         settings = [params.deterministic, params.network, params.training]
-        settings += [params.store.batch_size, params.store.memory_budget]
+        settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
         inputs += [files.PRETRAINED, *(files.ADVERSARIAL / attack / "train.parquet" for attack in attacks)]
         unfinished = checkpoints.folder(
             f"train-{name}", [*settings, structure, sections, attacks], inputs, device, dtype
@@ -147,15 +159,18 @@ def train(params: Params, name: str) -> None:
                 step = joint_step(net, helper, detector, params.training, params.detector, dtype)
             draw = _draw(once, structure, attacks)
             history = training.fit(once, name, net, step, gallery, draw, validation, checkpoint)
-            training.save(once, name, files.model(name, seed), net, dtype, clean)
-            if detector is not None:
+            if distributed.first():
+                training.save(once, name, files.model(name, seed), net, dtype, clean)
+            if distributed.first() and detector is not None:
                 training.save(once, name, files.detector(name, seed), detector, dtype, clean)
             histories.append(history.assign(seed=seed) if len(params.seeds) > 1 else history)
             earlier += checkpoint.earlier
-        training.save_history(name, pd.concat(histories))
-        epochs = params.training.epochs * len(params.seeds)
-        done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
-        shutil.rmtree(unfinished)
+        distributed.wait()  # or one may still read the checkpoint that another removes
+        if distributed.first():
+            training.save_history(name, pd.concat(histories))
+            epochs = params.training.epochs * len(params.seeds)
+            done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
+            shutil.rmtree(unfinished)
 
 
 def _draw(params: Params, structure: Structure, attacks: list[str]) -> Callable[[int, np.ndarray], np.ndarray]:

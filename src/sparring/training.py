@@ -14,23 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparring import checkpoints, files, networks, progress, store, transforms
+from sparring import checkpoints, distributed, files, networks, progress, store, transforms
 from sparring.checkpoints import Checkpoint
 from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import Classifier
 from sparring.params import InputError, Params, Training
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # rows (N,), images (N, 3, H, W), labels (N,), adversarial (N,)
+# rows (N,), images (n, 3, H, W), labels (N,), adversarial (N,): only the images are but this process's n of N.
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Step(NamedTuple):
     """How a structure learns from one batch.
 
     run: takes images (N, 3, H, W) in [0, 1], labels (N,) and which of them are adversarial (N,) bool; updates the nets
-    and returns sums over the batch, on the device: fetching them every step would stall it.
+    and returns sums over the batch, on the device: fetching them every step would stall it. One of several processes
+    passes its slice of the images, with the labels of the whole batch, and gets the sums over its slice.
     optimizers: those that `run` steps, for the loop to lower their learning rates.
     helpers: nets that `run` trains beside the classifier.
-    attack: where there is one, makes of (images, labels, epoch, number of the batch) the images that `run` gets.
+    attack: where there is one, makes of (images, labels, epoch, number of the batch) the images that `run` gets, in
+    the same shapes.
     """
 
     run: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
@@ -72,7 +75,7 @@ class Gallery:
             yield rows, *self.batch(drawn[rows], rows)
 
     def batch(self, version: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        images = networks.to_images(self.image[version, rows], self.device)
+        images = networks.to_images(self.image[distributed.mine(version), distributed.mine(rows)], self.device)
         return images, self.label[rows], self.adversarial[version, rows]
 
 
@@ -137,7 +140,8 @@ class Stream(Gallery):
                     shown = np.concatenate([left, images[used : used + more]])
                     start, used, left = stop, used + more, left[:0]
                     rows, drawn = (torch.from_numpy(each).to(self.device) for each in (here, version[here]))
-                    yield rows, networks.to_images(shown, self.device), self.label[rows], self.adversarial[drawn, rows]
+                    pixels = networks.to_images(distributed.mine(shown), self.device)
+                    yield rows, pixels, self.label[rows], self.adversarial[drawn, rows]
                 left = np.concatenate([left, images[used:]])
 
     def _read(self, rows: np.ndarray, version: np.ndarray) -> np.ndarray:
@@ -182,11 +186,17 @@ def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
     """Cross-entropy alone: the pretrained net and the paper's "Adv" row."""
     optimizer = sgd(net, settings.learning_rate, settings)
 
-    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(images.device, dtype):
             logits = net(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
-        update(optimizer, loss)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing), logits
+
+    forward_of_all = distributed.parallel(net, forward)
+
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        whole, labels = len(labels), distributed.mine(labels)
+        loss, logits = forward_of_all(images, labels)
+        update(optimizer, distributed.weighted(loss, whole))
         return {"loss": loss.detach() * len(labels), "accuracy": (logits.argmax(1) == labels).sum()}
 
     return Step(run, [optimizer])
@@ -238,6 +248,7 @@ def fit(
     checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers and schedules, sums of
     the epoch, history, and torch's generators, as dropout draws from them; everything else that is drawn is a function
     of the seed and the epoch. So a run that was killed ends with the bits of one that was not.
+    Of several processes, each calls this, all end with the same nets, and the first one saves.
     Raises InputError where a loss is no longer a number or there is nothing to choose by; SystemExit on SIGTERM and
     Ctrl-C, once the state is saved.
     """
@@ -246,6 +257,8 @@ def fit(
     if settings.keep == "best" and not len(validation):
         raise InputError(f"{name}: training.keep is best, but there are no validation images to choose by; use last")
     count = len(gallery.label)
+    if distributed.size() > 1 and count < distributed.LEAST * distributed.size():
+        raise InputError(f"{name}: {count} training images are too few for {distributed.size()} training.devices")
     steps = settings.epochs * len(batch_stops(count, settings.batch_size))
     schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
     average = None
@@ -261,28 +274,33 @@ def fit(
     if (state := checkpoint.load()) is not None:
         for each, saved in zip(changing, state["changing"], strict=True):
             each.load_state_dict(saved)
-        history, first, skip, random = state["history"], state["epoch"], state["batches"], state["random"]
-        best = state["best"]
-        totals = {key: value.to(device) for key, value in state["totals"].items()}
+        history, first, skip, best = state["history"], state["epoch"], state["batches"], state["best"]
+        random = [each[distributed.rank()] for each in state["random"]]
+        totals = {key: each[distributed.rank()].to(device) for key, each in state["totals"].items()}
         del state, saved  # a copy of everything
         print(f"{name}: going on {_place(first, skip, settings.epochs)}", flush=True)
 
-    with checkpoint.stoppable() as stopped, progress.bar(name, settings.epochs * count) as advance:
+    agree = distributed.Agreement()
+    shown = distributed.first()
+    with checkpoint.stoppable() as stopped, progress.bar(name, settings.epochs * count, shown) as advance:
 
         def save_state(epoch: int, batches: int, totals: dict[str, Tensor], always: bool = False) -> None:
-            if always or stopped() or checkpoint.due():
-                checkpoint.save(
-                    {
-                        "changing": [each.state_dict() for each in changing],
-                        "best": best,
-                        "history": history,
-                        "epoch": epoch,
-                        "batches": batches,
-                        "totals": totals,
-                        "random": checkpoints.random_state(device),
-                    }
-                )
-            if stopped():
+            ending = stopped() or distributed.orphaned()
+            stop, due = agree(ending, distributed.first() and checkpoint.due(), now=always)
+            if always or stop or due:
+                state = {
+                    "changing": [each.state_dict() for each in changing],
+                    "best": best,
+                    "history": history,
+                    "epoch": epoch,
+                    "batches": batches,
+                    "totals": {key: distributed.gather(value) for key, value in totals.items()},
+                    "random": [distributed.gather(each) for each in checkpoints.random_state(device)],
+                }
+                if distributed.first():
+                    checkpoint.save(state)
+            if stop:
+                distributed.wait()  # until it is saved
                 raise SystemExit(f"{name}: stopped; the same command goes on {_place(epoch, batches, settings.epochs)}")
 
         advance(first * count + min(skip * settings.batch_size, count))
@@ -293,27 +311,29 @@ def fit(
             crops = transforms.draw_crops(rng(params.seed, "crop", epoch), count, area, settings.horizontal_flip)
             crops = crops.to(device)
             net.train()
-            with torch_seed(params.seed, "train", name, epoch):
+            with torch_seed(params.seed, "train", name, epoch, *([distributed.rank()] if distributed.rank() else [])):
                 if skip:
                     checkpoints.set_random_state(random, device)
                 batches = gallery.batches(windows, version, settings.batch_size, skip)
                 for number, (rows, images, labels, adversarial) in enumerate(batches, skip + 1):
-                    images = transforms.crop(images, crops[rows])
+                    images = transforms.crop(images, crops[distributed.mine(rows)])
                     if step.attack is not None:
                         images = step.attack(images, labels, epoch, number)
                     for key, value in step.run(images, labels, adversarial).items():
                         totals[key] = totals.get(key, 0) + value
+                    distributed.average_norms(net)
                     for each in schedulers:
                         each.step()
                     if average is not None:
                         average.update_parameters(net)
                     advance(len(rows))
                     save_state(epoch, number, totals)
-            means = {key: float(value) / count for key, value in totals.items()}
+            means = {key: float(value) / count for key, value in distributed.total(totals).items()}
             totals, skip = {}, 0
             broken = [key for key, value in means.items() if not np.isfinite(value)]
             if broken:
-                checkpoint.delete()  # to go on from there would only end here again
+                if distributed.first():
+                    checkpoint.delete()  # to go on from there would only end here again
                 raise InputError(
                     f"{name}: {broken[0]} is {means[broken[0]]} in epoch {epoch}; "
                     f"lower training.learning_rate ({settings.learning_rate})"
@@ -340,9 +360,11 @@ def _place(epoch: int, batches: int, epochs: int) -> str:
 
 def batch_stops(count: int, size: int) -> np.ndarray:
     """Where the batches of an epoch of `count` visits end: after every `size` of them, and the smaller last one; but a
-    single image left over joins the batch before it, as BatchNorm has nothing to average where a map is 1×1."""
+    single image left over joins the batch before it, as BatchNorm has nothing to average where a map is 1×1. Several
+    processes need two images each."""
     stops = np.append(np.arange(size, count, size), count)
-    return np.delete(stops, -2) if len(stops) > 1 and stops[-1] - stops[-2] == 1 else stops
+    short = len(stops) > 1 and stops[-1] - stops[-2] < distributed.LEAST * distributed.size()
+    return np.delete(stops, -2) if short else stops
 
 
 def _line(means: dict[str, float]) -> str:
@@ -378,11 +400,11 @@ def pretrain(params: Params) -> None:
     """Train the pretrained net on the clean training images and save it."""
     device = choose(params)
     dtype = precision(params, device)
-    with progress.timed("pretrain", device, dtype) as done:
+    with progress.timed("pretrain", device, dtype, distributed.size()) as done:
         inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
         settings = [params.seed, params.deterministic, params.network, params.training]
-        settings += [params.store.batch_size, params.store.memory_budget]
+        settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
         unfinished = checkpoints.folder("pretrain", settings, inputs, device, dtype)
         checkpoint = Checkpoint(unfinished / f"{params.seed}.pt")
         net = create(params, "pretrained", len(clean.metadata["classes"]))
@@ -397,8 +419,10 @@ def pretrain(params: Params) -> None:
             validation,
             checkpoint,
         )
-        save(params, "pretrained", files.PRETRAINED, net, dtype, clean)
-        save_history("pretrained", history)
-        count = len(clean) * params.training.epochs
-        done(count, f"{params.training.epochs} epochs of {len(clean):,} images", checkpoint.earlier)
-        shutil.rmtree(unfinished)
+        distributed.wait()  # or one may still read the checkpoint that another removes
+        if distributed.first():
+            save(params, "pretrained", files.PRETRAINED, net, dtype, clean)
+            save_history("pretrained", history)
+            count = len(clean) * params.training.epochs
+            done(count, f"{params.training.epochs} epochs of {len(clean):,} images", checkpoint.earlier)
+            shutil.rmtree(unfinished)

@@ -1,0 +1,310 @@
+"""Two processes on the CPU train what one does; run as a script, this file is what they do."""
+
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_values
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparring import checkpoints, distributed, files, networks, params, sampler, store, structures, training, transforms
+from sparring.detector import TransformerDetector
+from sparring.device import torch_seed
+from sparring.networks import Classifier
+from sparring.params import InputError, Online, Params
+
+STAGES = Path(__file__).resolve().parent.parent / "stages"
+CPU = torch.device("cpu")
+# 300 images: five batches of 59, which two processes halve unevenly, and one of 5.
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {"training": {"epochs": 2, "batch_size": 59, "label_smoothing": 0.1, "ema": 0.5}},
+    "joint": {"training": {"epochs": 2, "batch_size": 59}, "detector": {"dropout": 0.0}},
+    "streamed": {"training": {"epochs": 1, "batch_size": 59}, "store": {"memory_budget": 1e-6}},
+    "online": {"training": {"epochs": 1, "batch_size": 59}},
+}
+# BatchNorm and dropout, each with numbers of its own in every process.
+RESUMED: dict[str, Any] = {"training": {"epochs": 3, "batch_size": 59}, "detector": {"dropout": 0.3}}
+
+
+def grouped(net: Classifier) -> Classifier:
+    """The net with GroupNorm for BatchNorm: what it makes of an image does not depend on the rest of the batch."""
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            net.set_submodule(name, nn.GroupNorm(2, module.num_features))
+    return net
+
+
+def fit(
+    settings: Params, name: str, normed: Callable[[Classifier], Classifier], checkpoint: Path | None = None
+) -> tuple[dict[str, Tensor], pd.DataFrame]:
+    """Trains on the project's images; what net, detector and, where there is one, attack came to, and the history."""
+    net = normed(training.create(settings, "target", 10))
+    pretrained = networks.load(settings.network, 10, 16, files.PRETRAINED)
+    with torch_seed(0, "weights", "detector"):
+        detector = TransformerDetector(settings.detector, networks.map_shapes(net, 16))
+    attacked: list[Tensor] = []
+    if name == "joint":
+        frozen = networks.frozen(pretrained)
+        step = structures.joint_step(net, frozen, detector, settings.training, settings.detector, torch.float32)
+    else:
+        step = training.plain_step(net, settings.training, torch.float32)
+    if name == "online":
+        attack = structures.online_attack(net, Online(eps=0.05, step=0.02, steps=2), torch.float32, 0)
+
+        def noted(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
+            attacked.append(attack(images, labels, epoch, number))
+            return attacked[-1]
+
+        step = step._replace(attack=noted)
+    attacks = list(settings.attacks)
+
+    def draw(epoch: int, visits: np.ndarray) -> np.ndarray:
+        size = settings.training.batch_size
+        return sampler.draw(settings.sampler, attacks, fixed=False, seed=0, epoch=epoch, visits=visits, batch_size=size)
+
+    history = training.fit(
+        settings,
+        name,
+        net,
+        step,
+        training.gallery(settings, attacks, networks.digest(pretrained), CPU),
+        draw,
+        store.read(files.CLEAN / "validation.parquet"),
+        checkpoints.Checkpoint(checkpoint),
+    )
+    found = {f"net.{key}": value for key, value in net.state_dict().items()}
+    found |= {f"detector.{key}": value for key, value in detector.state_dict().items()}
+    found |= {"attacked": attacked[0]} if attacked else {}  # of the first batch, this process's slice
+    return {key: value.contiguous().clone() for key, value in found.items()}, history
+
+
+def every_case(folder: Path) -> None:
+    """Writes what each case came to in this process."""
+    folder = folder / f"{distributed.rank()}-of-{distributed.size()}"
+    folder.mkdir(parents=True)
+    for name, changes in CASES.items():
+        tensors, history = fit(params.validate(tiny_values(**changes)), name, grouped)
+        save_file(tensors, folder / f"{name}.safetensors")
+        history.to_csv(folder / f"{name}.csv")
+
+
+def stopped_and_resumed(folder: Path) -> None:
+    """Writes what a training came to that was not stopped, and one that the last process alone stops twice."""
+    folder = folder / f"{distributed.rank()}-of-{distributed.size()}"
+    settings = params.validate(tiny_values(**RESUMED))
+    undisturbed, history = fit(settings, "joint", lambda net: net)
+    distributed.PERIOD = 0  # the processes ask each other after every batch
+    crop, left = transforms.crop, 0
+
+    def stops(*arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0 and distributed.rank() == distributed.size() - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return crop(*arguments)
+
+    transforms.crop = stops
+    for batches in (3, 8):
+        left = batches
+        with pytest.raises(SystemExit, match="goes on after epoch"):
+            fit(settings, "joint", lambda net: net, Path("state.pt"))
+        assert left == 0
+    resumed, other_history = fit(settings, "joint", lambda net: net, Path("state.pt"))
+    pd.testing.assert_frame_equal(history, other_history, check_exact=True)
+    save_file(undisturbed, folder / "undisturbed.safetensors")
+    save_file(resumed, folder / "resumed.safetensors")
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a script in as many processes as its parameters say, as `python script …` would; its exit status."""
+
+    def run(settings: Params, *command: str | Path) -> int:
+        def alone() -> None:
+            raise AssertionError("not launched")
+
+        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+        try:
+            distributed.run(settings, alone)
+        except SystemExit as error:
+            return error.code if isinstance(error.code, int) else 1
+        return 0
+
+    for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield run
+    logging.disable(logging.NOTSET)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_two_processes_at_half_the_batch_follow_one(
+    project: Path, tiny: Callable[..., Params], tmp_path: Path, launch: Callable[..., int]
+) -> None:
+    assert launch(tiny(training={"devices": 2}), __file__, tmp_path) == 0
+    every_case(tmp_path)
+    one, first, second = (tmp_path / name for name in ("0-of-1", "0-of-2", "1-of-2"))
+    for name in CASES:
+        wanted, found, other = (load_file(folder / f"{name}.safetensors") for folder in (one, first, second))
+        assert found.keys() == wanted.keys()
+        if name == "online":
+            attacked = torch.cat([part.pop("attacked") for part in (found, other)])
+            # Where a gradient is next to nothing, rounding decides its sign.
+            assert ((attacked - wanted.pop("attacked")).abs() < 1e-6).float().mean() > 0.999
+        near = {"rtol": 1e-2, "atol": 1e-3} if name == "online" else {"rtol": 1e-4, "atol": 2e-6}
+        for key, tensor in wanted.items():
+            assert torch.equal(found[key], other[key]), (name, key)
+            assert torch.allclose(found[key], tensor, **near), (name, key, (found[key] - tensor).abs().max())
+        histories = [pd.read_csv(folder / f"{name}.csv") for folder in (one, first)]
+        pd.testing.assert_frame_equal(*histories, rtol=1e-2 if name == "online" else 1e-4)
+    for folder in (first, second):
+        undisturbed, resumed = (load_file(folder / f"{name}.safetensors") for name in ("undisturbed", "resumed"))
+        assert all(torch.equal(resumed[key], tensor) for key, tensor in undisturbed.items())
+        assert any("running_mean" in key for key in undisturbed)
+
+
+def write(**changes: Any) -> Params:
+    values = tiny_values(training={"epochs": 25, "batch_size": 50, "devices": 2, "learning_rate": 0.02} | changes)
+    YAML().dump(values, Path("params.yaml"))
+    return params.validate(values)
+
+
+def test_a_stage_on_two_devices_stops_goes_on_and_ends(
+    project: Path, launch: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = write()
+    command = [sys.executable, str(STAGES / "train.py"), "ours"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(files.PARTIAL.rglob("*.pt")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.terminate()
+        before, error = process.communicate(timeout=60)
+    assert process.returncode > 0
+    (line,) = error.splitlines()
+    assert line.startswith("ours: stopped; the same command goes on after epoch ")
+
+    assert launch(settings, STAGES / "train.py", "ours") == 0
+    out, error = capfd.readouterr()
+    assert not error
+    going, *epochs, last = out.splitlines()
+    assert going == "ours: going on " + line.partition("goes on ")[2]
+    done = [text.split(",")[0] for text in [*before.splitlines(), *epochs]]
+    assert done == [f"ours: epoch {number}/25" for number in range(1, 26)]
+    assert last.startswith("train@ours: 25 epochs of 300 images in ")
+    assert len(pd.read_csv(files.HISTORY / "ours.csv")) == 25
+    assert networks.load(settings.network, 10, 16, files.model("ours", 0))
+    assert files.detector("ours", 0).exists() and not list(files.PARTIAL.iterdir())
+    assert YAML(typ="safe").load(files.TIMINGS / "train-ours.json")["hardware"].startswith("2 processes, each on ")
+
+
+def test_bad_input_of_a_stage_on_two_devices_is_one_line(
+    project: Path, launch: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(write(), STAGES / "train.py", "our") == 1
+    out, error = capfd.readouterr()
+    assert not out
+    assert error == "error: params.yaml: structures.our is missing; there are adv, ours\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "says"),
+    [
+        ({"devices": 33, "batch_size": 64}, {}, "batch_size is 64; 33 devices share it and need 2 images each; use 66"),
+        ({"devices": 2}, {"LOCAL_RANK": "0", "WORLD_SIZE": "3"}, "devices is 2; torchrun has started 3; use auto"),
+    ],
+)
+def test_devices_that_do_not_go_together_are_one_line(
+    tiny: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    environment: dict[str, str],
+    says: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=says) as caught:
+        distributed.count(tiny(training=changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_is_every_visible_gpu_and_one_process_on_a_cpu(
+    tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert distributed.count(tiny()) == distributed.count(tiny(training={"devices": 1})) == 1
+    assert distributed.count(tiny(training={"devices": 3})) == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for device, devices in (("auto", 4), ("cuda", 4), ("cuda:1", 1), ("cpu", 1)):
+        assert distributed.count(tiny(device=device)) == devices
+    assert distributed.count(tiny(device="cuda", training={"devices": 2})) == 2
+    for device, gpus in (("cuda", 4), ("cuda:1", 1)):
+        with pytest.raises(InputError, match=f"device {device} has {gpus} CUDA GPUs for 5 processes"):
+            distributed.count(tiny(device=device, training={"devices": 5}))
+
+
+@given(st.integers(1, 40), st.integers(1, 6))
+def test_slices_hold_each_row_once_and_weigh_as_much_as_they_hold(count: int, processes: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(distributed, "size", lambda: processes)
+        rows, total, sizes = [], 0.0, []
+        for rank in range(processes):
+            patched.setattr(distributed, "rank", lambda rank=rank: rank)
+            part = distributed.mine(torch.arange(count))
+            rows += part.tolist()
+            sizes.append(len(part))
+            if len(part):
+                total += float(distributed.weighted(part.double().mean(), count)) / processes
+    assert rows == list(range(count)) and max(sizes) - min(sizes) <= 1
+    assert total == pytest.approx((count - 1) / 2)
+
+
+@given(st.integers(4, 60), st.integers(2, 9), st.integers(2, 4))
+def test_every_process_has_two_images_of_every_batch(count: int, size: int, processes: int) -> None:
+    size, count = max(size, 2 * processes), max(count, 2 * processes)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(distributed, "size", lambda: processes)
+        sizes = np.diff(training.batch_stops(count, size), prepend=0)
+    assert sizes.sum() == count and (sizes[:-1] == size).all() and sizes.min() >= 2 * processes
+
+
+def test_a_net_with_synchronised_norms_is_the_same_net(tiny: Callable[..., Params]) -> None:
+    for network in (tiny().network, params.Network(name="densenet121")):
+        torch.manual_seed(0)
+        net = networks.create(network, 10, 32).eval()
+        names, images = list(net.state_dict()), torch.rand(2, 3, 32, 32)
+        wanted = net.maps(images)
+        distributed.sync_norms(net)
+        assert list(net.state_dict()) == names
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+        found = net.maps(images)
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    here = Path(sys.argv[1])
+
+    def work() -> None:
+        every_case(here)
+        stopped_and_resumed(here)
+
+    distributed.run(params.validate(tiny_values(training={"devices": 2})), work)
