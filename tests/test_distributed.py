@@ -179,7 +179,7 @@ def test_two_processes_at_half_the_batch_follow_one(
 
 
 def write(**changes: Any) -> Params:
-    values = tiny_values(training={"epochs": 25, "batch_size": 50, "devices": 2, "learning_rate": 0.02} | changes)
+    values = tiny_values(training={"epochs": 15, "batch_size": 50, "devices": 2, "learning_rate": 0.02} | changes)
     YAML().dump(values, Path("params.yaml"))
     return params.validate(values)
 
@@ -206,9 +206,9 @@ def test_a_stage_on_two_devices_stops_goes_on_and_ends(
     going, *epochs, last = out.splitlines()
     assert going == "ours: going on " + line.partition("goes on ")[2]
     done = [text.split(",")[0] for text in [*before.splitlines(), *epochs]]
-    assert done == [f"ours: epoch {number}/25" for number in range(1, 26)]
-    assert last.startswith("train@ours: 25 epochs of 300 images in ")
-    assert len(pd.read_csv(files.HISTORY / "ours.csv")) == 25
+    assert done == [f"ours: epoch {number}/15" for number in range(1, 16)]
+    assert last.startswith("train@ours: 15 epochs of 300 images in ")
+    assert len(pd.read_csv(files.HISTORY / "ours.csv")) == 15
     assert networks.load(settings.network, 10, 16, files.model("ours", 0))
     assert files.detector("ours", 0).exists() and not list(files.PARTIAL.iterdir())
     assert YAML(typ="safe").load(files.TIMINGS / "train-ours.json")["hardware"].startswith("2 processes, each on ")
