@@ -359,7 +359,7 @@ def _split_summary(results: Results, numbers: Numbers, split: str) -> dict[str, 
     return {
         "mixture": mixture.set_index("structure")[["accuracy", "ci_low", "ci_high", "sd"]].to_dict("index"),
         "differences": {
-            f"{later} minus {first}": numbers.on_mixture.loc[key].to_dict()
+            f"{later} minus {first}": numbers.on_mixture.loc[[key]].to_dict("records")[0]
             for (first, later), key in compared.items()
             if key in numbers.on_mixture.index
         },
@@ -428,7 +428,33 @@ def _summary_section(results: Results, numbers: Numbers, folder: Path) -> Sectio
     if mixture["images"].any():
         figures.mixture(folder / "mixture.png", mixture)
         drawn = [Figure("mixture", "Accuracy on the mixture, with 95 % intervals.")]
-    return Section("Summary", [*_opening(results, numbers), *drawn])
+    return Section("Summary", [_glance(results, numbers), *_opening(results, numbers), *drawn])
+
+
+def _glance(results: Results, numbers: Numbers) -> tables.Table:
+    """One row a structure: the few figures that one looks for first."""
+    rows = []
+    for name in results.structures:
+        row = {"structure": name}
+        mixture = numbers.mixture.tidy.set_index(["structure", "split"]).loc[name]
+        single = numbers.per_attack.tidy.set_index(["structure", "split", "attack"]).loc[(name, "test")]
+        cells = {"clean test images": single.loc[CLEAN]}
+        cells |= {f"mixture, {tables.SPLIT_TITLES[split].lower()}": mixture.loc[split] for split in EVALUATED_SPLITS}
+        row |= {title: tables.with_interval(*found[list(tables.ACCURACY)]) for title, found in cells.items()}
+        attacked = single.drop(index=CLEAN)
+        if attacked["accuracy"].notna().any():
+            worst = attacked.loc[attacked["accuracy"].idxmin()]
+            row["weakest under"] = tables.attack_title(results.params, str(worst.name))
+            row["accuracy there"] = tables.with_interval(*worst[list(tables.ACCURACY)])
+        if name in results.detectors:
+            row["detector's AUROC"] = tables.number(_detector_metrics(results, name, "test")["auroc"])
+        rows.append(row)
+    return tables.plain(
+        "summary",
+        f"Accuracy at a glance (white-box for {BASELINE}, transfer for the others).",
+        pd.DataFrame(rows).fillna("-"),
+        [tables.INTERVALS],
+    )
 
 
 def _opening(results: Results, numbers: Numbers) -> list[str]:
@@ -475,7 +501,7 @@ def _differences(results: Results, numbers: Numbers, split: str) -> list[str]:
         found = numbers.on_mixture.loc[(split, tables.MIXTURE, name, other)]
         low, high = found["difference_low"], found["difference_high"]
         verdict = "" if low > 0 or high < 0 else "; zero is within the interval, so this run does not tell them apart"
-        lines.append(f"{name} minus {other}: {found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]{verdict}")
+        lines.append(f"{name} minus {other}: {tables.signed(found['difference'], low, high)}{verdict}")
     return lines
 
 
@@ -486,8 +512,8 @@ def _paper_section(results: Results, numbers: Numbers) -> Section:
     claims = tables.paper_claims(params, pd.concat([numbers.on_mixture, numbers.on_attacks]))
     shown = [table for table in (claims, beside) if len(table.tidy)]
     detector = [_paper_detector(results, name) for name in results.detectors if name == "ours"]
-    text = " ".join([*_verdicts(claims.tidy), *_within(beside.tidy), *detector, note])
-    return Section("What was reproduced, and what was not", [text, *shown])
+    texts = [" ".join(_verdicts(claims.tidy)), " ".join([*_within(beside.tidy), *detector]), note]
+    return Section("What was reproduced, and what was not", [*filter(None, texts), *shown])
 
 
 def _verdicts(claims: pd.DataFrame) -> list[str]:
@@ -498,7 +524,7 @@ def _verdicts(claims: pd.DataFrame) -> list[str]:
     on_mixture = claims[claims["attack"] == tables.MIXTURE]
     for (structure, other), rows in on_mixture.groupby(["structure", "other"], sort=False):
         here = [
-            f"{tables.signed(row.difference)} [{row.difference_low:+.3f}, {row.difference_high:+.3f}] on "
+            f"{tables.signed(row.difference, row.difference_low, row.difference_high)} on "
             f"{tables.SPLIT_TITLES[row.split].lower()}"
             for row in tables.rows(rows)
         ]
@@ -539,8 +565,8 @@ def _within(beside: pd.DataFrame) -> list[str]:
         inside = rows["within"]
         above = int((rows["minus_paper"] > 0)[~inside].sum())
         sentences.append(
-            f"Of the paper's {len(rows)} accuracies in these two tables, {int(inside.sum())} lie within our interval "
-            f"on {tables.SPLIT_TITLES[str(split)].lower()}; ours is higher than {above} of the others and lower than "
+            f"On {tables.SPLIT_TITLES[str(split)].lower()}, our interval contains {int(inside.sum())} of the "
+            f"{len(rows)} accuracies in the paper's Tables 2 and 4; of the others, ours is above {above} and below "
             f"{len(rows) - int(inside.sum()) - above}."
         )
     return sentences

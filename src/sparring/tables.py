@@ -67,9 +67,10 @@ def with_interval(value: float, low: float, high: float, sd: float = math.nan) -
     return "-" if math.isnan(value) else f"{number(value)}{spread} [{number(low)}, {number(high)}]"
 
 
-def signed(value: float) -> str:
-    """A difference for reading, as in `+0.169`."""
-    return "-" if math.isnan(value) else f"{value:+.3f}"
+def signed(value: float, *interval: float) -> str:
+    """A difference for reading, as in `+0.169`, with its interval as in `+0.205 [+0.161, +0.247]`."""
+    ends = f" [{', '.join(f'{end:+.3f}' for end in interval)}]" if interval else ""
+    return "-" if math.isnan(value) else f"{value:+.3f}{ends}"
 
 
 def probability(p: float) -> str:
@@ -281,12 +282,14 @@ def mcnemar(params: Params, name: str, compared: pd.DataFrame) -> Table:
         columns = {"structures": [f"{structure}, {other}" for structure, other in pairs]}
         for attack in attacks:
             cells = [here.loc[(attack, *pair)] for pair in pairs]
-            title = attack if attack == MIXTURE else attack_title(params, attack)
-            columns[title] = [
+            columns[attack if attack == MIXTURE else attack_title(params, attack)] = [
                 f"{probability(cell['p'])} ({cell['more']:.0f} : {cell['less']:.0f})" if cell["images"] else "-"
                 for cell in cells
             ]
         wide[SPLIT_TITLES[split]] = pd.DataFrame(columns)
+    if attacks == [MIXTURE]:
+        both = [frame.rename(columns={MIXTURE: title.lower()}) for title, frame in wide.items()]
+        wide = {"": both[0].join(both[1].drop(columns="structures"))}
     return Table(
         name,
         "McNemar's exact test between any two structures on the same images.",
@@ -369,7 +372,7 @@ def paper_claims(params: Params, compared: pd.DataFrame) -> Table:
                     "difference": [f"{row.structure} minus {row.other}" for row in rows(found)],
                     "images": list(found["attack"]),
                     "paper": [signed(value) for value in found["paper"]],
-                    "here": _intervals(found, "difference", "difference_low", "difference_high"),
+                    "here": [signed(row.difference, row.difference_low, row.difference_high) for row in rows(found)],
                     "McNemar's p": [probability(p) for p in found["p"]],
                     "verdict": list(found["verdict"]),
                 }
