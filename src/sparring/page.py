@@ -92,6 +92,7 @@ def html(title: str, sections: Sequence[Section], figures: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # structures stay in their order
     reader = MarkdownIt("commonmark", {"html": False})
     shown = [
         {"title": section.title, "anchor": _anchor(section.title)}

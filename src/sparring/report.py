@@ -408,11 +408,13 @@ def _plain(value: Any, digits: int) -> Any:
 def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]:
     """The report, in the order in which it is read; figures are drawn into `folder`. One more section is one more
     entry: its tables are saved, and its figures shown, without further ado."""
+    reproduced, *beside = _paper_sections(results, numbers)
     return [
         _summary_section(results, numbers, folder),
-        _paper_section(results, numbers),
+        reproduced,
         _mixture_section(results, numbers),
         _attacks_section(results, numbers, folder),
+        *beside,
         _opponents_section(results, numbers, folder),
         _failures_section(results, folder),
         _detector_section(results, folder),
@@ -437,7 +439,8 @@ def _glance(results: Results, numbers: Numbers) -> tables.Table:
     for name in results.structures:
         row = {"structure": name}
         mixture = numbers.mixture.tidy.set_index(["structure", "split"]).loc[name]
-        single = numbers.per_attack.tidy.set_index(["structure", "split", "attack"]).loc[(name, "test")]
+        single = numbers.per_attack.tidy
+        single = single[(single["structure"] == name) & (single["split"] == "test")].set_index("attack")
         cells = {"clean test images": single.loc[CLEAN]}
         cells |= {f"mixture, {tables.SPLIT_TITLES[split].lower()}": mixture.loc[split] for split in EVALUATED_SPLITS}
         row |= {title: tables.with_interval(*found[list(tables.ACCURACY)]) for title, found in cells.items()}
@@ -505,7 +508,8 @@ def _differences(results: Results, numbers: Numbers, split: str) -> list[str]:
     return lines
 
 
-def _paper_section(results: Results, numbers: Numbers) -> Section:
+def _paper_sections(results: Results, numbers: Numbers) -> list[Section]:
+    """What was reproduced, in words, and, where there is anything to compare, the tables that the words are from."""
     params = results.params
     note = _paper_note(params, results.clean)
     beside = tables.beside_paper(params, numbers.mixture.tidy, numbers.per_attack.tidy, [tables.RESTORED])
@@ -513,7 +517,8 @@ def _paper_section(results: Results, numbers: Numbers) -> Section:
     shown = [table for table in (claims, beside) if len(table.tidy)]
     detector = [_paper_detector(results, name) for name in results.detectors if name == "ours"]
     texts = [" ".join(_verdicts(claims.tidy)), " ".join([*_within(beside.tidy), *detector]), note]
-    return Section("What was reproduced, and what was not", [*filter(None, texts), *shown])
+    sections = [Section("What was reproduced, and what was not", [text for text in texts if text])]
+    return [*sections, *([Section("The paper's tables beside ours", shown)] if shown else [])]
 
 
 def _verdicts(claims: pd.DataFrame) -> list[str]:
