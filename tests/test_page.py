@@ -46,11 +46,12 @@ addEventListener("load", () => {
   const shown = () => [...gallery.querySelectorAll(".shots figure")].map(
     shot => ({picture: shot.querySelector("img").src, text: shot.querySelector("figcaption").textContent}));
   const first = shown();
+  const broken = [...document.images].filter(image => !(image.complete && image.naturalWidth)).length;
   gallery.querySelector("input[name$='-image'][value='1']").click();
   gallery.querySelector("input[name$='-attack'][value='2']").click();
   const found = {
-    sorted, first, second: shown(), problems,
-    broken: [...document.images].filter(image => !(image.complete && image.naturalWidth)).length,
+    sorted, first, second: shown(), problems, broken,
+    attack: gallery.querySelector("input[name$='-attack']:checked").parentElement.textContent,
     pixelated: getComputedStyle(gallery.querySelector(".shots img")).imageRendering,
     width: innerWidth, content: document.documentElement.scrollWidth,
     back: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
@@ -120,14 +121,15 @@ def test_the_page_works_in_a_browser(project: Path) -> None:
     clean, attacked, change = seen["second"]
     images = store.read(project / "data/clean/test.parquet")
     (row,) = np.flatnonzero((images.image == pixels(clean["picture"])).all((1, 2, 3)))
-    stored = store.read(project / "data/adversarial/bim/test.parquet")
+    attack = seen["attack"]
+    stored = store.read(project / f"data/adversarial/{attack}/test.parquet")
     assert (pixels(attacked["picture"]) == stored.image[row]).all()
-    assert "under bim" in attacked["text"]
+    assert f"under {attack}" in attacked["text"]
     factor = float(re.search(r"×(\d+)", change["text"])[1])  # type: ignore[index]
     wanted = 127.5 + factor * (stored.image[row].astype(float) - images.image[row])
     assert np.abs(pixels(change["picture"]) - np.clip(wanted, 0, 255)).max() <= 0.5
     rows = pd.read_parquet(project / "data/predictions/ours.parquet")
-    rows = rows[(rows["index"] == images.index[row]) & (rows["attack"] == "bim")]
+    rows = rows[(rows["index"] == images.index[row]) & (rows["attack"] == attack)]
     classes = images.metadata["classes"]
     assert f"ours: {classes[rows['prediction'].iloc[0]]}, 90%" in attacked["text"]
     assert f"labelled {classes[images.label[row]]}" in clean["text"]

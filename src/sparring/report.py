@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,14 @@ class Numbers:
     on_mixture: pd.DataFrame
     on_attacks: pd.DataFrame
 
+    def of(self, split: str, structure: str, other: str) -> dict[str, Any]:
+        """What the comparison of two structures on the mixture found."""
+        return {str(key): value for key, value in self._found[(split, tables.MIXTURE, structure, other)].items()}
+
+    @cached_property
+    def _found(self) -> dict[Any, dict[Any, Any]]:
+        return self.on_mixture.to_dict("index")
+
 
 def _numbers(results: Results) -> Numbers:
     params = results.params
@@ -325,11 +334,15 @@ def _detector_metrics(results: Results, structure: str, split: str) -> dict[str,
     }
 
 
-def _detector_accuracy(results: Results) -> pd.DataFrame:
-    """statistics.accuracies of the detectors' verdicts on the mixture, by split and structure."""
-    rows = results.mixture[results.mixture["structure"].isin(results.detectors)]
-    right = (rows["detector_score"] > 0.5) == rows["adversarial"]
-    return statistics.accuracies(rows.assign(correct=right), ["split", "structure"])
+def _detector_accuracy(results: Results, structure: str, split: str) -> tuple[float, float, float, float]:
+    """Of the detector's verdicts on the mixture: accuracy, ci_low, ci_high, sd; nan without images."""
+    rows = results.mixture
+    rows = rows[(rows["structure"] == structure) & (rows["split"] == split)]
+    found = statistics.accuracies(
+        rows.assign(correct=(rows["detector_score"] > 0.5) == rows["adversarial"]), ["structure"]
+    )
+    accuracy, low, high, sd = found[list(tables.ACCURACY)].to_numpy(float)[0] if len(found) else [math.nan] * 4
+    return float(accuracy), float(low), float(high), float(sd)
 
 
 def _summary(results: Results, numbers: Numbers) -> dict[str, Any]:
@@ -345,8 +358,6 @@ def _split_summary(results: Results, numbers: Numbers, split: str) -> dict[str, 
     facts, mixture, single = (
         table.tidy[table.tidy["split"] == split] for table in (numbers.intensity, numbers.mixture, numbers.per_attack)
     )
-    pairs = itertools.combinations(results.structures, 2)
-    compared = {(first, later): (split, tables.MIXTURE, later, first) for first, later in pairs}
     rates = {
         timing["stage"].partition("@")[2]: timing.get("images_per_second")
         for timing in results.timings
@@ -359,9 +370,9 @@ def _split_summary(results: Results, numbers: Numbers, split: str) -> dict[str, 
     return {
         "mixture": mixture.set_index("structure")[["accuracy", "ci_low", "ci_high", "sd"]].to_dict("index"),
         "differences": {
-            f"{later} minus {first}": numbers.on_mixture.loc[[key]].to_dict("records")[0]
-            for (first, later), key in compared.items()
-            if key in numbers.on_mixture.index
+            f"{later} minus {first}": numbers.of(split, later, first)
+            for first, later in itertools.combinations(results.structures, 2)
+            if len(results.clean[split])
         },
         "per_attack": {
             structure: rows.set_index("attack")["accuracy"].to_dict()
@@ -446,9 +457,9 @@ def _glance(results: Results, numbers: Numbers) -> tables.Table:
         row |= {title: tables.with_interval(*found[list(tables.ACCURACY)]) for title, found in cells.items()}
         attacked = single.drop(index=CLEAN)
         if attacked["accuracy"].notna().any():
-            worst = attacked.loc[attacked["accuracy"].idxmin()]
-            row["weakest under"] = tables.attack_title(results.params, str(worst.name))
-            row["accuracy there"] = tables.with_interval(*worst[list(tables.ACCURACY)])
+            worst = attacked.nsmallest(1, "accuracy")
+            row["weakest under"] = tables.attack_title(results.params, str(worst.index[0]))
+            row["accuracy there"] = tables.with_interval(*worst[list(tables.ACCURACY)].to_numpy(float)[0])
         if name in results.detectors:
             row["detector's AUROC"] = tables.number(_detector_metrics(results, name, "test")["auroc"])
         rows.append(row)
@@ -501,7 +512,7 @@ def _differences(results: Results, numbers: Numbers, split: str) -> list[str]:
     pairs += [(name, other) for name in plain for other in plain if plain[name] == "sampler" != plain[other]]
     lines = []
     for name, other in pairs:
-        found = numbers.on_mixture.loc[(split, tables.MIXTURE, name, other)]
+        found = numbers.of(split, name, other)
         low, high = found["difference_low"], found["difference_high"]
         verdict = "" if low > 0 or high < 0 else "; zero is within the interval, so this run does not tell them apart"
         lines.append(f"{name} minus {other}: {tables.signed(found['difference'], low, high)}{verdict}")
@@ -579,15 +590,14 @@ def _within(beside: pd.DataFrame) -> list[str]:
 
 def _paper_detector(results: Results, structure: str) -> str:
     published = _published_detector(results.params)
-    accuracy = _detector_accuracy(results)
     verdicts = []
     for split in EVALUATED_SPLITS:
-        if (split, structure) in accuracy.index:
-            found, majority = accuracy.loc[(split, structure)], _detector_metrics(results, structure, split)["majority"]
-            better = majority is not None and found["ci_low"] > majority
+        majority = _detector_metrics(results, structure, split)["majority"]
+        found = _detector_accuracy(results, structure, split)
+        if majority is not None:
             verdicts.append(
-                f"{tables.with_interval(*found[list(tables.ACCURACY)])} on {tables.SPLIT_TITLES[split].lower()}, which "
-                f"{'beats' if better else 'does not beat'} always giving the commoner answer "
+                f"{tables.with_interval(*found)} on {tables.SPLIT_TITLES[split].lower()}, which "
+                f"{'beats' if found[1] > majority else 'does not beat'} always giving the commoner answer "
                 f"({tables.number(majority)})"
             )
     paper = f" (paper {published:.4f})" if published is not None else ""
@@ -682,11 +692,11 @@ def _gallery_images(
     """What `Gallery` holds of each image; of several trainings, what the first says."""
     rows = predictions[predictions["index"].isin(clean.index)].drop_duplicates(["structure", "attack", "index"])
     answers = {
-        (row.structure, row.attack, row.index): {
+        (row.structure, row.attack, row.Index): {
             "taken": results.classes[row.prediction],
             "text": f"{results.classes[row.prediction]}, {row.confidence:.0%}",
         }
-        for row in rows.itertuples(index=False)
+        for row in tables.rows(rows.set_axis(rows["index"]).drop(columns="index"))
     }
     changes = {name: images.image[: len(clean)].astype(float) - clean.image for name, images in stored.items()}
     factors = {name: figures.magnification(change / 255) for name, change in changes.items()}
@@ -767,7 +777,7 @@ def _failures_section(results: Results, folder: Path) -> Section:
 
 def _pictures(results: Results, rows: pd.DataFrame) -> np.ndarray:
     """The test images (R, H, W, 3) that these predictions are of, in levels, uint8."""
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for attack, part in rows.groupby("attack"):
         path = files.CLEAN / "test.parquet" if attack == CLEAN else _store_path(results.params, "test", str(attack))
         images = store.read(path, ("image",))
@@ -781,15 +791,13 @@ def _detector_section(results: Results, folder: Path) -> Section:
     if not results.detectors:
         return Section("The detector", ["No structure here has a detector."])
     settings, published = results.params.detector, _published_detector(results.params)
-    accuracy = _detector_accuracy(results)
     rows = []
     for name in results.detectors:
         for split in EVALUATED_SPLITS:
             metrics = _detector_metrics(results, name, split)
-            found = accuracy.loc[(split, name), list(tables.ACCURACY)] if (split, name) in accuracy.index else None
             row = {"structure": name, "images": tables.SPLIT_TITLES[split].lower()}
             row |= {
-                "accuracy": "-" if found is None else tables.with_interval(*found),
+                "accuracy": tables.with_interval(*_detector_accuracy(results, name, split)),
                 "majority": tables.number(metrics["majority"]),
                 "AUROC": tables.number(metrics["auroc"]),
                 "found at 5 % accused": tables.number(metrics["tpr_at_fpr05"]),

@@ -277,13 +277,14 @@ def mcnemar(params: Params, name: str, compared: pd.DataFrame) -> Table:
     tidy = tidy.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
     wide, tests = {}, 0
     for split in EVALUATED_SPLITS:
-        here = tidy[tidy["split"] == split].set_index(["attack", "structure", "other"])
+        here = tidy[tidy["split"] == split]
         tests = max(tests, int(here["p"].notna().sum()))
+        found = here.set_index(["attack", "structure", "other"]).to_dict("index")
         columns = {"structures": [f"{structure}, {other}" for structure, other in pairs]}
         for attack in attacks:
-            cells = [here.loc[(attack, *pair)] for pair in pairs]
+            cells = [found[(attack, *pair)] for pair in pairs]
             columns[attack if attack == MIXTURE else attack_title(params, attack)] = [
-                f"{probability(cell['p'])} ({cell['more']:.0f} : {cell['less']:.0f})" if cell["images"] else "-"
+                f"{probability(cell['p'])} ({cell['more']} : {cell['less']})" if cell["images"] else "-"
                 for cell in cells
             ]
         wide[SPLIT_TITLES[split]] = pd.DataFrame(columns)
@@ -350,31 +351,32 @@ def paper_claims(params: Params, compared: pd.DataFrame) -> Table:
             pd.read_csv(PAPER / "table4_per_attack.csv").melt("structure", var_name="attack", value_name="paper"),
         ]
     ).set_index(["attack", "structure"])["paper"]
-    claims: list[dict[str, Any]] = []
+    claims: list[dict[Any, Any]] = []
     attacks = [name for name in (MIXTURE, CLEAN, *params.attacks) if name in figures.index.get_level_values("attack")]
     pairs = [(later, first) for first, later in itertools.combinations((BASELINE, "adv", "ours"), 2)]
+    ours = compared.to_dict("index")
     for attack, (structure, other), split in itertools.product(attacks, pairs, EVALUATED_SPLITS):
-        if (split, attack, structure, other) in compared.index:
-            found = compared.loc[(split, attack, structure, other)]
-            claim = {"split": split, "attack": attack, "structure": structure, "other": other}
-            claim["paper"] = round(figures[(attack, structure)] - figures[(attack, other)], 4)
-            claim |= found[["difference", "difference_low", "difference_high", "p"]].to_dict()
-            claims.append(claim | {"verdict": _verdict(claim["paper"], *found[["difference_low", "difference_high"]])})
+        if (split, attack, structure, other) in ours:
+            paper = round(float(figures[(attack, structure)] - figures[(attack, other)]), 4)
+            found = ours[(split, attack, structure, other)]
+            claim = {"split": split, "attack": attack, "structure": structure, "other": other, "paper": paper}
+            verdict = _verdict(paper, found["difference_low"], found["difference_high"])
+            claims.append({**claim, **found, "verdict": verdict})
     columns = ["split", "attack", "structure", "other", "paper"]
-    columns += ["difference", "difference_low", "difference_high", "p", "verdict"]
+    columns += ["difference", "difference_low", "difference_high", "p", "images", "verdict"]
     tidy = pd.DataFrame(claims, columns=columns)
     wide = {}
     for split in EVALUATED_SPLITS:
-        found = tidy[tidy["split"] == split]
-        if len(found):
+        shown = tidy[tidy["split"] == split]
+        if len(shown):
             wide[SPLIT_TITLES[split]] = pd.DataFrame(
                 {
-                    "difference": [f"{row.structure} minus {row.other}" for row in rows(found)],
-                    "images": list(found["attack"]),
-                    "paper": [signed(value) for value in found["paper"]],
-                    "here": [signed(row.difference, row.difference_low, row.difference_high) for row in rows(found)],
-                    "McNemar's p": [probability(p) for p in found["p"]],
-                    "verdict": list(found["verdict"]),
+                    "difference": [f"{row.structure} minus {row.other}" for row in rows(shown)],
+                    "images": list(shown["attack"]),
+                    "paper": [signed(value) for value in shown["paper"]],
+                    "here": [signed(row.difference, row.difference_low, row.difference_high) for row in rows(shown)],
+                    "McNemar's p": [probability(p) for p in shown["p"]],
+                    "verdict": list(shown["verdict"]),
                 }
             )
     return Table(
@@ -396,7 +398,7 @@ def _verdict(paper: float, low: float, high: float) -> str:
     return "reproduced" if (low > 0) == (paper > 0) else "contradicted"
 
 
-def paper_mixture(params: Params) -> "pd.Series[float]":
+def paper_mixture(params: Params) -> "pd.Series[Any]":
     """The paper's accuracy by structure on a mixture like ours; empty where it has none with that share."""
     published = pd.read_csv(PAPER / "table2_mixture.csv")
     return published[published["adv_ratio"] == params.mixture.adv_ratio].set_index("structure")["accuracy"]
