@@ -34,6 +34,7 @@ STYLE = {
     "grid.color": "#dddddd",
     "legend.frameon": False,
     "svg.hashsalt": "sparring",  # its names within a file would be drawn anew each time
+    "image.composite_image": False,  # each picture by itself: in SVG ten times faster than all as one
 }
 
 
@@ -89,7 +90,7 @@ def _column(axes: Axes, left: int, title: str, pictures: np.ndarray, colour: str
     axes.text(left + 0.46, -0.06, title, fontsize=8, ha="center", va="bottom", color=colour)
     for row, picture in enumerate(pictures):
         box = (left + 0.05, left + 0.87, row + 0.82, row)
-        axes.imshow(picture, interpolation="nearest", extent=box, aspect="equal")
+        axes.imshow(picture, interpolation="none", extent=box, aspect="equal")  # SVG: the pixels as they are
 
 
 def _guesses(axes: Axes, left: int, example: Example, names: Sequence[str]) -> None:
@@ -288,7 +289,7 @@ def failures(path: Path, rows: dict[str, tuple[np.ndarray, list[str]]]) -> None:
         for number, (images, texts) in enumerate(rows.values()):
             for column, (image, text) in enumerate(zip(images, texts, strict=True)):
                 box = (column + 0.05, column + 0.95, number + 0.65, number)
-                axes.imshow(image, interpolation="nearest", extent=box, aspect="auto")
+                axes.imshow(image, interpolation="none", extent=box, aspect="auto")
                 axes.text(column + 0.5, number + 0.67, text, fontsize=6.5, ha="center", va="top")
         axes.set(xlim=(0, columns), ylim=(len(rows), 0), xticks=[])
         axes.set_yticks(np.arange(len(rows)) + 0.32, list(rows))
