@@ -742,8 +742,8 @@ def _failures_section(results: Results, folder: Path) -> Section:
     parts: list[str | tables.Table | Figure] = [
         Figure(
             "confusion",
-            "The mixture of test images: how many of each class (rows) are taken for which (columns); the darker, the "
-            f"larger the share of the class.{several}",
+            "The mixture of test images: how many of each class (rows) are taken for which (columns); the stronger "
+            f"the colour, the larger the share of the class.{several}",
         )
     ]
     wrong = test[~test["correct"]].sort_values(["confidence", "index"], ascending=[False, True])
