@@ -1,4 +1,4 @@
-"""Turn stored predictions into tables, figures and one readable page.
+"""Turn stored predictions into tables, figures and one readable page, as Markdown and as HTML.
 
 reads   data/clean/, data/adversarial/, data/unseen/, data/predictions/, data/history/, data/timings/
 writes  reports/

@@ -23,6 +23,7 @@ def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
             assert (reports / "tables" / f"{table}.{kind}").stat().st_size > 0
     for figure in ("gallery", "curves", "accuracy_by_attack"):
         assert (reports / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert (reports / "index.html").stat().st_size < 3_000_000
     metrics = json.loads((reports / "metrics.json").read_text())
     assert set(metrics["mixture"]) == {"baseline", "adv", "ours"}
     assert set(metrics["detector"]["ours"]) == {"accuracy", "auroc"}

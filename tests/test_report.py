@@ -1,6 +1,8 @@
 """The report, from synthetic stores and predictions: no model, no training."""
 
 import json
+import math
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +23,8 @@ from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Param
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["zero", "one", "two", "three"]
 SHAPE = [8, 8, 3]
+FIGURES = ("mixture", "accuracy_by_attack", "gallery", "success", "confusion", "failures", "detector_roc", "curves")
+TABLES = ("table1", "table2", "table4", "table2_mcnemar", "table4_mcnemar", "summary", "claims", "paper", "detector")
 
 
 def make_project(**changes: Any) -> Params:
@@ -135,8 +139,8 @@ def everything() -> dict[str, bytes]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of numbers: drawing takes ten times as long as all the rest."""
-    for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc"):
-        monkeypatch.setattr(report.figures, name, lambda path, *_: path.touch())
+    for name in FIGURES:
+        monkeypatch.setattr(report.figures, name, lambda path, *_: path.with_suffix(".svg").touch())
 
 
 @pytest.fixture
@@ -192,13 +196,14 @@ def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pyt
     first = everything()
     names = {name.removeprefix("reports/") for name in first}
     assert names == {
-        *("metrics.json", "summary.json", "report.md", "figures/accuracy_by_attack.csv"),
-        *(f"tables/table{number}.{ending}" for number in (1, 2, 4) for ending in ("md", "csv", "tex")),
-        *(f"figures/{name}.png" for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc")),
+        *("metrics.json", "summary.json", "report.md", "index.html", "figures/accuracy_by_attack.csv"),
+        *(f"tables/{name}.{ending}" for name in (*TABLES, "timings") for ending in ("md", "csv", "tex")),
+        *(f"figures/{name}.{ending}" for name in FIGURES for ending in ("png", "svg")),
     }
+    shutil.rmtree("reports")
     report.render(project)
     assert everything() == first
-    assert capsys.readouterr().out.count("report: 3 tables, 5 figures in ") == 2
+    assert capsys.readouterr().out.count("report: 10 tables, 8 figures in ") == 2
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
     for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
@@ -268,7 +273,82 @@ def test_several_seeds_are_pooled(project: Params, undrawn: None) -> None:
     once = rows[(rows["split"] == "test") & (rows["attack"] == CLEAN)]
     pooled = (1 + (once["label"] == once["prediction"]).mean()) / 2
     assert summary["per_attack"]["adv"][CLEAN] == pytest.approx(pooled, abs=1e-6)
-    assert "adv 2" in Path("reports/tables/table4.md").read_text()
+    table = Path("reports/tables/table4.md").read_text()
+    assert "adv 2" in table
+    sd = (1 - (once["label"] == once["prediction"]).mean()) / np.sqrt(2)
+    assert f"{pooled:.3f} ± {sd:.3f} [" in table
+    tidy = pd.read_csv("reports/tables/table2.csv").set_index(["split", "structure"])
+    assert tidy.loc[("test", "adv"), "sd"] > 0 and np.isnan(tidy.loc[("test", "ours"), "sd"])
+    assert summary["mixture"]["adv"]["sd"] == pytest.approx(tidy.loc[("test", "adv"), "sd"], abs=1e-5)
+
+
+def rewrite(structure: str, right: bool) -> None:
+    """Let a structure classify everything right, or everything wrong."""
+    path = Path(f"data/predictions/{structure}.parquet")
+    rows = pd.read_parquet(path)
+    rows.assign(prediction=rows["label"] if right else (rows["label"] + 1) % len(CLASSES)).to_parquet(path)
+
+
+def test_the_papers_claims_are_judged_by_the_numbers(project: Params, undrawn: None) -> None:
+    for structure, right in ((BASELINE, False), ("adv", True), ("ours", False)):
+        rewrite(structure, right)
+    report.render(project)
+    claims = pd.read_csv("reports/tables/claims.csv").set_index(["split", "attack", "structure", "other"])
+    assert len(claims) == 2 * (2 + len(project.attacks)) * 3
+    for split in EVALUATED_SPLITS:
+        verdicts = claims.loc[(split, "mixture"), "verdict"]
+        assert verdicts[("adv", BASELINE)] == "reproduced"
+        assert verdicts[("ours", BASELINE)] == "not shown"
+        assert verdicts[("ours", "adv")] == "contradicted"
+        assert claims.loc[(split, CLEAN, "adv", BASELINE), "verdict"] == "contradicted"  # the paper's adv loses there
+    assert claims.loc[("test", "mixture", "adv", BASELINE), ["paper", "difference"]].tolist() == [0.1686, 1]
+    page = Path("reports/report.md").read_text()
+    assert "Reproduced: that adv beats baseline on the mixture (paper +0.169; here +1.000 [" in page
+    assert "Not reproduced, as zero lies within the interval: that ours beats baseline on the mixture" in page
+    assert "Contradicted: that ours beats adv on the mixture (paper +0.022; here -1.000 [" in page
+    assert "On another data set the paper's figures are for orientation only." in page
+    assert "On test images, our interval contains 0 of the 24 accuracies in the paper's Tables 2 and 4; " in page
+
+
+def test_the_papers_figures_stand_beside_ours(project: Params, undrawn: None) -> None:
+    report.render(project)
+    beside = pd.read_csv("reports/tables/paper.csv")
+    assert len(beside) == 2 * 3 * (1 + 1 + len(project.attacks))
+    assert beside["minus_paper"].to_numpy() == pytest.approx(
+        (beside["accuracy"] - beside["paper"]).to_numpy(), abs=1e-5
+    )
+    within = (beside["ci_low"] <= beside["paper"]) & (beside["paper"] <= beside["ci_high"])
+    assert (beside["within"] == within).all() and within.any() and not within.all()
+    published = beside.set_index(["split", "structure", "attack"])["paper"]
+    assert published[("test", "ours", "mixture")] == 0.8688 and published[("heldout", "adv", "cw")] == 0.7736
+
+
+def test_mcnemar_stands_beside_tables_2_and_4(project: Params, undrawn: None) -> None:
+    report.render(project)
+    first, second = (pd.read_parquet(f"data/predictions/{name}.parquet") for name in ("ours", "adv"))
+    both = first.merge(second, on=["split", "attack", "index"])
+    both = both[(both["split"] == "test") & (both["attack"] == "cw")]
+    ours, adv = (both[f"label_{side}"] == both[f"prediction_{side}"] for side in "xy")
+    found = pd.read_csv("reports/tables/table4_mcnemar.csv").set_index(["split", "attack", "structure", "other"])
+    assert len(found) == 2 * (1 + len(project.attacks) + 1) * 3
+    row = found.loc[("test", "cw", "ours", "adv")]
+    more, less = int((ours & ~adv).sum()), int((adv & ~ours).sum())
+    assert [row["more"], row["less"], row["images"]] == [more, less, 90]
+    tail = sum(math.comb(more + less, count) for count in range(min(more, less) + 1)) / 2 ** (more + less)
+    assert row["p"] == pytest.approx(min(1, 2 * tail), rel=1e-4)
+    assert f"({more} : {less})" in Path("reports/tables/table4_mcnemar.md").read_text()
+    assert len(pd.read_csv("reports/tables/table2_mcnemar.csv")) == 2 * 3
+    summary = json.loads(Path("reports/summary.json").read_text())
+    assert set(summary["differences"]) == {"adv minus baseline", "ours minus baseline", "ours minus adv"}
+
+
+def test_without_the_papers_structures_nothing_is_said_to_be_reproduced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report.render(make_project(structures={"classical": {"opponents": "fixed", "detector": "none"}}))
+    page = Path("reports/report.md").read_text()
+    assert "none of its claims was tried" in page and "Reproduced:" not in page
 
 
 def spoil_attack() -> None:
@@ -344,7 +424,7 @@ def test_stage_script(project: Params) -> None:
     script = [sys.executable, str(ROOT / "stages" / "report.py")]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("report: 3 tables, 5 figures in ")
+    assert done.stdout.startswith("report: 10 tables, 8 figures in ")
     Path("data/predictions/adv.parquet").unlink()
     failed = subprocess.run(script, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
@@ -418,6 +498,42 @@ def test_paired_difference_agrees_with_bonett_and_price() -> None:
     assert difference == pytest.approx(10 / 90)
     assert (low, high) == pytest.approx((gain - loss - half, gain - loss + half))
     assert np.isnan(statistics.paired_difference(rows, "ours", "absent")).all()
+
+
+def structures_of(**right: list[int]) -> pd.DataFrame:
+    """Predictions of structures for the same images: of each the images, by number of right trainings of two."""
+    frames = [
+        pd.DataFrame({"structure": name, "index": range(len(counts)), "seed": seed, "correct": np.array(counts) > seed})
+        for name, counts in right.items()
+        for seed in (0, 1)
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_mcnemar_has_known_values() -> None:
+    rows = structures_of(a=[2] * 10 + [0] * 2 + [2] * 30, b=[0] * 10 + [2] * 2 + [2] * 30)
+    more, less, p = statistics.mcnemar(rows, "a", "b")
+    assert (more, less) == (10, 2)
+    assert p == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+    assert statistics.mcnemar(rows, "b", "a") == (2, 10, p)
+    assert statistics.mcnemar(rows, "a", "a") == (0, 0, 1.0)
+    assert np.isnan(statistics.mcnemar(rows, "a", "absent")[2])
+
+
+@settings(deadline=None, max_examples=30)
+@given(counts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
+def test_mcnemar_counts_an_image_for_the_one_with_more_right_trainings(counts: list[tuple[int, int]]) -> None:
+    rows = structures_of(a=[count for count, _ in counts], b=[count for _, count in counts])
+    more, less, p = statistics.mcnemar(rows, "a", "b")
+    assert more == sum(first > second for first, second in counts)
+    assert less == sum(first < second for first, second in counts)
+    n = more + less
+    assert p == pytest.approx(min(1, 2 * sum(math.comb(n, k) for k in range(min(more, less) + 1)) / 2**n))
+    found = statistics.comparisons(rows.assign(split="test"), ["a", "b"], ["split"]).loc[("test", "b", "a")]
+    assert (found["more"], found["less"], found["p"]) == (less, more, p)
+    assert tuple(found[["difference", "difference_low", "difference_high"]]) == statistics.paired_difference(
+        rows, "b", "a"
+    )
 
 
 def test_detector_metrics() -> None:

@@ -1,4 +1,4 @@
-"""The report's figures as PNG files: same data, same bytes."""
+"""The report's figures, each as PNG and as SVG: same data, same bytes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +33,8 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "legend.frameon": False,
+    "svg.hashsalt": "sparring",  # its names within a file would be drawn anew each time
+    "image.composite_image": False,  # each picture by itself: in SVG ten times faster than all as one
 }
 
 
@@ -47,12 +49,13 @@ class Example:
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of that size in inches, saved to `path` when the block ends well."""
+    """A figure of that size in inches, saved to `path`, and as SVG beside it, when the block ends well."""
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(path, dpi=150, metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), dpi=150, metadata={"Date": None, "Creator": None}, transparent=True)
 
 
 def gallery(path: Path, names: Sequence[str], clean: Example, attacked: Sequence[Example]) -> None:
@@ -72,7 +75,7 @@ def gallery(path: Path, names: Sequence[str], clean: Example, attacked: Sequence
         _guesses(axes, 0, clean, names)
         for number, example in enumerate(attacked):
             change = (example.image.astype(float) - clean.image.astype(float)) / 255
-            factor = _magnification(change)
+            factor = magnification(change)
             _column(axes, 2 * number + 1, example.title, example.image.astype(float) / 255)
             _guesses(axes, 2 * number + 1, example, names)
             _column(axes, 2 * number + 2, f"change ×{factor}", np.clip(0.5 + factor * change, 0, 1), "#555555")
@@ -87,7 +90,7 @@ def _column(axes: Axes, left: int, title: str, pictures: np.ndarray, colour: str
     axes.text(left + 0.46, -0.06, title, fontsize=8, ha="center", va="bottom", color=colour)
     for row, picture in enumerate(pictures):
         box = (left + 0.05, left + 0.87, row + 0.82, row)
-        axes.imshow(picture, interpolation="nearest", extent=box, aspect="equal")
+        axes.imshow(picture, interpolation="none", extent=box, aspect="equal")  # SVG: the pixels as they are
 
 
 def _guesses(axes: Axes, left: int, example: Example, names: Sequence[str]) -> None:
@@ -96,7 +99,7 @@ def _guesses(axes: Axes, left: int, example: Example, names: Sequence[str]) -> N
         axes.text(left + 0.46, row + 0.83, _short(prediction), fontsize=7, ha="center", va="top", weight=weight)
 
 
-def _magnification(change: np.ndarray) -> int:
+def magnification(change: np.ndarray) -> int:
     """The largest round factor at which all but 5 % of the values still fit between black and white."""
     largest = float(np.quantile(np.abs(change), 0.95)) if change.size else 0.0
     return max([factor for factor in MAGNIFICATIONS if factor * largest <= 0.5], default=1)
@@ -197,9 +200,9 @@ def mixture(path: Path, table: pd.DataFrame) -> None:
         figure.legend(loc="outside upper center", ncols=3)
 
 
-def _bars(rows: pd.DataFrame) -> np.ndarray:
+def _bars(rows: pd.DataFrame, column: str = "accuracy") -> np.ndarray:
     """Distances to both ends of the interval, as matplotlib wants them; rounding must not make them negative."""
-    value = rows["accuracy"].to_numpy(float)
+    value = rows[column].to_numpy(float)
     ends = np.stack([value - rows["ci_low"].to_numpy(float), rows["ci_high"].to_numpy(float) - value])
     return ends.clip(min=0)
 
@@ -224,3 +227,72 @@ def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray]]) ->
             "Detector on the mixture of test images\n(grey line: 5 % of the clean images accused)", fontsize=9
         )
         axes.legend(loc="lower right")
+
+
+def success(path: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
+    """How often each attack fools the source model: before storage, merely rounded, and as stored with 95 % intervals.
+
+    table: columns attack, success, ci_low, ci_high, success_float, success_rounded, of one split.  titles: attack →
+    what to write below.
+    """
+    rows = table.set_index("attack").loc[list(titles)]
+    columns = {"as the attack left them": "success_float", "rounded": "success_rounded", "as stored": "success"}
+    with _figure(path, max(6.5, 1.2 * len(titles)), 3.4) as figure:
+        axes = figure.subplots()
+        for number, (title, column) in enumerate(columns.items()):
+            axes.bar(
+                np.arange(len(titles)) + (number - 1) * 0.27,
+                rows[column],
+                0.25,
+                yerr=_bars(rows, "success") if column == "success" else None,
+                label=title,
+                color=COLOURS[number],
+                hatch=HATCHES[number],
+                edgecolor="white",
+                error_kw={"elinewidth": 0.9, "ecolor": "#222222", "capsize": 2},
+            )
+        axes.set_xticks(np.arange(len(titles)), list(titles.values()))
+        axes.set(ylabel="success", ylim=(0, 1.02), title="Success on the pretrained net, test images")
+        axes.grid(visible=False, axis="x")
+        figure.legend(loc="outside lower center", ncols=3)
+
+
+def confusion(path: Path, matrices: dict[str, np.ndarray], names: Sequence[str]) -> None:
+    """A panel a structure. matrices: (C, C) counts, rows true classes, columns predicted ones.  names: (C,)."""
+    few = len(names) <= 20
+    across = min(3, len(matrices))
+    down = -(-len(matrices) // across)
+    side = 1.2 + 0.26 * len(names) if few else 4.2
+    with _figure(path, across * side, down * (side + 0.35)) as figure:
+        panels = list(figure.subplots(down, across, squeeze=False).flat)
+        for panel, (name, counts) in zip(panels, matrices.items(), strict=False):
+            share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+            panel.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+            panel.set(title=name, xlabel="taken for", ylabel="true class")
+            panel.grid(visible=False)
+            if few:
+                panel.set_xticks(np.arange(len(names)), [_short(text) for text in names], rotation=90)
+                panel.set_yticks(np.arange(len(names)), [_short(text) for text in names])
+                for row, column in zip(*np.nonzero(counts), strict=True):
+                    colour = "white" if share[row, column] > 0.5 else "black"
+                    text = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
+                    panel.text(column, row, f"{counts[row, column]}", **text)
+        for panel in panels[len(matrices) :]:
+            panel.set_visible(False)
+
+
+def failures(path: Path, rows: dict[str, tuple[np.ndarray, list[str]]]) -> None:
+    """A row a structure. rows: its name → (R, H, W, 3) uint8 images and what to write below each."""
+    columns = max(len(images) for images, _ in rows.values())
+    with _figure(path, 1.05 * columns + 1.1, 1.45 * len(rows) + 0.2) as figure:
+        axes = figure.subplots()
+        for number, (images, texts) in enumerate(rows.values()):
+            for column, (image, text) in enumerate(zip(images, texts, strict=True)):
+                box = (column + 0.05, column + 0.95, number + 0.65, number)
+                axes.imshow(image, interpolation="none", extent=box, aspect="auto")
+                axes.text(column + 0.5, number + 0.67, text, fontsize=6.5, ha="center", va="top")
+        axes.set(xlim=(0, columns), ylim=(len(rows), 0), xticks=[])
+        axes.set_yticks(np.arange(len(rows)) + 0.32, list(rows))
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)

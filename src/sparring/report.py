@@ -1,11 +1,16 @@
-"""The report: reads what the other stages left in files, asks no model anything, and writes reports/."""
+"""The report: reads what the other stages left in files, asks no model anything, and writes reports/.
 
+It is a list of sections (`_sections`), from which report.md and index.html are rendered alike.
+"""
+
+import itertools
 import json
 import math
 import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +18,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from sparring import figures, files, statistics, store, tables
+from sparring import figures, files, page, statistics, store, tables
+from sparring.page import Figure, Gallery, Section, Thumbnails
 from sparring.params import ABLATED, BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params, Row, row_params
 
-PREDICTION_COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "detector_score"]
+PREDICTION_COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "validation_accuracy"]
+TITLE = "What the stored opponents did, and what training on them changed"
 GALLERY_ROWS = 10
+GALLERY_BYTES = 4_000_000  # of pixels that the web page's gallery may hold: fewer images where they are large
+FAILURES = 8  # a structure
 
 
 @dataclass(frozen=True)
@@ -55,20 +64,28 @@ def render(params: Params) -> None:
     start = time.perf_counter()
     results = _read(params)
     temporary = Path(f".{files.REPORTS}.{os.getpid()}.tmp")
+    drawings = temporary / "figures"
     try:
-        (temporary / "figures").mkdir(parents=True)
-        made = _tables(results)
-        for table in made:
-            tables.save(table, temporary / "tables")
-        drawn = _figures(results, made[1].tidy, made[2].tidy, temporary / "figures")
-        summary = _summary(results, made)
+        drawings.mkdir(parents=True)
+        numbers = _numbers(results)
+        sections = _sections(results, numbers, drawings)
+        for section in sections:
+            for table in section.tables:
+                tables.save(table, temporary / "tables")
+        summary = _summary(results, numbers)
         _json(temporary / "summary.json", summary)
         _json(temporary / "metrics.json", _metrics(summary))
-        (temporary / "report.md").write_text(_page(results, made, drawn), encoding="utf-8", newline="\n")
+        for name, text in (
+            ("report.md", page.markdown(TITLE, sections)),
+            ("index.html", page.html(TITLE, sections, drawings)),
+        ):
+            (temporary / name).write_text(text, encoding="utf-8", newline="\n")
         _publish(temporary, files.REPORTS)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"report: {len(made)} tables, {len(drawn)} figures in {time.perf_counter() - start:.1f} s", flush=True)
+    counts = [sum(len(getattr(section, kind)) for section in sections) for kind in ("tables", "figures")]
+    seconds = time.perf_counter() - start
+    print(f"report: {counts[0]} tables, {counts[1]} figures in {seconds:.1f} s", flush=True)
 
 
 def render_ablation(params: Params, rows: dict[str, Row]) -> None:
@@ -210,34 +227,53 @@ def _timings(params: Params) -> list[dict[str, Any]]:
 # Numbers
 
 
-def _tables(results: Results) -> list[tables.Table]:
+@dataclass(frozen=True)
+class Numbers:
+    """The paper's tables, and every structure against every other (statistics.comparisons by split and attack)."""
+
+    intensity: tables.Table
+    mixture: tables.Table
+    per_attack: tables.Table
+    on_mixture: pd.DataFrame
+    on_attacks: pd.DataFrame
+
+    def of(self, split: str, structure: str, other: str) -> dict[str, Any]:
+        """What the comparison of two structures on the mixture found."""
+        return {str(key): value for key, value in self._found[(split, tables.MIXTURE, structure, other)].items()}
+
+    @cached_property
+    def _found(self) -> dict[Any, dict[Any, Any]]:
+        return self.on_mixture.to_dict("index")
+
+
+def _numbers(results: Results) -> Numbers:
     params = results.params
     baseline = results.predictions[results.predictions["structure"] == BASELINE]
     facts = statistics.attack_facts(results.stored, baseline[baseline["attack"] == CLEAN])
-    differences = {
-        (split, structure): statistics.paired_difference(
-            results.mixture[results.mixture["split"] == split], structure, BASELINE
-        )
-        for split in EVALUATED_SPLITS
-        for structure in params.structures
-    }
-    difference_frame = pd.DataFrame.from_dict(
-        differences, orient="index", columns=["difference", "difference_low", "difference_high"], dtype=float
-    )
-    difference_frame.index = pd.MultiIndex.from_tuples(list(differences), names=["split", "structure"])
+    by = ["split", "attack"]
+    on_mixture = statistics.comparisons(results.mixture.assign(attack=tables.MIXTURE), results.structures, by)
+    differences = on_mixture.drop(columns=["more", "less", "p", "images"]).reset_index()
+    differences = differences[differences["other"] == BASELINE].drop(columns=["attack", "other"])
     notes = [_paper_note(params, results.clean), *_seed_note(results)]
-    return [
+    return Numbers(
         tables.intensity(params, facts),
-        tables.mixture(params, statistics.accuracies(results.mixture, ["split", "structure"]), difference_frame, notes),
+        tables.mixture(
+            params,
+            statistics.accuracies(results.mixture, ["split", "structure"]),
+            differences.set_index(["split", "structure"]),
+            notes,
+        ),
         tables.per_attack(params, statistics.accuracies(results.predictions, ["split", "structure", "attack"]), notes),
-    ]
+        on_mixture,
+        statistics.comparisons(results.predictions, results.structures, by),
+    )
 
 
 def _ablation_facts(params: Params, rows: dict[str, Row], clean: dict[str, store.Images]) -> pd.DataFrame:
     """What each row scores on a mixture with its own adversarial share and on one with mixture.adv_ratio.
 
-    Index: split, row, mixture (own | fixed); columns: majority, detector_accuracy, detector_low, detector_high, auroc,
-    accuracy, ci_low, ci_high, images.
+    Index: split, row, mixture (own | fixed); columns: majority, detector_accuracy, detector_low, detector_high,
+    detector_sd, auroc, accuracy, ci_low, ci_high, images, sd.
     """
     stored = _all_stored(params.model_copy(update={"unseen_attacks": {}}), clean)
     facts: list[dict[str, Any]] = []
@@ -249,15 +285,14 @@ def _ablation_facts(params: Params, rows: dict[str, Row], clean: dict[str, store
             classified = statistics.accuracies(mixture, ["split"])
             found = (mixture["detector_score"] > 0.5) == mixture["adversarial"]
             detected = statistics.accuracies(mixture.assign(correct=found), ["split"]).drop(columns="images")
-            detected.columns = pd.Index(["detector_accuracy", "detector_low", "detector_high"])
+            detected.columns = pd.Index(tables.DETECTED)
             for split, part in mixture.groupby("split"):
                 adversarial, score = part["adversarial"].to_numpy(bool), part["detector_score"].to_numpy(float)
                 metrics = statistics.detector_metrics(adversarial, score)
                 fact = {"split": split, "row": name, "mixture": kind, **detected.loc[split], **classified.loc[split]}
                 facts.append(fact | {key: metrics[key] for key in ("majority", "auroc")})
     index = ["split", "row", "mixture"]
-    columns = ["majority", "detector_accuracy", "detector_low", "detector_high", "auroc"]
-    columns += ["accuracy", "ci_low", "ci_high", "images"]
+    columns = ["majority", *tables.DETECTED, "auroc", "accuracy", "ci_low", "ci_high", "images", "sd"]
     return pd.DataFrame(facts, columns=[*index, *columns]).set_index(index).astype(float)
 
 
@@ -277,24 +312,52 @@ def _paper_note(params: Params, clean: dict[str, store.Images]) -> str:
 def _seed_note(results: Results) -> list[str]:
     seeds = results.predictions.groupby("structure")["seed"].nunique()
     several = [f"{name} {count}" for name, count in seeds.items() if count > 1]
-    return [f"Trained more than once, with the runs pooled: {', '.join(several)}."] if several else []
+    if not several:
+        return []
+    return [
+        f"Trained more than once: {', '.join(several)}. Figures are then means over the trainings, ± their standard "
+        "deviation; the interval in brackets counts each image once and does not contain that deviation."
+    ]
 
 
 def _detector_metrics(results: Results, structure: str, split: str) -> dict[str, float | None]:
+    """On the mixture; the mean over the trainings."""
     rows = results.mixture
     rows = rows[(rows["structure"] == structure) & (rows["split"] == split)]
-    return statistics.detector_metrics(rows["adversarial"].to_numpy(bool), rows["detector_score"].to_numpy(float))
+    found = [
+        statistics.detector_metrics(part["adversarial"].to_numpy(bool), part["detector_score"].to_numpy(float))
+        for _, part in rows.groupby("seed")
+    ] or [statistics.detector_metrics(np.empty(0, bool), np.empty(0))]
+    return {
+        key: None if value is None else float(np.mean([metrics[key] for metrics in found]))
+        for key, value in found[0].items()
+    }
 
 
-def _summary(results: Results, made: list[tables.Table]) -> dict[str, Any]:
+def _detector_accuracy(results: Results, structure: str, split: str) -> tuple[float, float, float, float]:
+    """Of the detector's verdicts on the mixture: accuracy, ci_low, ci_high, sd; nan without images."""
+    rows = results.mixture
+    rows = rows[(rows["structure"] == structure) & (rows["split"] == split)]
+    found = statistics.accuracies(
+        rows.assign(correct=(rows["detector_score"] > 0.5) == rows["adversarial"]), ["structure"]
+    )
+    accuracy, low, high, sd = found[list(tables.ACCURACY)].to_numpy(float)[0] if len(found) else [math.nan] * 4
+    return float(accuracy), float(low), float(high), float(sd)
+
+
+def _summary(results: Results, numbers: Numbers) -> dict[str, Any]:
     clean = results.clean
     data = {"source": clean["train"].metadata["source"], "classes": len(results.classes)}
     data |= {split: len(images) for split, images in clean.items()}
-    return {"data": data, **_split_summary(results, made, "test"), "heldout": _split_summary(results, made, "heldout")}
+    return {"data": data, **_split_summary(results, numbers, "test")} | {
+        "heldout": _split_summary(results, numbers, "heldout")
+    }
 
 
-def _split_summary(results: Results, made: list[tables.Table], split: str) -> dict[str, Any]:
-    facts, mixture, single = (table.tidy[table.tidy["split"] == split] for table in made)
+def _split_summary(results: Results, numbers: Numbers, split: str) -> dict[str, Any]:
+    facts, mixture, single = (
+        table.tidy[table.tidy["split"] == split] for table in (numbers.intensity, numbers.mixture, numbers.per_attack)
+    )
     rates = {
         timing["stage"].partition("@")[2]: timing.get("images_per_second")
         for timing in results.timings
@@ -305,7 +368,12 @@ def _split_summary(results: Results, made: list[tables.Table], split: str) -> di
     ]
     detector = {name: _detector_metrics(results, name, split) for name in results.detectors}
     return {
-        "mixture": mixture.set_index("structure")[["accuracy", "ci_low", "ci_high"]].to_dict("index"),
+        "mixture": mixture.set_index("structure")[["accuracy", "ci_low", "ci_high", "sd"]].to_dict("index"),
+        "differences": {
+            f"{later} minus {first}": numbers.of(split, later, first)
+            for first, later in itertools.combinations(results.structures, 2)
+            if len(results.clean[split])
+        },
         "per_attack": {
             structure: rows.set_index("attack")["accuracy"].to_dict()
             for structure, rows in single.groupby("structure", sort=False)
@@ -345,108 +413,66 @@ def _plain(value: Any, digits: int) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
-# Figures
+# Sections
 
 
-def _figures(results: Results, mixture: pd.DataFrame, single: pd.DataFrame, folder: Path) -> dict[str, str]:
-    """Draw all figures that there are images for; returns file name → caption, in the report's order."""
-    params = results.params
-    titles = {name: tables.attack_title(params, name) for name in (CLEAN, *_attacks(params))}
-    test = single[single["split"] == "test"]
-    drawn = {}
-    if test["images"].any():
-        figures.mixture(folder / "mixture.png", mixture)
-        drawn["mixture.png"] = "Accuracy on the mixture, with 95 % intervals."
-        wrapped = {name: title.replace(" ", "\n") for name, title in titles.items()}
-        figures.accuracy_by_attack(folder / "accuracy_by_attack.png", test, wrapped)
-        drawn["accuracy_by_attack.png"] = (
-            f"Accuracy on the test images by attack, with 95 % intervals; white-box for {BASELINE}, transfer otherwise."
-        )
-        _gallery(results, folder / "gallery.png", titles)
-        drawn["gallery.png"] = (
-            "A test image of each class, clean and under each attack, each with what the attack changed."
-        )
-    test[["attack", "structure", "accuracy"]].to_csv(
-        folder / "accuracy_by_attack.csv", index=False, float_format="%.6g", lineterminator="\n"
-    )
-    lines = {}
-    for name in results.detectors:
-        rows = results.mixture[(results.mixture["structure"] == name) & (results.mixture["split"] == "test")]
-        if rows["adversarial"].nunique() == 2:
-            auroc = tables.number(_detector_metrics(results, name, "test")["auroc"])
-            adversarial, score = rows["adversarial"].to_numpy(bool), rows["detector_score"].to_numpy(float)
-            lines[f"{name} (area {auroc})"] = statistics.roc(adversarial, score)
-    if lines:
-        figures.detector_roc(folder / "detector_roc.png", lines)
-        drawn["detector_roc.png"] = "What the detector finds against what it wrongly accuses."
-    figures.curves(folder / "curves.png", results.histories)
-    drawn["curves.png"] = "Training, by epoch" + (
-        f"; of the structures the mean of {len(params.seeds)} seeds." if len(params.seeds) > 1 else "."
-    )
-    return drawn
-
-
-def _gallery(results: Results, path: Path, titles: dict[str, str]) -> None:
-    """One test image a class: the first that the pretrained net classifies correctly, or else the first."""
-    predictions = results.predictions
-    clean_rows = predictions[
-        (predictions["structure"] == BASELINE) & (predictions["split"] == "test") & (predictions["attack"] == CLEAN)
-    ].drop_duplicates("index")
-    picked = clean_rows.sort_values(["label", "correct", "index"], ascending=[True, False, True])
-    picked = picked.drop_duplicates("label").head(GALLERY_ROWS)
-    clean = store.read(files.CLEAN / "test.parquet", ("image",))
-    place = pd.Series(np.arange(len(clean)), index=clean.index)
-    rows = place.loc[picked["index"]].to_numpy()
-
-    def example(name: str, images: np.ndarray, prediction: np.ndarray) -> figures.Example:
-        return figures.Example(
-            titles[name].replace(" ", "\n"), images, [results.classes[found] for found in prediction]
-        )
-
-    attacked = []
-    for name in _attacks(results.params):
-        images = store.read(_store_path(results.params, "test", name), ("image", "prediction"))[rows]
-        attacked.append(example(name, images.image, images.columns["prediction"]))
-    names = [results.classes[label] for label in picked["label"]]
-    figures.gallery(path, names, example(CLEAN, clean.image[rows], picked["prediction"].to_numpy()), attacked)
-
-
-# The page
-
-
-def _page(results: Results, made: list[tables.Table], drawn: dict[str, str]) -> str:
-    table1, table2, table4 = made
-
-    def picture(name: str) -> list[str]:
-        return [f"![{drawn[name]}](figures/{name})"] if name in drawn else []
-
-    parts = [
-        "# What the stored opponents did, and what training on them changed",
-        *_opening(results, table2.tidy),
-        "## Accuracy on the mixture",
-        tables.markdown(table2),
-        *picture("mixture.png"),
-        "## Accuracy under each attack",
-        tables.markdown(table4),
-        *picture("accuracy_by_attack.png"),
-        "## The attacks",
-        tables.markdown(table1),
-        *picture("gallery.png"),
-        "## The detector",
-        *_detector_part(results),
-        *picture("detector_roc.png"),
-        "## Training",
-        *picture("curves.png"),
-        "## How to read this",
-        *_reading(),
-        "## How it was made",
-        *_making(results),
+def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]:
+    """The report, in the order in which it is read; figures are drawn into `folder`. One more section is one more
+    entry: its tables are saved, and its figures shown, without further ado."""
+    reproduced, *beside = _paper_sections(results, numbers)
+    return [
+        _summary_section(results, numbers, folder),
+        reproduced,
+        _mixture_section(results, numbers),
+        _attacks_section(results, numbers, folder),
+        *beside,
+        _opponents_section(results, numbers, folder),
+        _failures_section(results, folder),
+        _detector_section(results, folder),
+        _training_section(results, folder),
+        Section("How to read this", _reading()),
+        Section("How it was made", _making(results)),
     ]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _opening(results: Results, mixture: pd.DataFrame) -> list[str]:
-    params, clean = results.params, results.clean
+def _summary_section(results: Results, numbers: Numbers, folder: Path) -> Section:
+    mixture = numbers.mixture.tidy
+    drawn = []
+    if mixture["images"].any():
+        figures.mixture(folder / "mixture.png", mixture)
+        drawn = [Figure("mixture", "Accuracy on the mixture, with 95 % intervals.")]
+    return Section("Summary", [_glance(results, numbers), *_opening(results, numbers), *drawn])
+
+
+def _glance(results: Results, numbers: Numbers) -> tables.Table:
+    """One row a structure: the few figures that one looks for first."""
+    rows = []
+    for name in results.structures:
+        row = {"structure": name}
+        mixture = numbers.mixture.tidy.set_index(["structure", "split"]).loc[name]
+        single = numbers.per_attack.tidy
+        single = single[(single["structure"] == name) & (single["split"] == "test")].set_index("attack")
+        cells = {"clean test images": single.loc[CLEAN]}
+        cells |= {f"mixture, {tables.SPLIT_TITLES[split].lower()}": mixture.loc[split] for split in EVALUATED_SPLITS}
+        row |= {title: tables.with_interval(*found[list(tables.ACCURACY)]) for title, found in cells.items()}
+        attacked = single.drop(index=CLEAN)
+        if attacked["accuracy"].notna().any():
+            worst = attacked.nsmallest(1, "accuracy")
+            row["weakest under"] = tables.attack_title(results.params, str(worst.index[0]))
+            row["accuracy there"] = tables.with_interval(*worst[list(tables.ACCURACY)].to_numpy(float)[0])
+        if name in results.detectors:
+            row["detector's AUROC"] = tables.number(_detector_metrics(results, name, "test")["auroc"])
+        rows.append(row)
+    return tables.plain(
+        "summary",
+        f"Accuracy at a glance (white-box for {BASELINE}, transfer for the others).",
+        pd.DataFrame(rows).fillna("-"),
+        [tables.INTERVALS],
+    )
+
+
+def _opening(results: Results, numbers: Numbers) -> list[str]:
+    params, clean, mixture = results.params, results.clean, numbers.mixture.tidy
     unseen = f", and {len(params.unseen_attacks)} that nobody trained on" if params.unseen_attacks else ""
     others = [name for name, structure in params.structures.items() if structure.opponents.startswith("online")]
     online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
@@ -461,17 +487,17 @@ def _opening(results: Results, mixture: pd.DataFrame) -> list[str]:
     for split in EVALUATED_SPLITS:
         rows = mixture[(mixture["split"] == split) & mixture["accuracy"].notna()]
         found = [
-            f"{row.structure} {tables.with_interval(row.accuracy, row.ci_low, row.ci_high)}"
+            f"{row.structure} {tables.with_interval(row.accuracy, row.ci_low, row.ci_high, row.sd)}"
             for row in tables.rows(rows)
         ]
         if found:
             title = tables.SPLIT_TITLES[split]
             bullets.append(f"- {title}, accuracy on a mixture of clean and attacked images: {', '.join(found)}.")
-            bullets += [f"  - {line}" for line in _differences(results, split)]
+            bullets += [f"  - {line}" for line in _differences(results, numbers, split)]
     return [*lines, *(["\n".join(bullets)] if bullets else [])]
 
 
-def _differences(results: Results, split: str) -> list[str]:
+def _differences(results: Results, numbers: Numbers, split: str) -> list[str]:
     """Each structure against the baseline, each detector against the same opponents without one, and the sampler
     against other opponents."""
     structures = results.params.structures
@@ -484,42 +510,326 @@ def _differences(results: Results, split: str) -> list[str]:
     ]
     plain = {name: entry.opponents for name, entry in structures.items() if entry.detector == "none"}
     pairs += [(name, other) for name in plain for other in plain if plain[name] == "sampler" != plain[other]]
-    rows = results.mixture[results.mixture["split"] == split]
     lines = []
     for name, other in pairs:
-        difference, low, high = statistics.paired_difference(rows, name, other)
+        found = numbers.of(split, name, other)
+        low, high = found["difference_low"], found["difference_high"]
         verdict = "" if low > 0 or high < 0 else "; zero is within the interval, so this run does not tell them apart"
-        lines.append(f"{name} minus {other}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]{verdict}")
+        lines.append(f"{name} minus {other}: {tables.signed(found['difference'], low, high)}{verdict}")
     return lines
 
 
-def _detector_part(results: Results) -> list[str]:
-    if not results.detectors:
-        return ["No structure here has a detector."]
-    settings, ratio = results.params.detector, results.params.mixture.adv_ratio
+def _paper_sections(results: Results, numbers: Numbers) -> list[Section]:
+    """What was reproduced, in words, and, where there is anything to compare, the tables that the words are from."""
+    params = results.params
+    note = _paper_note(params, results.clean)
+    beside = tables.beside_paper(params, numbers.mixture.tidy, numbers.per_attack.tidy, [tables.RESTORED])
+    claims = tables.paper_claims(params, pd.concat([numbers.on_mixture, numbers.on_attacks]))
+    shown = [table for table in (claims, beside) if len(table.tidy)]
+    detector = [_paper_detector(results, name) for name in results.detectors if name == "ours"]
+    texts = [" ".join(_verdicts(claims.tidy)), " ".join([*_within(beside.tidy), *detector]), note]
+    sections = [Section("What was reproduced, and what was not", [text for text in texts if text])]
+    return [*sections, *([Section("The paper's tables beside ours", shown)] if shown else [])]
+
+
+def _verdicts(claims: pd.DataFrame) -> list[str]:
+    """What the run says of the paper's claims: each on the mixture in words, those of its Table 4 counted."""
+    if claims.empty:
+        return ["No two of the paper's structures were trained and measured here, so none of its claims was tried."]
+    found: dict[str, list[str]] = {}
+    on_mixture = claims[claims["attack"] == tables.MIXTURE]
+    for (structure, other), rows in on_mixture.groupby(["structure", "other"], sort=False):
+        here = [
+            f"{tables.signed(row.difference, row.difference_low, row.difference_high)} on "
+            f"{tables.SPLIT_TITLES[row.split].lower()}"
+            for row in tables.rows(rows)
+        ]
+        verdicts = list(dict.fromkeys(rows["verdict"]))
+        verdict = verdicts[0] if len(verdicts) == 1 else "in part"
+        claim = (
+            f"that {structure} beats {other} on the mixture"
+            if rows["paper"].iloc[0] > 0
+            else (f"that {structure} falls behind {other} on the mixture")
+        )
+        found.setdefault(verdict, []).append(
+            f"{claim} (paper {tables.signed(rows['paper'].iloc[0])}; here {' and '.join(here)})"
+        )
+    titles = {
+        "reproduced": "Reproduced",
+        "in part": "Reproduced on some images and not on others",
+        "not shown": "Not reproduced, as zero lies within the interval",
+        "contradicted": "Contradicted",
+    }
+    sentences = [f"{title}: {'; '.join(found[verdict])}." for verdict, title in titles.items() if verdict in found]
+    single = claims[(claims["attack"] != tables.MIXTURE) & (claims["split"] == claims["split"].iloc[0])]
+    if len(single):
+        counts = single["verdict"].value_counts()
+        parts = ", ".join(
+            f"{counts.get(verdict, 0)} {verdict}" for verdict in ("reproduced", "not shown", "contradicted")
+        )
+        sentences.append(
+            f"Of the {len(single)} differences that the paper's Table 4 states for clean images and single attacks, "
+            f"on {tables.SPLIT_TITLES[single['split'].iloc[0]].lower()}: {parts}."
+        )
+    return sentences
+
+
+def _within(beside: pd.DataFrame) -> list[str]:
+    """How many of the paper's accuracies lie within our intervals."""
+    sentences = []
+    for split, rows in beside.groupby("split", sort=False):
+        inside = rows["within"]
+        above = int((rows["minus_paper"] > 0)[~inside].sum())
+        sentences.append(
+            f"On {tables.SPLIT_TITLES[str(split)].lower()}, our interval contains {int(inside.sum())} of the "
+            f"{len(rows)} accuracies in the paper's Tables 2 and 4; of the others, ours is above {above} and below "
+            f"{len(rows) - int(inside.sum()) - above}."
+        )
+    return sentences
+
+
+def _paper_detector(results: Results, structure: str) -> str:
+    published = _published_detector(results.params)
+    verdicts = []
+    for split in EVALUATED_SPLITS:
+        majority = _detector_metrics(results, structure, split)["majority"]
+        found = _detector_accuracy(results, structure, split)
+        if majority is not None:
+            verdicts.append(
+                f"{tables.with_interval(*found)} on {tables.SPLIT_TITLES[split].lower()}, which "
+                f"{'beats' if found[1] > majority else 'does not beat'} always giving the commoner answer "
+                f"({tables.number(majority)})"
+            )
+    paper = f" (paper {published:.4f})" if published is not None else ""
+    return f"The detector's accuracy on the mixture{paper} is {' and '.join(verdicts)}." if verdicts else ""
+
+
+def _published_detector(params: Params) -> float | None:
+    """The paper's accuracy of a detector with these settings, where its Table 3 has one."""
     paper = pd.read_csv(tables.PAPER / "table3_ablation.csv")
+    settings, ratio = params.detector, params.mixture.adv_ratio
     same = (paper["input"] == settings.input) & (paper["layers"] == settings.layers) & (paper["adv_ratio"] == ratio)
     published = paper.loc[same, "detector_accuracy"]
+    return float(published.iloc[0]) if len(published) else None
+
+
+def _mixture_section(results: Results, numbers: Numbers) -> Section:
+    return Section(
+        "Accuracy on the mixture", [numbers.mixture, *_mcnemar(results, "table2_mcnemar", numbers.on_mixture)]
+    )
+
+
+def _mcnemar(results: Results, name: str, compared: pd.DataFrame) -> list[tables.Table]:
+    return [tables.mcnemar(results.params, name, compared)] if len(compared) else []
+
+
+def _attacks_section(results: Results, numbers: Numbers, folder: Path) -> Section:
+    single = numbers.per_attack.tidy
+    test = single[single["split"] == "test"]
+    test[["attack", "structure", "accuracy"]].to_csv(
+        folder / "accuracy_by_attack.csv", index=False, float_format="%.6g", lineterminator="\n"
+    )
+    parts: list[str | tables.Table | Figure] = [numbers.per_attack]
+    parts += _mcnemar(results, "table4_mcnemar", numbers.on_attacks)
+    if test["images"].any():
+        figures.accuracy_by_attack(folder / "accuracy_by_attack.png", test, _titles(results.params))
+        caption = f"Accuracy on the test images by attack, with 95 % intervals; white-box for {BASELINE}, "
+        parts.append(Figure("accuracy_by_attack", caption + "transfer otherwise."))
+    return Section("Accuracy under each attack", parts)
+
+
+def _titles(params: Params) -> dict[str, str]:
+    """What stands in figures for clean images and each attack."""
+    return {name: tables.attack_title(params, name).replace(" ", "\n") for name in (CLEAN, *_attacks(params))}
+
+
+def _opponents_section(results: Results, numbers: Numbers, folder: Path) -> Section:
+    facts = numbers.intensity.tidy
+    test = facts[facts["split"] == "test"]
+    if not test["images"].any():
+        return Section("The attacks", [numbers.intensity])
+    titles = _titles(results.params)
+    figures.success(folder / "success.png", test, {name: titles[name] for name in _attacks(results.params)})
+    success = "How often each attack fools the pretrained net, of the test images that it gets right when clean."
+    return Section("The attacks", [_gallery(results, folder, titles), numbers.intensity, Figure("success", success)])
+
+
+def _gallery(results: Results, folder: Path, titles: dict[str, str]) -> Gallery:
+    """One test image a class: the first that the pretrained net classifies correctly, or else the first."""
+    predictions = results.predictions[results.predictions["split"] == "test"]
+    clean_rows = predictions[(predictions["structure"] == BASELINE) & (predictions["attack"] == CLEAN)]
+    picked = clean_rows.drop_duplicates("index").sort_values(
+        ["label", "correct", "index"], ascending=[True, False, True]
+    )
+    picked = picked.drop_duplicates("label").head(GALLERY_ROWS)
+    clean = store.read(files.CLEAN / "test.parquet", ("image",))
+    place = pd.Series(np.arange(len(clean)), index=clean.index)
+    rows = place.loc[picked["index"]].to_numpy()
+
+    def example(name: str, images: np.ndarray, prediction: np.ndarray) -> figures.Example:
+        return figures.Example(titles[name], images, [results.classes[found] for found in prediction])
+
+    stored = {
+        name: store.read(_store_path(results.params, "test", name), ("image", "prediction", "l2", "linf"))[rows]
+        for name in _attacks(results.params)
+    }
+    attacked = [example(name, images.image, images.columns["prediction"]) for name, images in stored.items()]
+    names = [results.classes[label] for label in picked["label"]]
+    shown = example(CLEAN, clean.image[rows], picked["prediction"].to_numpy())
+    figures.gallery(folder / "gallery.png", names, shown, attacked)
+    pixels = int(np.prod(clean.metadata["shape"])) * (1 + 2 * len(stored))
+    return Gallery(
+        "gallery",
+        "A test image of each class, clean and under each attack, each with what the attack changed.",
+        attacks=[tables.attack_title(results.params, name) for name in stored],
+        images=_gallery_images(results, clean[rows][: max(1, GALLERY_BYTES // pixels)], stored, predictions),
+    )
+
+
+def _gallery_images(
+    results: Results, clean: store.Images, stored: dict[str, store.Images], predictions: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """What `Gallery` holds of each image; of several trainings, what the first says."""
+    rows = predictions[predictions["index"].isin(clean.index)].drop_duplicates(["structure", "attack", "index"])
+    answers = {
+        (row.structure, row.attack, row.Index): {
+            "taken": results.classes[row.prediction],
+            "text": f"{results.classes[row.prediction]}, {row.confidence:.0%}",
+        }
+        for row in tables.rows(rows.set_axis(rows["index"]).drop(columns="index"))
+    }
+    changes = {name: images.image[: len(clean)].astype(float) - clean.image for name, images in stored.items()}
+    factors = {name: figures.magnification(change / 255) for name, change in changes.items()}
+
+    def said(attack: str, index: int) -> dict[str, dict[str, str]]:
+        return {name: answers[(name, attack, index)] for name in results.structures}
+
+    return [
+        {
+            "label": results.classes[clean.label[row]],
+            "clean": page.png(clean.image[row]),
+            "said": said(CLEAN, index),
+            "attacked": [
+                {
+                    "image": page.png(images.image[row]),
+                    "change": page.png(127.5 + factors[name] * changes[name][row]),
+                    "note": f"×{factors[name]}, grey is none; L2 {images.columns['l2'][row]:.2f}, "
+                    f"largest {255 * images.columns['linf'][row]:.0f}/255",
+                    "said": said(name, index),
+                }
+                for name, images in stored.items()
+            ],
+        }
+        for row, index in enumerate(clean.index)
+    ]
+
+
+def _failures_section(results: Results, folder: Path) -> Section:
+    test = results.mixture[results.mixture["split"] == "test"]
+    title = "Where each model fails"
+    if test.empty:
+        return Section(title, ["There are no test images."])
+    count = len(results.classes)
+    matrices = {
+        name: np.bincount(
+            test.loc[test["structure"] == name, "label"] * count + test.loc[test["structure"] == name, "prediction"],
+            minlength=count**2,
+        ).reshape(count, count)
+        for name in results.structures
+    }
+    figures.confusion(folder / "confusion.png", matrices, results.classes)
+    several = " All trainings are counted." if len(results.params.seeds) > 1 else ""
+    parts: list[str | tables.Table | Figure] = [
+        Figure(
+            "confusion",
+            "The mixture of test images: how many of each class (rows) are taken for which (columns); the stronger "
+            f"the colour, the larger the share of the class.{several}",
+        )
+    ]
+    wrong = test[~test["correct"]].sort_values(["confidence", "index"], ascending=[False, True])
+    wrong = wrong.drop_duplicates(["structure", "index"]).groupby("structure", sort=False).head(FAILURES)
+    if wrong.empty:
+        return Section(title, [*parts, "No structure misclassifies any of them."])
+    shown: dict[str, tuple[np.ndarray, list[str]]] = {}
+    for name in results.structures:
+        rows = wrong[wrong["structure"] == name]
+        if len(rows):
+            texts = [
+                f"{results.classes[row.label]}, taken for {results.classes[row.prediction]}\n{row.attack}, "
+                f"{row.confidence:.0%}"
+                for row in tables.rows(rows)
+            ]
+            shown[name] = (_pictures(results, rows), texts)
+    figures.failures(folder / "failures.png", shown)
+    parts.append(
+        Thumbnails(
+            "failures",
+            "The test images of the mixture that each model gets wrong with most confidence: class, what it is taken "
+            "for, attack, confidence.",
+            rows={
+                name: [(page.png(image), text) for image, text in zip(images, texts, strict=True)]
+                for name, (images, texts) in shown.items()
+            },
+        )
+    )
+    return Section(title, parts)
+
+
+def _pictures(results: Results, rows: pd.DataFrame) -> np.ndarray:
+    """The test images (R, H, W, 3) that these predictions are of, in levels, uint8."""
+    found: dict[int, np.ndarray] = {}
+    for attack, part in rows.groupby("attack"):
+        path = files.CLEAN / "test.parquet" if attack == CLEAN else _store_path(results.params, "test", str(attack))
+        images = store.read(path, ("image",))
+        place = pd.Series(np.arange(len(images)), index=images.index)
+        picked = images.image[place.loc[part["index"]].to_numpy()]
+        found |= dict(zip(part["index"], np.clip(np.rint(picked), 0, 255).astype(np.uint8), strict=True))
+    return np.stack([found[index] for index in rows["index"]])
+
+
+def _detector_section(results: Results, folder: Path) -> Section:
+    if not results.detectors:
+        return Section("The detector", ["No structure here has a detector."])
+    settings, published = results.params.detector, _published_detector(results.params)
     rows = []
     for name in results.detectors:
         for split in EVALUATED_SPLITS:
             metrics = _detector_metrics(results, name, split)
             row = {"structure": name, "images": tables.SPLIT_TITLES[split].lower()}
             row |= {
-                "accuracy": tables.number(metrics["accuracy"]),
+                "accuracy": tables.with_interval(*_detector_accuracy(results, name, split)),
                 "majority": tables.number(metrics["majority"]),
                 "AUROC": tables.number(metrics["auroc"]),
                 "found at 5 % accused": tables.number(metrics["tpr_at_fpr05"]),
             }
-            rows.append(row | ({"paper's accuracy": f"{published.iloc[0]:.4f}"} if len(published) else {}))
-    return [
+            rows.append(row | ({} if published is None else {"paper's accuracy": f"{published:.4f}"}))
+    parts: list[str | tables.Table | Figure] = [
         f"The detector ({settings.input} input, {settings.layers} layers) looks at the pretrained net's feature maps "
         "and says whether the image was attacked. It is measured on the mixture above; an image that its attack left "
         "unchanged counts as clean. *Majority* is what always giving the commoner answer would score; *found at 5 % "
         "accused* is the share of adversarial images found when at most 5 % of the clean ones are accused.",
-        tables.grid(pd.DataFrame(rows)),
+        tables.plain("detector", "The detector on the mixture.", pd.DataFrame(rows), [tables.INTERVALS]),
         "It has only met attackers who did not know of it: one who does can be expected to pass it far more often.",
     ]
+    lines = {}
+    for name in results.detectors:
+        found = results.mixture[(results.mixture["structure"] == name) & (results.mixture["split"] == "test")]
+        if found["adversarial"].nunique() == 2:
+            adversarial, score = found["adversarial"].to_numpy(bool), found["detector_score"].to_numpy(float)
+            auroc = statistics.detector_metrics(adversarial, score)["auroc"]
+            lines[f"{name} (area {tables.number(auroc)})"] = statistics.roc(adversarial, score)
+    if lines:
+        figures.detector_roc(folder / "detector_roc.png", lines)
+        several = ", all trainings together" if len(results.params.seeds) > 1 else ""
+        parts.append(Figure("detector_roc", f"What the detector finds against what it wrongly accuses{several}."))
+    return Section("The detector", parts)
+
+
+def _training_section(results: Results, folder: Path) -> Section:
+    figures.curves(folder / "curves.png", results.histories)
+    seeds = len(results.params.seeds)
+    caption = "Training, by epoch" + (f"; of the structures the mean of {seeds} seeds." if seeds > 1 else ".")
+    return Section("Training", [Figure("curves", caption)])
 
 
 def _reading() -> list[str]:
@@ -537,9 +847,9 @@ def _reading() -> list[str]:
     ]
 
 
-def _making(results: Results) -> list[str]:
+def _making(results: Results) -> list[str | tables.Table]:
     params = results.params
-    parts = ["Parameters (`params.yaml`):"]
+    parts: list[str | tables.Table] = ["Parameters (`params.yaml`):"]
     shown = {
         "seed": params.seed,
         "seeds": params.seeds,
@@ -559,7 +869,9 @@ def _making(results: Results) -> list[str]:
     columns = {"stage": "stage", "images": "images", "seconds": "seconds", "images_per_second": "images/s"}
     columns |= {"device": "device", "precision": "precision"}
     rows = [{title: str(timing.get(key, "-")) for key, title in columns.items()} for timing in results.timings]
-    return [*parts, f"Hardware: {'; '.join(sorted(machines))}.", tables.grid(pd.DataFrame(rows))]
+    total = sum(float(timing.get("seconds", 0)) for timing in results.timings)
+    caption = f"The time of each stage; {total:.0f} s in all."
+    return [*parts, f"Hardware: {'; '.join(sorted(machines))}.", tables.plain("timings", caption, pd.DataFrame(rows))]
 
 
 def _words(value: Any) -> str:

@@ -79,9 +79,10 @@ def check_complete(
 
 
 def accuracies(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Accuracy of each group of predictions; index: `by`, columns: accuracy, ci_low, ci_high, images.
+    """Accuracy of each group of predictions; index: `by`, columns: accuracy, ci_low, ci_high, images, sd.
 
-    Several seeds are pooled for the accuracy; the interval counts each image once, as seeds add no images.
+    With several seeds the accuracy is their mean and `sd` their standard deviation (one degree of freedom less than
+    seeds; nan for a single one); the interval counts each image once, as seeds add no images.
     """
     grouped = rows.groupby(list(by), sort=False)
     table = pd.DataFrame({"accuracy": grouped["correct"].mean(), "images": grouped["index"].nunique()})
@@ -90,7 +91,9 @@ def accuracies(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         for accuracy, images in zip(table["accuracy"], table["images"], strict=True)
     ]
     table[["ci_low", "ci_high"]] = np.array(intervals, float).reshape(-1, 2)
-    return table[["accuracy", "ci_low", "ci_high", "images"]]
+    trainings = rows.groupby([*by, "seed"], sort=False)["correct"].mean()
+    table["sd"] = trainings.groupby(level=list(by), sort=False).std()
+    return table[["accuracy", "ci_low", "ci_high", "images", "sd"]]
 
 
 def paired_difference(rows: pd.DataFrame, structure: str, other: str) -> tuple[float, float, float]:
@@ -99,13 +102,61 @@ def paired_difference(rows: pd.DataFrame, structure: str, other: str) -> tuple[f
     rows: predictions with one attack an image, as on the mixture. The interval is Bonett & Price's (2012) for paired
     shares, which adds one image to each side of the disagreements: it holds for few images too. nan without images.
     """
-    share = rows.groupby(["structure", "index"])["correct"].mean()
-    if structure not in share.index or other not in share.index:
+    return _paired_difference(_gains(_shares(rows), structure, other))
+
+
+def mcnemar(rows: pd.DataFrame, structure: str, other: str) -> tuple[int, int, float]:
+    """McNemar's (1947) exact, two-sided test of two structures on the same images: (more, less, p).
+
+    rows: predictions with one attack an image.  more, less: images that only `structure`, only `other` gets right; of
+    several trainings, images that the one gets right in a larger share of its trainings than the other.  p: how
+    probable a split at least as uneven is where neither is better; 1 where they never disagree, nan without images.
+    """
+    return _mcnemar(_gains(_shares(rows), structure, other))
+
+
+def comparisons(rows: pd.DataFrame, structures: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    """Every structure against every other on the same images, in both directions.
+
+    rows: predictions; within each group of `by`, one attack an image.  Index: `by`, structure, other.
+    Columns: difference, difference_low, difference_high (as `paired_difference`), more, less, p (as `mcnemar`), images.
+    """
+    found = []
+    for key, group in rows.groupby(list(by), sort=False):
+        shares = _shares(group)
+        for structure, other in itertools.permutations(structures, 2):
+            gains = _gains(shares, structure, other)
+            found.append((*key, structure, other, *_paired_difference(gains), *_mcnemar(gains), len(gains)))
+    index = [*by, "structure", "other"]
+    columns = ["difference", "difference_low", "difference_high", "more", "less", "p", "images"]
+    return pd.DataFrame(found, columns=[*index, *columns]).set_index(index)
+
+
+def _shares(rows: pd.DataFrame) -> pd.DataFrame:
+    """For each image (row) and structure (column), the share of its trainings that get the image right."""
+    return rows.groupby(["structure", "index"])["correct"].mean().unstack("structure")
+
+
+def _gains(shares: pd.DataFrame, structure: str, other: str) -> np.ndarray:
+    if structure not in shares or other not in shares:
+        return np.empty(0)
+    gains: np.ndarray = (shares[structure] - shares[other]).to_numpy(float)
+    return gains
+
+
+def _paired_difference(gains: np.ndarray) -> tuple[float, float, float]:
+    if not len(gains):
         return float("nan"), float("nan"), float("nan")
-    gains = (share.loc[structure] - share.loc[other]).to_numpy(float)
     with_two = np.append(gains, [1.0, -1.0])
     half = norm.ppf((1 + LEVEL) / 2) * with_two.std() / np.sqrt(len(with_two))
     return float(gains.mean()), float(with_two.mean() - half), float(with_two.mean() + half)
+
+
+def _mcnemar(gains: np.ndarray) -> tuple[int, int, float]:
+    more, less = int((gains > 0).sum()), int((gains < 0).sum())
+    if not len(gains):
+        return 0, 0, float("nan")
+    return more, less, float(binomtest(more, more + less).pvalue) if more + less else 1.0
 
 
 def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,9 @@
 """The paper's tables, as data (.csv, one figure a row) and for reading (.md, .tex)."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ RESTORED = (
 )
 
 
+ACCURACY = ("accuracy", "ci_low", "ci_high", "sd")
+DETECTED = ("detector_accuracy", "detector_low", "detector_high", "detector_sd")
+MIXTURE = "mixture"  # stands where else an attack's name stands
+
+
 @dataclass(frozen=True)
 class Table:
     """tidy: one figure a row.  wide: heading → the frame to read; the heading is empty where there is one frame."""
@@ -35,7 +41,18 @@ class Table:
     caption: str
     tidy: pd.DataFrame
     wide: dict[str, pd.DataFrame]
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """`Table 2.` where the paper has one of that number."""
+        number = self.name.removeprefix("table")
+        return f"Table {number}." if number.isdigit() else ""
+
+
+def plain(name: str, caption: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
+    """A table whose one frame is data and reading at once; its cells are printed as they are."""
+    return Table(name, caption, frame, {"": frame.astype(str)}, list(notes))
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -43,9 +60,22 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def with_interval(value: float, low: float, high: float) -> str:
-    """A figure with its interval, as in `0.841 [0.800, 0.875]`."""
-    return "-" if math.isnan(value) else f"{number(value)} [{number(low)}, {number(high)}]"
+def with_interval(value: float, low: float, high: float, sd: float = math.nan) -> str:
+    """A figure with its interval, as in `0.841 [0.800, 0.875]`; over several trainings `0.841 ± 0.006 [0.800, 0.875]`,
+    their standard deviation."""
+    spread = "" if math.isnan(sd) else f" ± {number(sd)}"
+    return "-" if math.isnan(value) else f"{number(value)}{spread} [{number(low)}, {number(high)}]"
+
+
+def signed(value: float, *interval: float) -> str:
+    """A difference for reading, as in `+0.169`, with its interval as in `+0.205 [+0.161, +0.247]`."""
+    ends = f" [{', '.join(f'{end:+.3f}' for end in interval)}]" if interval else ""
+    return "-" if math.isnan(value) else f"{value:+.3f}{ends}"
+
+
+def probability(p: float) -> str:
+    """A p for reading, as in `0.035` and `<0.001`."""
+    return "<0.001" if p < 0.0005 else number(p)
 
 
 def rows(frame: pd.DataFrame) -> Iterator[Any]:
@@ -122,20 +152,17 @@ def mixture(params: Params, accuracy: pd.DataFrame, differences: pd.DataFrame, n
     accuracy: from statistics.accuracies by split and structure.  differences: to the baseline, with the same index and
     columns difference, difference_low, difference_high.  notes: what to say of the paper's column.
     """
-    published = pd.read_csv(PAPER / "table2_mixture.csv")
-    paper = published[published["adv_ratio"] == params.mixture.adv_ratio].set_index("structure")["accuracy"]
+    paper = paper_mixture(params)
     structures = (BASELINE, *params.structures)
     tidy = _full(accuracy.join(differences), [EVALUATED_SPLITS, structures], ["split", "structure"])
-    tidy.insert(2, "attack", "mixture")
+    tidy.insert(2, "attack", MIXTURE)
     tidy["paper"] = tidy["structure"].map(paper)
     columns: dict[str, list[str]] = {"structure": list(structures)}
     for split in EVALUATED_SPLITS:
         rows = tidy[tidy["split"] == split]
         title = SPLIT_TITLES[split].lower()
-        columns[title] = [with_interval(*row) for row in rows[["accuracy", "ci_low", "ci_high"]].to_numpy(float)]
-        columns[f"minus {BASELINE}, {title}"] = [
-            with_interval(*row) for row in rows[["difference", "difference_low", "difference_high"]].to_numpy(float)
-        ]
+        columns[title] = _intervals(rows, *ACCURACY)
+        columns[f"minus {BASELINE}, {title}"] = _intervals(rows, "difference", "difference_low", "difference_high")
     columns["paper"] = [number(value, 4) for value in tidy.loc[tidy["split"] == EVALUATED_SPLITS[0], "paper"]]
     return Table(
         "table2",
@@ -157,7 +184,7 @@ def ablation(params: Params, settings: dict[str, Row], facts: pd.DataFrame, note
     """Table 3: detector and classifier by detector input, adversarial share and layers.
 
     facts: by split, row and mixture (own | fixed), with majority, detector_accuracy, detector_low, detector_high,
-    auroc, accuracy, ci_low, ci_high and images.  notes: what to say of the paper's columns.
+    detector_sd, auroc, accuracy, ci_low, ci_high, sd and images.  notes: what to say of the paper's columns.
     """
     published = pd.read_csv(PAPER / "table3_ablation.csv").rename(
         columns={"detector_accuracy": "paper_detector_accuracy", "classification_accuracy": "paper"}
@@ -180,9 +207,9 @@ def ablation(params: Params, settings: dict[str, Row], facts: pd.DataFrame, note
                 columns |= {"input": list(found["input"]), "share": [f"{share:g}" for share in found["adv_ratio"]]}
                 columns |= {"layers": [str(layers) for layers in found["layers"]]}
             columns[f"majority{suffix}"] = [number(value) for value in found["majority"]]
-            columns[f"detector{suffix}"] = _intervals(found, "detector_accuracy", "detector_low", "detector_high")
+            columns[f"detector{suffix}"] = _intervals(found, *DETECTED)
             columns[f"AUROC{suffix}"] = [number(value) for value in found["auroc"]]
-            columns[f"accuracy{suffix}"] = _intervals(found, "accuracy", "ci_low", "ci_high")
+            columns[f"accuracy{suffix}"] = _intervals(found, *ACCURACY)
             if kind == "own":
                 columns["paper, detector"] = [number(value, 4) for value in found["paper_detector_accuracy"]]
                 columns["paper, accuracy"] = [number(value, 4) for value in found["paper"]]
@@ -221,7 +248,7 @@ def per_attack(params: Params, accuracy: pd.DataFrame, notes: Sequence[str]) -> 
         columns = {"attack": [attack_title(params, attack) for attack in attacks]}
         for structure in structures:
             found = tidy[(tidy["split"] == split) & (tidy["structure"] == structure)]
-            columns[structure] = _intervals(found, "accuracy", "ci_low", "ci_high")
+            columns[structure] = _intervals(found, *ACCURACY)
             if found["paper"].notna().any():
                 columns[f"{structure}, paper"] = [number(value, 4) for value in found["paper"]]
         wide[SPLIT_TITLES[split]] = pd.DataFrame(columns)
@@ -236,9 +263,150 @@ def per_attack(params: Params, accuracy: pd.DataFrame, notes: Sequence[str]) -> 
     )
 
 
+def mcnemar(params: Params, name: str, compared: pd.DataFrame) -> Table:
+    """McNemar's exact test between any two structures, on the mixture or on the clean images and under each attack.
+
+    compared: from statistics.comparisons by split and attack, with what `name` is beside.
+    """
+    pairs = [(later, first) for first, later in itertools.combinations((BASELINE, *params.structures), 2)]
+    attacks = list(dict.fromkeys(compared.index.get_level_values("attack")))
+    index = [(*key, *pair) for key in itertools.product(EVALUATED_SPLITS, attacks) for pair in pairs]
+    names = ["split", "attack", "structure", "other"]
+    tidy = compared.reindex(pd.MultiIndex.from_tuples(index, names=names)).reset_index()
+    counts = ["more", "less", "images"]
+    tidy = tidy.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
+    wide, tests = {}, 0
+    for split in EVALUATED_SPLITS:
+        here = tidy[tidy["split"] == split]
+        tests = max(tests, int(here["p"].notna().sum()))
+        found = here.set_index(["attack", "structure", "other"]).to_dict("index")
+        columns = {"structures": [f"{structure}, {other}" for structure, other in pairs]}
+        for attack in attacks:
+            cells = [found[(attack, *pair)] for pair in pairs]
+            columns[attack if attack == MIXTURE else attack_title(params, attack)] = [
+                f"{probability(cell['p'])} ({cell['more']} : {cell['less']})" if cell["images"] else "-"
+                for cell in cells
+            ]
+        wide[SPLIT_TITLES[split]] = pd.DataFrame(columns)
+    if attacks == [MIXTURE]:
+        both = [frame.rename(columns={MIXTURE: title.lower()}) for title, frame in wide.items()]
+        wide = {"": both[0].join(both[1].drop(columns="structures"))}
+    return Table(
+        name,
+        "McNemar's exact test between any two structures on the same images.",
+        tidy,
+        wide,
+        [
+            "p, and in brackets how many images only the first structure gets right : only the second (of several "
+            "trainings: the one in a larger share of its trainings than the other). p is how probable a split at least "
+            "as uneven is where neither is better."
+            + (
+                f" These are {tests} tests for the same images: one in twenty falls below 0.05 by chance, and one that "
+                f"is below {0.05 / tests:.2g} counts whatever the others say (Bonferroni)."
+                if tests > 1
+                else ""
+            )
+        ],
+    )
+
+
+def beside_paper(params: Params, mixture: pd.DataFrame, single: pd.DataFrame, notes: Sequence[str]) -> Table:
+    """The figures of the paper's Tables 2 and 4 that this run has too, beside ours.
+
+    mixture, single: the tidy frames of Tables 2 and 4.  notes: what to say of the paper's figures.
+    Its tidy frame has minus_paper (ours minus the paper's) and within (whether the paper's lies within our interval).
+    """
+    both = pd.concat([mixture.assign(table=2), single.assign(table=4)], ignore_index=True)
+    columns = ["table", "split", "structure", "attack", *ACCURACY, "paper"]
+    tidy = both.loc[both["paper"].notna() & both["accuracy"].notna(), columns].reset_index(drop=True)
+    tidy["minus_paper"] = tidy["accuracy"] - tidy["paper"]
+    tidy["within"] = (tidy["ci_low"] <= tidy["paper"]) & (tidy["paper"] <= tidy["ci_high"])
+    wide = {}
+    for split in EVALUATED_SPLITS:
+        found = tidy[tidy["split"] == split]
+        if len(found):
+            wide[SPLIT_TITLES[split]] = pd.DataFrame(
+                {
+                    "table": [str(table) for table in found["table"]],
+                    "structure": list(found["structure"]),
+                    "images": list(found["attack"]),
+                    "paper": [number(value, 4) for value in found["paper"]],
+                    "here": _intervals(found, *ACCURACY),
+                    "here minus paper": [signed(value) for value in found["minus_paper"]],
+                    "paper within our interval": ["yes" if within else "no" for within in found["within"]],
+                }
+            )
+    return Table("paper", "The paper's Tables 2 and 4 beside ours.", tidy, wide, [INTERVALS, *notes])
+
+
+def paper_claims(params: Params, compared: pd.DataFrame) -> Table:
+    """The differences between structures that the paper's Tables 2 and 4 state, and what this run says of each.
+
+    compared: from statistics.comparisons by split and attack, of the mixture (attack `mixture`) and of each attack.
+    Its tidy frame has one row a claim and split, with `verdict`: reproduced, contradicted or not shown.
+    """
+    figures = pd.concat(
+        [
+            paper_mixture(params).rename("paper").reset_index().assign(attack=MIXTURE),
+            pd.read_csv(PAPER / "table4_per_attack.csv").melt("structure", var_name="attack", value_name="paper"),
+        ]
+    ).set_index(["attack", "structure"])["paper"]
+    claims: list[dict[Any, Any]] = []
+    attacks = [name for name in (MIXTURE, CLEAN, *params.attacks) if name in figures.index.get_level_values("attack")]
+    pairs = [(later, first) for first, later in itertools.combinations((BASELINE, "adv", "ours"), 2)]
+    ours = compared.to_dict("index")
+    for attack, (structure, other), split in itertools.product(attacks, pairs, EVALUATED_SPLITS):
+        if (split, attack, structure, other) in ours:
+            paper = round(float(figures[(attack, structure)] - figures[(attack, other)]), 4)
+            found = ours[(split, attack, structure, other)]
+            claim = {"split": split, "attack": attack, "structure": structure, "other": other, "paper": paper}
+            verdict = _verdict(paper, found["difference_low"], found["difference_high"])
+            claims.append({**claim, **found, "verdict": verdict})
+    columns = ["split", "attack", "structure", "other", "paper"]
+    columns += ["difference", "difference_low", "difference_high", "p", "images", "verdict"]
+    tidy = pd.DataFrame(claims, columns=columns)
+    wide = {}
+    for split in EVALUATED_SPLITS:
+        shown = tidy[tidy["split"] == split]
+        if len(shown):
+            wide[SPLIT_TITLES[split]] = pd.DataFrame(
+                {
+                    "difference": [f"{row.structure} minus {row.other}" for row in rows(shown)],
+                    "images": list(shown["attack"]),
+                    "paper": [signed(value) for value in shown["paper"]],
+                    "here": [signed(row.difference, row.difference_low, row.difference_high) for row in rows(shown)],
+                    "McNemar's p": [probability(p) for p in shown["p"]],
+                    "verdict": list(shown["verdict"]),
+                }
+            )
+    return Table(
+        "claims",
+        "The differences between structures in the paper, and here.",
+        tidy,
+        wide,
+        [
+            "*Reproduced*: our 95 % interval (Bonett and Price, paired) lies on the paper's side of zero, whatever the "
+            "size; *contradicted*: on the other side; *not shown*: it contains zero. With this many differences, one "
+            "or another lies on a side of zero by chance."
+        ],
+    )
+
+
+def _verdict(paper: float, low: float, high: float) -> str:
+    if low <= 0 <= high:
+        return "not shown"
+    return "reproduced" if (low > 0) == (paper > 0) else "contradicted"
+
+
+def paper_mixture(params: Params) -> "pd.Series[Any]":
+    """The paper's accuracy by structure on a mixture like ours; empty where it has none with that share."""
+    published = pd.read_csv(PAPER / "table2_mixture.csv")
+    return published[published["adv_ratio"] == params.mixture.adv_ratio].set_index("structure")["accuracy"]
+
+
 def markdown(table: Table) -> str:
     """The caption, the frames to read and the notes."""
-    parts = [f"**Table {table.name.removeprefix('table')}.** {table.caption}"]
+    parts = [f"**{table.label}** {table.caption}" if table.label else table.caption]
     for heading, frame in table.wide.items():
         parts += [f"*{heading}*"] if heading else []
         parts.append(grid(frame))
