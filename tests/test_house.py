@@ -14,10 +14,10 @@ FLOORS = [
     {"device", "store", "networks", "transforms"},
     {"progress", "detector", "attacks", "sampler", "checkpoints"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
-    {"structures"},
+    {"structures", "whitebox"},
 ]
 # What reads files only and stands apart from what runs models.
-READERS = [{"params"}, {"files"}, {"store"}, {"statistics"}, {"tables"}, {"figures"}, {"report"}]
+READERS = [{"params"}, {"files"}, {"store"}, {"statistics"}, {"tables"}, {"figures"}, {"robustness"}, {"report"}]
 # They check, name, tell and resume, and decide no byte of a stage's results.
 PLUMBING = {"params", "files", "progress", "checkpoints"}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from sparring import figures, files, statistics, store, tables
+from sparring import figures, files, robustness, statistics, store, tables
 from sparring.params import ABLATED, BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params, Row, row_params
 
 PREDICTION_COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "detector_score"]
@@ -30,6 +30,7 @@ class Results:
     predictions: pd.DataFrame
     stored: pd.DataFrame
     mixture: pd.DataFrame  # the predictions that the draw picks, with `adversarial`
+    whitebox: pd.DataFrame  # from robustness.read
     histories: dict[str, pd.DataFrame]
     timings: list[dict[str, Any]]
 
@@ -58,17 +59,22 @@ def render(params: Params) -> None:
     try:
         (temporary / "figures").mkdir(parents=True)
         made = _tables(results)
-        for table in made:
+        whitebox = _whitebox_tables(results)
+        for table in (*made, *whitebox):
             tables.save(table, temporary / "tables")
         drawn = _figures(results, made[1].tidy, made[2].tidy, temporary / "figures")
-        summary = _summary(results, made)
+        drawn |= robustness.draw_curve(params, results.whitebox, temporary / "figures")
+        summary = _summary(results, made) | {"whitebox": robustness.summary(*(table.tidy for table in whitebox))}
         _json(temporary / "summary.json", summary)
         _json(temporary / "metrics.json", _metrics(summary))
-        (temporary / "report.md").write_text(_page(results, made, drawn), encoding="utf-8", newline="\n")
+        (temporary / "report.md").write_text(_page(results, made, whitebox, drawn), encoding="utf-8", newline="\n")
         _publish(temporary, files.REPORTS)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"report: {len(made)} tables, {len(drawn)} figures in {time.perf_counter() - start:.1f} s", flush=True)
+    print(
+        f"report: {len(made) + len(whitebox)} tables, {len(drawn)} figures in {time.perf_counter() - start:.1f} s",
+        flush=True,
+    )
 
 
 def render_ablation(params: Params, rows: dict[str, Row]) -> None:
@@ -113,6 +119,7 @@ def _read(params: Params) -> Results:
         predictions,
         stored,
         _mixture(params, params.mixture.adv_ratio, clean, predictions, stored),
+        robustness.read(params, clean["test"].index, clean["test"].label),
         {name: _history(files.HISTORY / f"{name}.csv") for name in ("pretrained", *params.structures)},
         _timings(params),
     )
@@ -193,7 +200,7 @@ def _history(path: Path) -> pd.DataFrame:
 def _timings(params: Params) -> list[dict[str, Any]]:
     """The timings of stages that params.yaml still has, in the order in which they run."""
     names = [BASELINE, *params.structures, *_attacks(params)]
-    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate"]
+    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate", "whitebox"]
     found = []
     for path in sorted(files.TIMINGS.glob("*.json")):
         try:
@@ -230,6 +237,15 @@ def _tables(results: Results) -> list[tables.Table]:
         tables.intensity(params, facts),
         tables.mixture(params, statistics.accuracies(results.mixture, ["split", "structure"]), difference_frame, notes),
         tables.per_attack(params, statistics.accuracies(results.predictions, ["split", "structure", "attack"]), notes),
+    ]
+
+
+def _whitebox_tables(results: Results) -> list[tables.Table]:
+    params, rows = results.params, results.whitebox
+    test = results.predictions[results.predictions["split"] == "test"]
+    return [
+        robustness.table(params, robustness.accuracies(params, rows)),
+        robustness.checks_table(params, robustness.checks(params, rows, test)),
     ]
 
 
@@ -325,6 +341,7 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """The few figures that `dvc exp show` shows, of the test images."""
     return {
         "mixture": {name: entry["accuracy"] for name, entry in summary["mixture"].items()},
+        "whitebox": {name: entry["worst_case"] for name, entry in summary["whitebox"].items()},
         "detector": {
             name: {key: entry[key] for key in ("accuracy", "auroc")} for name, entry in summary["detector"].items()
         },
@@ -414,7 +431,7 @@ def _gallery(results: Results, path: Path, titles: dict[str, str]) -> None:
 # The page
 
 
-def _page(results: Results, made: list[tables.Table], drawn: dict[str, str]) -> str:
+def _page(results: Results, made: list[tables.Table], whitebox: list[tables.Table], drawn: dict[str, str]) -> str:
     table1, table2, table4 = made
 
     def picture(name: str) -> list[str]:
@@ -429,6 +446,9 @@ def _page(results: Results, made: list[tables.Table], drawn: dict[str, str]) -> 
         "## Accuracy under each attack",
         tables.markdown(table4),
         *picture("accuracy_by_attack.png"),
+        "## White-box: attacks aimed at each structure itself",
+        *_whitebox_part(results, whitebox),
+        *picture("whitebox_curve.png"),
         "## The attacks",
         tables.markdown(table1),
         *picture("gallery.png"),
@@ -493,6 +513,13 @@ def _differences(results: Results, split: str) -> list[str]:
     return lines
 
 
+def _whitebox_part(results: Results, made: list[tables.Table]) -> list[str]:
+    accuracy, checks = made
+    if accuracy.tidy.empty:
+        return ["No white-box attack was run (`whitebox.images`), or there are no test images."]
+    return [tables.markdown(accuracy), tables.markdown(checks), *robustness.warnings(checks.tidy)]
+
+
 def _detector_part(results: Results) -> list[str]:
     if not results.detectors:
         return ["No structure here has a detector."]
@@ -529,8 +556,8 @@ def _reading() -> list[str]:
         "- *White-box* and *transfer*: the attacks could see the pretrained net and nothing else. Its figures are "
         "those of a net whose attacker knows everything about it; the other structures only show how well the images "
         "carry over to a net that the attacker has never seen. That is closer to data augmentation than to a worst "
-        "case: accuracy against an attacker who aims at the defended model can be expected to be far lower, and is "
-        "not measured here.\n"
+        "case: accuracy against an attacker who aims at the defended model can be expected to be far lower. The "
+        "section White-box measures that; all other sections show transfer.\n"
         "- *Test* images are carved from the data set's training images, as in the paper; *held-out* images are its "
         "official test images where it has such, and carved likewise where it has not. Neither were used to choose "
         "anything.",
@@ -551,7 +578,7 @@ def _making(results: Results) -> list[str]:
     shown |= {name: getattr(params, name) for name in ("fixed", "online_fgsm", "online_pgd") if name in used}
     if results.detectors:
         shown["detector"] = params.detector
-    shown |= {"structures": params.structures, "mixture": params.mixture}
+    shown |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}
     parts.append("\n".join(f"- {name}: {_words(value)}" for name, value in shown.items()))
     if not results.timings:
         return parts

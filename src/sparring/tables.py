@@ -238,7 +238,8 @@ def per_attack(params: Params, accuracy: pd.DataFrame, notes: Sequence[str]) -> 
 
 def markdown(table: Table) -> str:
     """The caption, the frames to read and the notes."""
-    parts = [f"**Table {table.name.removeprefix('table')}.** {table.caption}"]
+    number = table.name.removeprefix("table")
+    parts = [table.caption if number == table.name else f"**Table {number}.** {table.caption}"]
     for heading, frame in table.wide.items():
         parts += [f"*{heading}*"] if heading else []
         parts.append(grid(frame))
