@@ -121,6 +121,8 @@ def curve(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
     found = rows[rows["attack"].isin(list(points))]
     met = found.loc[found["attack"] != CLEAN, ["structure", "seed", "index"]].drop_duplicates()
     found = found.merge(met, on=["structure", "seed", "index"])
+    if found.empty:
+        return pd.DataFrame(columns=["structure", "eps", "accuracy", "ci_low", "ci_high", "images", "success"])
     table = statistics.accuracies(found.assign(eps=found["attack"].map(points)), ["structure", "eps"]).reset_index()
     clean = table[table["eps"] == 0].set_index("structure")["accuracy"].replace(0, np.nan)
     return table.assign(success=1 - table["accuracy"] / table["structure"].map(clean))
