@@ -23,10 +23,15 @@ TINY = [
     "attacks.deepfool.steps=1",
     "attacks.cw.steps=2",
     "attacks.nst.steps=1",
+    "whitebox.images=10",
+    "whitebox.attacks.cw.steps=2",
+    "whitebox.checks={images: 5, steps: 21, queries: 2}",
+    "whitebox.curve={images: 5, eps: [8, 255]}",
 ]
 ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
 EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours"}
-DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, "report"}
+WHITEBOX = {"whitebox@adv", "whitebox@ours"}
+DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, *WHITEBOX, "report"}
 
 
 def run(folder: Path, *command: str, ok: bool = True) -> str:
@@ -66,7 +71,11 @@ def fresh(folder: Path) -> None:
             target.unlink(missing_ok=True)
     profile(folder, *TINY)
     output = run(folder, "dvc", "repro")
-    assert ran(output) == {"prepare", "pretrain", *(f"attack@{name}" for name in ATTACKS), *DOWNSTREAM}
+    assert ran(output) == {
+        *("prepare", "pretrain", "whitebox_baseline"),
+        *(f"attack@{name}" for name in ATTACKS),
+        *DOWNSTREAM,
+    }
     commit(folder)
 
 

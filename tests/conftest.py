@@ -28,6 +28,17 @@ TINY: dict[str, Any] = {
     "unseen_attacks": {"strong": {"method": "fgsm", "eps": 0.2}},
     "sampler": {"weights": {}},
     "fixed": {"weights": {}},
+    "whitebox": {
+        "images": 24,
+        "attacks": {
+            "fgsm": {"eps": 0.05},
+            "pgd": {"eps": 0.05, "step": 0.02, "steps": 5, "norm": "linf", "restarts": 1},
+            "pgd_l2": {"method": "pgd", "eps": 0.5, "step": 0.2, "steps": 5, "norm": "l2", "restarts": 1},
+            "cw": {"c": 1.0, "kappa": 0.0, "steps": 10, "learning_rate": 0.05, "search_steps": 1},
+        },
+        "checks": {"images": 12, "steps": 10, "queries": 30},
+        "curve": {"images": 12, "eps": [8, 255]},
+    },
 }
 
 

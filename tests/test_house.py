@@ -14,10 +14,19 @@ FLOORS = [
     {"device", "store", "networks", "transforms"},
     {"progress", "detector", "attacks", "sampler", "checkpoints", "distributed"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
-    {"structures"},
+    {"structures", "whitebox"},
 ]
 # What reads files only and stands apart from what runs models.
-READERS = [{"params"}, {"files"}, {"store"}, {"statistics"}, {"tables"}, {"figures", "page"}, {"report"}]
+READERS = [
+    {"params"},
+    {"files"},
+    {"store"},
+    {"statistics"},
+    {"tables"},
+    {"figures", "page"},
+    {"robustness"},
+    {"report"},
+]
 # They check, name, tell and resume, and decide no byte of a stage's results.
 PLUMBING = {"params", "files", "progress", "checkpoints"}
 

@@ -103,6 +103,34 @@ def test_params_here_are_valid() -> None:
             "structures.x.detector needs adversarial images to learn from; name its opponents: sampler or fixed",
         ),
         (changed(seeds=[]), "seeds is []; it needs 1 entries"),
+        (changed(whitebox__images=-1), "whitebox.images is -1; it should be greater than or equal to 0"),
+        (
+            changed(whitebox__attacks__fgsm={"eps": 0.001}),
+            "whitebox.attacks.fgsm.eps is 0.001; below 1/255 nothing of it survives storage in 8 bits",
+        ),
+        (
+            changed(whitebox__attacks__square={"eps": 0.1}),
+            "whitebox.attacks.square cannot be a name here; use letters, digits, - and _, not clean, autoattack, "
+            "more_steps, square",
+        ),
+        (
+            changed(whitebox__attacks={"fgsm": {"eps": 0.1}}),
+            "whitebox.attacks has no pgd with norm linf, from which the checks and the curve are made; add one",
+        ),
+        (
+            changed(whitebox__checks__steps=20),
+            "whitebox.checks.steps is 20; it must be more than attacks.pgd has, which is 20",
+        ),
+        (
+            changed(whitebox__autoattack__eps=0.001),
+            "whitebox.autoattack.eps is 0.001; below 1/255 nothing of it survives storage in 8 bits",
+        ),
+        (
+            changed(whitebox__curve__eps=[64, 2, 255]),
+            "whitebox.curve.eps is [64, 2, 255]; it is radii in 1/255 that rise to 128 at least, at which any image "
+            "can be made grey",
+        ),
+        (changed(whitebox__curve__eps=[256]), "whitebox.curve.eps.0 is 256; it should be less than or equal to 255"),
         (changed(seeds=[0, 1, 0]), "seeds is [0, 1, 0]; name each seed once"),
         (changed(training__ema=1.0), "training.ema is 1.0; it should be less than 1"),
         (changed(training__devices=0), "training.devices is 0; use auto or a number of devices, 1 or more"),

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["zero", "one", "two", "three"]
 SHAPE = [8, 8, 3]
 FIGURES = ("mixture", "accuracy_by_attack", "gallery", "success", "confusion", "failures", "detector_roc", "curves")
+FIGURES += ("whitebox_curve",)
 TABLES = ("table1", "table2", "table4", "table2_mcnemar", "table4_mcnemar", "summary", "claims", "paper", "detector")
+TABLES += ("whitebox", "checks")
 
 
 def make_project(**changes: Any) -> Params:
@@ -53,6 +55,7 @@ def make_project(**changes: Any) -> Params:
             write_attack("adversarial" if seen else "unseen", attack, split, clean[split], params, generator)
     for structure in (BASELINE, *params.structures):
         write_predictions(structure, params, clean, generator)
+        write_whitebox(structure, params, clean["test"], generator)
     Path("data/history").mkdir()
     for name in ("pretrained", *params.structures):
         write_history(name, params)
@@ -116,6 +119,21 @@ def write_predictions(
     path.parent.mkdir(exist_ok=True)
     rows = pd.concat(frames).sample(frac=1, random_state=0)  # an order of its own: the report must join by index
     rows.to_parquet(path, index=False)
+
+
+def write_whitebox(structure: str, params: Params, test: store.Images, generator: np.random.Generator) -> None:
+    counts = {CLEAN: params.whitebox.images} | {name: count for name, (_, count) in params.whitebox.runs.items()}
+    frames = []
+    for attack, count in counts.items():
+        frame = pd.DataFrame({"index": test.index[:count], "label": test.label[:count]})
+        right = generator.random(len(frame)) < (0.7 if attack == CLEAN else 0.4)
+        right &= not attack.startswith("eps=128")
+        frame["prediction"] = np.where(right, frame["label"], (frame["label"] + 1) % len(CLASSES))
+        frame["l2"], frame["linf"] = np.float32(attack != CLEAN), np.float32(0.02 * (attack != CLEAN))
+        frames.append(frame.assign(seed=0, attack=attack))
+    path = Path(f"data/whitebox/{structure}.parquet")
+    path.parent.mkdir(exist_ok=True)
+    pd.concat(frames).sample(frac=1, random_state=0).to_parquet(path, index=False)
 
 
 def write_history(name: str, params: Params) -> None:
@@ -196,14 +214,15 @@ def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pyt
     first = everything()
     names = {name.removeprefix("reports/") for name in first}
     assert names == {
-        *("metrics.json", "summary.json", "report.md", "index.html", "figures/accuracy_by_attack.csv"),
+        *("metrics.json", "summary.json", "report.md", "index.html"),
+        *("figures/accuracy_by_attack.csv", "figures/whitebox_curve.csv"),
         *(f"tables/{name}.{ending}" for name in (*TABLES, "timings") for ending in ("md", "csv", "tex")),
         *(f"figures/{name}.{ending}" for name in FIGURES for ending in ("png", "svg")),
     }
     shutil.rmtree("reports")
     report.render(project)
     assert everything() == first
-    assert capsys.readouterr().out.count("report: 10 tables, 8 figures in ") == 2
+    assert capsys.readouterr().out.count("report: 12 tables, 9 figures in ") == 2
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
     for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
@@ -261,7 +280,12 @@ def test_no_structures_and_no_test_images(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"test": 0}
     report.render(make_project(data=data, structures={}))
-    assert json.loads(Path("reports/metrics.json").read_text()) == {"mixture": {BASELINE: None}, "detector": {}}
+    assert json.loads(Path("reports/metrics.json").read_text()) == {
+        "mixture": {BASELINE: None},
+        "whitebox": {},
+        "detector": {},
+    }
+    assert "No white-box attack was run" in Path("reports/report.md").read_text()
 
 
 def test_several_seeds_are_pooled(project: Params, undrawn: None) -> None:
@@ -371,6 +395,16 @@ def spoil_score() -> None:
     rows.assign(detector_score=np.float32("nan")).to_parquet("data/predictions/ours.parquet")
 
 
+def spoil_whitebox() -> None:
+    rows = pd.read_parquet("data/whitebox/ours.parquet")
+    rows[rows["attack"] != "pgd_8"].to_parquet("data/whitebox/ours.parquet")
+
+
+def spoil_whitebox_label() -> None:
+    rows = pd.read_parquet("data/whitebox/ours.parquet")
+    rows.assign(label=rows["label"] + 1).to_parquet("data/whitebox/ours.parquet")
+
+
 def spoil_column() -> None:
     pd.read_parquet("data/predictions/ours.parquet").drop(columns="seed").to_parquet("data/predictions/ours.parquet")
 
@@ -389,6 +423,10 @@ def spoil_store() -> None:
         (spoil_score, "rows without detector_score"),
         (spoil_column, "data/predictions/ours.parquet cannot be read"),
         (spoil_store, "is missing"),
+        (spoil_whitebox, "data/whitebox/ours.parquet: seed 0, pgd_8: 0 images, not 50; run"),
+        (spoil_whitebox_label, "data/whitebox/ours.parquet: labels differ"),
+        (lambda: Path("data/whitebox/adv.parquet").unlink(), "data/whitebox/adv.parquet is missing"),
+        (lambda: Path("data/whitebox/adv.parquet").write_text("no"), "data/whitebox/adv.parquet cannot be read"),
         (lambda: Path("data/predictions/ours.parquet").unlink(), "data/predictions/ours.parquet is missing"),
         (lambda: Path("data/predictions/ours.parquet").write_text("no"), "ours.parquet cannot be read"),
         (lambda: Path("data/history/adv.csv").unlink(), "data/history/adv.csv is missing"),
@@ -424,7 +462,7 @@ def test_stage_script(project: Params) -> None:
     script = [sys.executable, str(ROOT / "stages" / "report.py")]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("report: 10 tables, 8 figures in ")
+    assert done.stdout.startswith("report: 12 tables, 9 figures in ")
     Path("data/predictions/adv.parquet").unlink()
     failed = subprocess.run(script, capture_output=True, text=True, check=False)
     assert failed.returncode == 1

@@ -13,9 +13,7 @@ from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Param
 
 def evaluate(params: Params, structure: str) -> None:
     """Predict all clean and attacked test and held-out images with one structure (`baseline`: the pretrained net)."""
-    if structure != BASELINE and structure not in params.structures:
-        known = ", ".join([BASELINE, *params.structures])
-        raise InputError(f"params.yaml: structures.{structure} is missing; there are {known}")
+    check_known(params, structure)
     device = choose(params)
     with progress.timed(f"evaluate@{structure}", device) as done:
         clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
@@ -23,19 +21,14 @@ def evaluate(params: Params, structure: str) -> None:
         pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         source = networks.digest(pretrained)
         channels_last(pretrained, device)
-        seeds = [params.seed] if structure == BASELINE else params.seeds
+        seeds = seeds_of(params, structure)
         folders = {name: files.ADVERSARIAL / name for name in params.attacks}
         folders |= {name: files.UNSEEN / name for name in params.unseen_attacks}
         parts = []
         count = sum(map(len, clean.values())) * (1 + len(folders)) * len(seeds)
         with progress.bar(f"evaluate@{structure}", count) as advance:
             for seed in seeds:
-                net, detector = pretrained, None
-                if structure != BASELINE:
-                    net = networks.load(params.network, classes, params.data.image_size, files.model(structure, seed))
-                    channels_last(net, device)
-                    if params.structures[structure].detector != "none":
-                        detector = _detector(params, structure, seed, pretrained, device)
+                net, detector = models(params, structure, seed, pretrained, classes, device)
                 for split, images in clean.items():
                     for attack in [CLEAN, *folders]:
                         shown = images
@@ -44,7 +37,7 @@ def evaluate(params: Params, structure: str) -> None:
                             shown = store.read(path, ("image",))
                             store.check_rows(images, shown, path)
                             store.check_source(shown, source, path)
-                        rows = _rows(params, net, pretrained, detector, shown, device)
+                        rows = predicted(params, net, pretrained, detector, shown, device)
                         parts.append(rows.assign(split=split, attack=attack, seed=seed))
                         advance(len(shown))
         rows = pd.concat(parts, ignore_index=True)
@@ -52,6 +45,30 @@ def evaluate(params: Params, structure: str) -> None:
         with files.replacing(files.PREDICTIONS / f"{structure}.parquet") as path:
             rows[columns].to_parquet(path, index=False)
         done(len(rows), f"{len(rows):,} predictions")
+
+
+def check_known(params: Params, structure: str) -> None:
+    if structure != BASELINE and structure not in params.structures:
+        known = ", ".join([BASELINE, *params.structures])
+        raise InputError(f"params.yaml: structures.{structure} is missing; there are {known}")
+
+
+def seeds_of(params: Params, structure: str) -> list[int]:
+    """The seeds of the trainings of a structure."""
+    return [params.seed] if structure == BASELINE else params.seeds
+
+
+def models(
+    params: Params, structure: str, seed: int, pretrained: Classifier, classes: int, device: torch.device
+) -> tuple[Classifier, TransformerDetector | None]:
+    """A structure as it was trained with one seed, on the device: its net, and its detector where it has one."""
+    if structure == BASELINE:
+        return pretrained, None
+    net = networks.load(params.network, classes, params.data.image_size, files.model(structure, seed))
+    channels_last(net, device)
+    if params.structures[structure].detector == "none":
+        return net, None
+    return net, _detector(params, structure, seed, pretrained, device)
 
 
 def _detector(
@@ -62,7 +79,7 @@ def _detector(
     return detector.to(device).eval()
 
 
-def _rows(
+def predicted(
     params: Params,
     net: Classifier,
     pretrained: Classifier,
@@ -70,6 +87,7 @@ def _rows(
     images: store.Images,
     device: torch.device,
 ) -> pd.DataFrame:
+    """A row an image: index, label, prediction, confidence, detector_score."""
     size = params.store.batch_size
     probabilities = networks.predict(net, images.image, size, device)
     rows = pd.DataFrame({"index": images.index, "label": images.label})

@@ -207,6 +207,32 @@ def _bars(rows: pd.DataFrame, column: str = "accuracy") -> np.ndarray:
     return ends.clip(min=0)
 
 
+def whitebox_curve(path: Path, table: pd.DataFrame) -> None:
+    """Accuracy by the attack's radius, a line a structure; radii stand side by side, as they double.
+
+    table: columns structure, eps (in 1/255), accuracy, ci_low, ci_high.
+    """
+    levels = sorted(table["eps"].unique())
+    with _figure(path, 6.5, 3.6) as figure:
+        axes = figure.subplots()
+        for number, (name, rows) in enumerate(table.groupby("structure", sort=False)):
+            rows = rows.set_index("eps").loc[levels]
+            axes.errorbar(
+                np.arange(len(levels)) + 0.06 * number,
+                rows["accuracy"],
+                _bars(rows),
+                label=str(name),
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=DASHES[number // len(COLOURS) % len(DASHES)],
+                marker="o",
+                markersize=3,
+                capsize=2,
+            )
+        axes.set_xticks(np.arange(len(levels)), [str(level) for level in levels])
+        axes.set(xlabel="radius in L∞, in 1/255", ylabel="accuracy", ylim=(-0.02, 1.02))
+        figure.legend(loc="outside lower center", ncols=min(table["structure"].nunique(), 6))
+
+
 def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """A ROC line for each detector. lines: legend → (false-positive rates, true-positive rates)."""
     with _figure(path, 4.6, 4.6) as figure:

@@ -2,8 +2,10 @@
 
 import inspect
 import shutil
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,18 +55,34 @@ def attack_splits(params: Params, name: str) -> None:
         with progress.bar(f"attack@{name}", count) as advance:
             for split in splits:
                 metadata = train.metadata | {"split": split} | origin
-                shards = store.in_shards(clean[split], params.store.shard_size)
-                made = []
-                for number, shard in enumerate(shards):
-                    path = unfinished / f"{split}-{number}.parquet"
-                    if not _is_finished(path, shard):
-                        attacked_shard = attacked(params, attack, name, net, model, shard, train, device)
-                        store.write(path, [attacked_shard], metadata)
-                    made.append(path)
-                    advance(len(shard))
+                made = kept(
+                    unfinished / split,
+                    store.in_shards(clean[split], params.store.shard_size),
+                    lambda shard: attacked(params, attack, name, net, model, shard, train, device),
+                    metadata,
+                    advance,
+                )
                 store.write(folder(params, name) / f"{split}.parquet", map(store.read, made), metadata)
         done(count, f"{count:,} images attacked")
         shutil.rmtree(unfinished)
+
+
+def kept(
+    prefix: Path,
+    shards: Iterable[store.Images],
+    make: Callable[[store.Images], store.Images],
+    metadata: dict[str, Any],
+    advance: progress.Advance,
+) -> list[Path]:
+    """What `make` makes of each shard, as files <prefix>-<number>.parquet; one that a killed run had finished stays."""
+    made = []
+    for number, shard in enumerate(shards):
+        path = prefix.with_name(f"{prefix.name}-{number}.parquet")
+        if not _is_finished(path, shard):
+            store.write(path, [make(shard)], metadata)
+        made.append(path)
+        advance(len(shard))
+    return made
 
 
 def _is_finished(path: Path, shard: store.Images) -> bool:

@@ -18,7 +18,7 @@ from sparring.params import PARAMS_FILE, InputError
 
 FOLDER = Path("profiles")
 DEFAULT = "digits"
-FREE_NAMES = ("attacks", "unseen_attacks", "structures", "sampler.weights", "fixed.weights")
+FREE_NAMES = ("attacks", "unseen_attacks", "structures", "whitebox.attacks", "sampler.weights", "fixed.weights")
 """The sections whose keys are the user's to choose, so that a setting may add one."""
 
 

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from sparring import figures, files, page, statistics, store, tables
+from sparring import figures, files, page, robustness, statistics, store, tables
 from sparring.page import Figure, Gallery, Section, Thumbnails
 from sparring.params import ABLATED, BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params, Row, row_params
 
@@ -39,6 +38,7 @@ class Results:
     predictions: pd.DataFrame
     stored: pd.DataFrame
     mixture: pd.DataFrame  # the predictions that the draw picks, with `adversarial`
+    whitebox: pd.DataFrame  # from robustness.read
     histories: dict[str, pd.DataFrame]
     timings: list[dict[str, Any]]
 
@@ -130,6 +130,7 @@ def _read(params: Params) -> Results:
         predictions,
         stored,
         _mixture(params, params.mixture.adv_ratio, clean, predictions, stored),
+        robustness.read(params, clean["test"].index, clean["test"].label),
         {name: _history(files.HISTORY / f"{name}.csv") for name in ("pretrained", *params.structures)},
         _timings(params),
     )
@@ -178,13 +179,7 @@ def _stored(params: Params, split: str, attack: str, clean: store.Images) -> pd.
 
 def _predictions(params: Params, structure: str, clean: dict[str, store.Images]) -> pd.DataFrame:
     path = files.PREDICTIONS / f"{structure}.parquet"
-    try:
-        rows = pd.read_parquet(path, columns=PREDICTION_COLUMNS)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; `dvc repro` makes it") from error
-    except (pa.ArrowException, ValueError, OSError) as error:
-        message = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} cannot be read ({message}); delete it and run `dvc repro`") from error
+    rows = statistics.read(path, PREDICTION_COLUMNS)
     rows = rows[rows["split"].isin(EVALUATED_SPLITS) & rows["attack"].isin([CLEAN, *_attacks(params)])]
     for split in EVALUATED_SPLITS:
         statistics.check_complete(rows, path, split, clean[split].index, clean[split].label, _attacks(params))
@@ -210,7 +205,7 @@ def _history(path: Path) -> pd.DataFrame:
 def _timings(params: Params) -> list[dict[str, Any]]:
     """The timings of stages that params.yaml still has, in the order in which they run."""
     names = [BASELINE, *params.structures, *_attacks(params)]
-    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate"]
+    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate", "whitebox"]
     found = []
     for path in sorted(files.TIMINGS.glob("*.json")):
         try:
@@ -229,11 +224,14 @@ def _timings(params: Params) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The paper's tables, and every structure against every other (statistics.comparisons by split and attack)."""
+    """The tables that others are made from, and every structure against every other (statistics.comparisons by split
+    and attack)."""
 
     intensity: tables.Table
     mixture: tables.Table
     per_attack: tables.Table
+    whitebox: tables.Table
+    checks: tables.Table
     on_mixture: pd.DataFrame
     on_attacks: pd.DataFrame
 
@@ -255,6 +253,7 @@ def _numbers(results: Results) -> Numbers:
     differences = on_mixture.drop(columns=["more", "less", "p", "images"]).reset_index()
     differences = differences[differences["other"] == BASELINE].drop(columns=["attack", "other"])
     notes = [_paper_note(params, results.clean), *_seed_note(results)]
+    test = results.predictions[results.predictions["split"] == "test"]
     return Numbers(
         tables.intensity(params, facts),
         tables.mixture(
@@ -264,6 +263,8 @@ def _numbers(results: Results) -> Numbers:
             notes,
         ),
         tables.per_attack(params, statistics.accuracies(results.predictions, ["split", "structure", "attack"]), notes),
+        robustness.table(params, robustness.accuracies(params, results.whitebox)),
+        robustness.checks_table(params, robustness.checks(params, results.whitebox, test)),
         on_mixture,
         statistics.comparisons(results.predictions, results.structures, by),
     )
@@ -349,9 +350,9 @@ def _summary(results: Results, numbers: Numbers) -> dict[str, Any]:
     clean = results.clean
     data = {"source": clean["train"].metadata["source"], "classes": len(results.classes)}
     data |= {split: len(images) for split, images in clean.items()}
-    return {"data": data, **_split_summary(results, numbers, "test")} | {
-        "heldout": _split_summary(results, numbers, "heldout")
-    }
+    test, heldout = (_split_summary(results, numbers, split) for split in EVALUATED_SPLITS)
+    whitebox = robustness.summary(numbers.whitebox.tidy, numbers.checks.tidy)
+    return {"data": data, **test, "whitebox": whitebox, "heldout": heldout}
 
 
 def _split_summary(results: Results, numbers: Numbers, split: str) -> dict[str, Any]:
@@ -393,6 +394,7 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """The few figures that `dvc exp show` shows, of the test images."""
     return {
         "mixture": {name: entry["accuracy"] for name, entry in summary["mixture"].items()},
+        "whitebox": {name: entry["worst_case"] for name, entry in summary["whitebox"].items()},
         "detector": {
             name: {key: entry[key] for key in ("accuracy", "auroc")} for name, entry in summary["detector"].items()
         },
@@ -425,6 +427,7 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
         reproduced,
         _mixture_section(results, numbers),
         _attacks_section(results, numbers, folder),
+        robustness.section(results.params, results.whitebox, numbers.whitebox, numbers.checks, folder),
         *beside,
         _opponents_section(results, numbers, folder),
         _failures_section(results, folder),
@@ -446,6 +449,7 @@ def _summary_section(results: Results, numbers: Numbers, folder: Path) -> Sectio
 
 def _glance(results: Results, numbers: Numbers) -> tables.Table:
     """One row a structure: the few figures that one looks for first."""
+    attacked_itself = robustness.worst(numbers.whitebox.tidy)
     rows = []
     for name in results.structures:
         row = {"structure": name}
@@ -460,12 +464,14 @@ def _glance(results: Results, numbers: Numbers) -> tables.Table:
             worst = attacked.nsmallest(1, "accuracy")
             row["weakest under"] = tables.attack_title(results.params, str(worst.index[0]))
             row["accuracy there"] = tables.with_interval(*worst[list(tables.ACCURACY)].to_numpy(float)[0])
+        if name in attacked_itself.index:
+            row["white-box, worst case"] = tables.with_interval(*attacked_itself.loc[name, list(tables.ACCURACY)])
         if name in results.detectors:
             row["detector's AUROC"] = tables.number(_detector_metrics(results, name, "test")["auroc"])
         rows.append(row)
     return tables.plain(
         "summary",
-        f"Accuracy at a glance (white-box for {BASELINE}, transfer for the others).",
+        f"Accuracy at a glance. All but the column named so is white-box for {BASELINE} and transfer for the others.",
         pd.DataFrame(rows).fillna("-"),
         [tables.INTERVALS],
     )
@@ -839,8 +845,8 @@ def _reading() -> list[str]:
         "- *White-box* and *transfer*: the attacks could see the pretrained net and nothing else. Its figures are "
         "those of a net whose attacker knows everything about it; the other structures only show how well the images "
         "carry over to a net that the attacker has never seen. That is closer to data augmentation than to a worst "
-        "case: accuracy against an attacker who aims at the defended model can be expected to be far lower, and is "
-        "not measured here.\n"
+        "case: accuracy against an attacker who aims at the defended model can be expected to be far lower. The "
+        "section White-box measures that; all other sections show transfer.\n"
         "- *Test* images are carved from the data set's training images, as in the paper; *held-out* images are its "
         "official test images where it has such, and carved likewise where it has not. Neither were used to choose "
         "anything.",
@@ -861,7 +867,7 @@ def _making(results: Results) -> list[str | tables.Table]:
     shown |= {name: getattr(params, name) for name in ("fixed", "online_fgsm", "online_pgd") if name in used}
     if results.detectors:
         shown["detector"] = params.detector
-    shown |= {"structures": params.structures, "mixture": params.mixture}
+    shown |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}
     parts.append("\n".join(f"- {name}: {_words(value)}" for name, value in shown.items()))
     if not results.timings:
         return parts

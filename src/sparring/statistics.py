@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -51,6 +52,17 @@ def draw_mixture(
     attacked = np.diff(attacked_before) > 0
     names = np.where(attacked, turn[attacked_before[:-1] % len(turn)], CLEAN)
     return pd.DataFrame({"index": index[line], "attack": names.astype(str)})
+
+
+def read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """These columns of a file of predictions; InputError where it is missing or cannot be read."""
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; `dvc repro` makes it") from error
+    except (pa.ArrowException, ValueError, OSError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be read ({message}); delete it and run `dvc repro`") from error
 
 
 def check_complete(
