@@ -19,13 +19,16 @@ TINY = [
     "store.shard_size=50",
     "store.batch_size=25",
     "detector.layers=1",
+    "detection.fit=30",
+    "detection.images=5",
+    "detection.steps=2",
     "attacks.bim.steps=2",
     "attacks.deepfool.steps=1",
     "attacks.cw.steps=2",
     "attacks.nst.steps=1",
 ]
 ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
-EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours"}
+EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours", "detect@adv", "detect@ours"}
 DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, "report"}
 
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"device", "store", "networks", "transforms"},
     {"progress", "detector", "attacks", "sampler", "checkpoints"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
-    {"structures"},
+    {"structures", "detection"},
 ]
 # What reads files only and stands apart from what runs models.
 READERS = [{"params"}, {"files"}, {"store"}, {"statistics"}, {"tables"}, {"figures"}, {"report"}]

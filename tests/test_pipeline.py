@@ -51,7 +51,7 @@ def test_an_attack_argument_reruns_that_attack_and_what_follows(clone: Path) -> 
 
 def test_a_detector_parameter_leaves_adv_alone(clone: Path) -> None:
     profile(clone, *TINY, "attacks.bim.steps=3", "detector.beta=0.5")
-    assert ran(run(clone, "dvc", "repro")) == {"train@ours", "evaluate@ours", "report"}
+    assert ran(run(clone, "dvc", "repro")) == {"train@ours", "evaluate@ours", "detect@ours", "report"}
 
 
 def test_an_unseen_attack_is_evaluated_but_not_trained_on(clone: Path) -> None:

@@ -35,7 +35,7 @@ def evaluate(params: Params, structure: str) -> None:
                     net = networks.load(params.network, classes, params.data.image_size, files.model(structure, seed))
                     channels_last(net, device)
                     if params.structures[structure].detector != "none":
-                        detector = _detector(params, structure, seed, pretrained, device)
+                        detector = load_detector(params, structure, seed, pretrained, device)
                 for split, images in clean.items():
                     for attack in [CLEAN, *folders]:
                         shown = images
@@ -54,9 +54,10 @@ def evaluate(params: Params, structure: str) -> None:
         done(len(rows), f"{len(rows):,} predictions")
 
 
-def _detector(
+def load_detector(
     params: Params, structure: str, seed: int, pretrained: Classifier, device: torch.device
 ) -> TransformerDetector:
+    """A structure's detector, on `device` and in eval mode. Raises InputError as networks.load_into does."""
     detector = TransformerDetector(params.detector, networks.map_shapes(pretrained, params.data.image_size))
     networks.load_into(detector, files.detector(structure, seed))
     return detector.to(device).eval()

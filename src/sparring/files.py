@@ -12,6 +12,7 @@ CLEAN = Path("data/clean")
 ADVERSARIAL = Path("data/adversarial")
 UNSEEN = Path("data/unseen")
 PREDICTIONS = Path("data/predictions")
+DETECTION = Path("data/detection")
 HISTORY = Path("data/history")
 TIMINGS = Path("data/timings")
 PARTIAL = Path("data/partial")  # of interrupted stages, in the main repository; DVC does not know it
