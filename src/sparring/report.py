@@ -76,7 +76,7 @@ def render(params: Params) -> None:
         for table in [*made, *detection]:
             tables.save(table, temporary / "tables")
         drawn = _figures(results, made[1].tidy, made[2].tidy, temporary / "figures")
-        summary = _summary(results, made)
+        summary = _summary(results, made, detection)
         _json(temporary / "summary.json", summary)
         _json(temporary / "metrics.json", _metrics(summary))
         (temporary / "report.md").write_text(_page(results, made, detection, drawn), encoding="utf-8", newline="\n")
@@ -207,7 +207,8 @@ def _parquet(path: Path, columns: list[str]) -> pd.DataFrame:
 def _scores(params: Params, clean: dict[str, store.Images]) -> pd.DataFrame:
     """Scores of every structure's detector, under the structure's name, and, once, of the known ones; with what they
     accuse, as statistics.accuse tells it, and attrs `fitted`."""
-    parts, fitted = [], {}
+    parts: list[pd.DataFrame] = []
+    fitted: dict[str, Any] = {}
     for name in [name for name, structure in params.structures.items() if structure.detector != "none"]:
         path = files.DETECTION / f"{name}.parquet"
         rows = _parquet(path, DETECTION_COLUMNS)
@@ -343,11 +344,26 @@ def _detector_metrics(results: Results, structure: str, split: str) -> dict[str,
     return statistics.detector_metrics(rows["adversarial"].to_numpy(bool), rows["detector_score"].to_numpy(float))
 
 
-def _summary(results: Results, made: list[tables.Table]) -> dict[str, Any]:
+def _summary(results: Results, made: list[tables.Table], detection: list[tables.Table]) -> dict[str, Any]:
     clean = results.clean
     data = {"source": clean["train"].metadata["source"], "classes": len(results.classes)}
     data |= {split: len(images) for split, images in clean.items()}
-    return {"data": data, **_split_summary(results, made, "test"), "heldout": _split_summary(results, made, "heldout")}
+    test, heldout = (
+        _split_summary(results, made, split) | _detection_summary(detection, split) for split in EVALUATED_SPLITS
+    )
+    return {"data": data, **test, "heldout": heldout}
+
+
+def _detection_summary(detection: list[tables.Table], split: str) -> dict[str, Any]:
+    """Each detector's figures by attack, and each structure's joint robust accuracy by attacker."""
+    if not detection:
+        return {}
+    found, _, _, joint = (table.tidy[table.tidy["split"] == split].set_index("attack") for table in detection)
+    columns = ["auroc", "tpr_05", "tpr_01"]
+    return {
+        "detection": {method: rows[columns].to_dict("index") for method, rows in found.groupby("method", sort=False)},
+        "joint": {method: rows["joint"].to_dict() for method, rows in joint.groupby("method", sort=False)},
+    }
 
 
 def _split_summary(results: Results, made: list[tables.Table], split: str) -> dict[str, Any]:

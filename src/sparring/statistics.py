@@ -160,24 +160,22 @@ ALL = "all but noise"  # no attack's name: it has spaces
 
 
 def accuse(scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores of test and held-out images with accused_05 and accused_01: whether the score is above the threshold above
-    which at most 5 % (1 %) of the clean validation images lie; without such, of the clean images of the same split.
+    """Scores with accused_05 and accused_01: whether the score is above the threshold above which at most 5 % (1 %) of
+    the clean validation images lie; without such, of the clean images of the same split.
 
     Each method and seed has thresholds of its own.
     """
     clean = scores[scores["kind"] == CLEAN]
     by = ["method", "seed"]
     parts = []
-    for split, rows in scores[scores["split"] != "validation"].groupby("split", sort=False):
+    for split, rows in scores.groupby("split", sort=False):
         validation = clean[clean["split"] == "validation"]
         judges = validation if len(validation) else clean[clean["split"] == split]
         marked = rows
         for name, rate in RATES.items():
-            threshold = judges.groupby(by)["score"].agg(np.quantile, q=1 - rate, method="inverted_cdf")
-            marked = marked.join(threshold.rename("threshold"), on=by)
-            marked = marked.assign(**{f"accused_{name}": marked["score"] > marked["threshold"]}).drop(
-                columns="threshold"
-            )
+            thresholds = judges.groupby(by)["score"].agg(np.quantile, q=1 - rate, method="inverted_cdf")
+            own = marked[by].join(thresholds, on=by)["score"]
+            marked = marked.assign(**{f"accused_{name}": marked["score"] > own})
         parts.append(marked)
     return pd.concat(parts) if parts else scores.assign(**{f"accused_{name}": False for name in RATES})
 
