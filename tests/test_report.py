@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +19,7 @@ from ruamel.yaml import YAML
 
 from sparring import params as parameters
 from sparring import report, statistics, store
-from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params
+from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, KNOWN_DETECTORS, InputError, Params
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["zero", "one", "two", "three"]
@@ -49,6 +52,9 @@ def make_project(**changes: Any) -> Params:
             write_attack("adversarial" if seen else "unseen", attack, split, clean[split], params, generator)
     for structure in (BASELINE, *params.structures):
         write_predictions(structure, params, clean, generator)
+    for structure in params.structures:
+        if params.structures[structure].detector != "none":
+            write_detection(structure, params, clean, generator)
     Path("data/history").mkdir()
     for name in ("pretrained", *params.structures):
         write_history(name, params)
@@ -114,6 +120,30 @@ def write_predictions(
     rows.to_parquet(path, index=False)
 
 
+def write_detection(
+    structure: str, params: Params, clean: dict[str, store.Images], generator: np.random.Generator
+) -> None:
+    kinds = {CLEAN: [CLEAN], "attack": [*params.attacks, *params.unseen_attacks]}
+    kinds |= {"benign": ["blur", "jpeg"], "aimed": ["none", "unaware", "adaptive"]}
+    clean = {split: clean[split] for split in EVALUATED_SPLITS}
+    frames = []
+    for kind, attacks in kinds.items():
+        for attack in attacks:
+            for split, images in clean.items():
+                frame = pd.DataFrame({"index": images.index, "label": images.label})
+                for column in ("detector", *KNOWN_DETECTORS):
+                    known = kind == "aimed" and column in KNOWN_DETECTORS
+                    frame[column] = np.nan if known else generator.normal(float(kind == "attack"), 1, len(images))
+                frame["prediction"] = images.label if kind == "aimed" else np.nan
+                frames.append(frame.assign(split=split, seed=0, kind=kind, attack=attack))
+    rows = pd.concat(frames).sample(frac=1, random_state=0)
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    fitted = {"bits": 4, "median": 2, "fit": 30, "gaussians": 30}
+    path = Path(f"data/detection/{structure}.parquet")
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({store.METADATA_KEY: json.dumps(fitted)}), path)
+
+
 def write_history(name: str, params: Params) -> None:
     epoch = np.arange(5)
     slope = 1 / (epoch + 2 + len(name) / 10)
@@ -135,7 +165,7 @@ def everything() -> dict[str, bytes]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of numbers: drawing takes ten times as long as all the rest."""
-    for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc"):
+    for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc", "roc_by_attack"):
         monkeypatch.setattr(report.figures, name, lambda path, *_: path.touch())
 
 
@@ -194,11 +224,17 @@ def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pyt
     assert names == {
         *("metrics.json", "summary.json", "report.md", "figures/accuracy_by_attack.csv"),
         *(f"tables/table{number}.{ending}" for number in (1, 2, 4) for ending in ("md", "csv", "tex")),
+        *(
+            f"tables/detector{part}.{end}"
+            for part in ("", "_pairs", "_benign", "_joint")
+            for end in ("md", "csv", "tex")
+        ),
         *(f"figures/{name}.png" for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc")),
+        "figures/detector_roc_by_attack.png",
     }
     report.render(project)
     assert everything() == first
-    assert capsys.readouterr().out.count("report: 3 tables, 5 figures in ") == 2
+    assert capsys.readouterr().out.count("report: 7 tables, 6 figures in ") == 2
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
     for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
@@ -295,6 +331,12 @@ def spoil_column() -> None:
     pd.read_parquet("data/predictions/ours.parquet").drop(columns="seed").to_parquet("data/predictions/ours.parquet")
 
 
+def spoil_scores() -> None:
+    path = Path("data/detection/ours.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.filter(pc.not_equal(table["attack"], "fgsm")), path)
+
+
 def spoil_store() -> None:
     Path("data/clean/test.parquet").replace("data/adversarial/fgsm/heldout.parquet")
     Path("data/clean/heldout.parquet").replace("data/clean/test.parquet")
@@ -311,6 +353,9 @@ def spoil_store() -> None:
         (spoil_store, "is missing"),
         (lambda: Path("data/predictions/ours.parquet").unlink(), "data/predictions/ours.parquet is missing"),
         (lambda: Path("data/predictions/ours.parquet").write_text("no"), "ours.parquet cannot be read"),
+        (spoil_scores, "data/detection/ours.parquet: seed 0, test, fgsm: 90 of 90 images have no prediction"),
+        (lambda: Path("data/detection/ours.parquet").unlink(), "data/detection/ours.parquet is missing"),
+        (lambda: Path("data/detection/ours.parquet").write_text("no"), "data/detection/ours.parquet cannot be read"),
         (lambda: Path("data/history/adv.csv").unlink(), "data/history/adv.csv is missing"),
         (lambda: Path("data/history/adv.csv").write_text(""), "data/history/adv.csv cannot be read"),
         (lambda: Path("data/history/adv.csv").write_text("epoch\n1\n"), "has no column loss"),
@@ -344,7 +389,7 @@ def test_stage_script(project: Params) -> None:
     script = [sys.executable, str(ROOT / "stages" / "report.py")]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("report: 3 tables, 5 figures in ")
+    assert done.stdout.startswith("report: 7 tables, 6 figures in ")
     Path("data/predictions/adv.parquet").unlink()
     failed = subprocess.run(script, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
