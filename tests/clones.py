@@ -19,6 +19,9 @@ TINY = [
     "store.shard_size=50",
     "store.batch_size=25",
     "detector.layers=1",
+    "detection.fit=30",
+    "detection.images=5",
+    "detection.steps=2",
     "attacks.bim.steps=2",
     "attacks.deepfool.steps=1",
     "attacks.cw.steps=2",
@@ -29,9 +32,16 @@ TINY = [
     "whitebox.curve={images: 5, eps: [8, 255]}",
 ]
 ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
-EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours"}
-WHITEBOX = {"whitebox@adv", "whitebox@ours"}
-DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, *WHITEBOX, "report"}
+EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours", "detect@adv", "detect@ours"}  # of stored attacks
+PER_STRUCTURE = ("train", "evaluate", "whitebox", "detect")
+
+
+def retrained(*structures: str) -> set[str]:
+    """The stages that follow a change in how these structures are trained."""
+    return {f"{stage}@{name}" for stage in PER_STRUCTURE for name in structures} | {"report"}
+
+
+DOWNSTREAM = retrained("adv", "ours") | {"evaluate_baseline"}  # of a stored attack
 
 
 def run(folder: Path, *command: str, ok: bool = True) -> str:

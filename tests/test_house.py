@@ -14,7 +14,7 @@ FLOORS = [
     {"device", "store", "networks", "transforms"},
     {"progress", "detector", "attacks", "sampler", "checkpoints", "distributed"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
-    {"structures", "whitebox"},
+    {"structures", "whitebox", "detection"},
 ]
 # What reads files only and stands apart from what runs models.
 READERS = [

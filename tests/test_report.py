@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,15 +21,15 @@ from ruamel.yaml import YAML
 
 from sparring import params as parameters
 from sparring import report, statistics, store
-from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params
+from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, KNOWN_DETECTORS, InputError, Params
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["zero", "one", "two", "three"]
 SHAPE = [8, 8, 3]
 FIGURES = ("mixture", "accuracy_by_attack", "gallery", "success", "confusion", "failures", "detector_roc", "curves")
-FIGURES += ("whitebox_curve",)
+FIGURES += ("whitebox_curve", "detector_roc_by_attack")
 TABLES = ("table1", "table2", "table4", "table2_mcnemar", "table4_mcnemar", "summary", "claims", "paper", "detector")
-TABLES += ("whitebox", "checks")
+TABLES += ("whitebox", "checks", "detector_attacks", "detector_pairs", "detector_benign", "detector_joint")
 
 
 def make_project(**changes: Any) -> Params:
@@ -56,6 +59,9 @@ def make_project(**changes: Any) -> Params:
     for structure in (BASELINE, *params.structures):
         write_predictions(structure, params, clean, generator)
         write_whitebox(structure, params, clean["test"], generator)
+    for structure in params.structures:
+        if params.structures[structure].detector != "none":
+            write_detection(structure, params, clean, generator)
     Path("data/history").mkdir()
     for name in ("pretrained", *params.structures):
         write_history(name, params)
@@ -134,6 +140,30 @@ def write_whitebox(structure: str, params: Params, test: store.Images, generator
     path = Path(f"data/whitebox/{structure}.parquet")
     path.parent.mkdir(exist_ok=True)
     pd.concat(frames).sample(frac=1, random_state=0).to_parquet(path, index=False)
+
+
+def write_detection(
+    structure: str, params: Params, clean: dict[str, store.Images], generator: np.random.Generator
+) -> None:
+    kinds = {CLEAN: [CLEAN], "attack": [*params.attacks, *params.unseen_attacks]}
+    kinds |= {"benign": ["blur", "jpeg"], "aimed": ["none", "unaware", "adaptive"]}
+    clean = {split: clean[split] for split in EVALUATED_SPLITS}
+    frames = []
+    for kind, attacks in kinds.items():
+        for attack in attacks:
+            for split, images in clean.items():
+                frame = pd.DataFrame({"index": images.index, "label": images.label})
+                for column in ("detector", *KNOWN_DETECTORS):
+                    known = kind == "aimed" and column in KNOWN_DETECTORS
+                    frame[column] = np.nan if known else generator.normal(float(kind == "attack"), 1, len(images))
+                frame["prediction"] = images.label if kind == "aimed" else np.nan
+                frames.append(frame.assign(split=split, seed=0, kind=kind, attack=attack))
+    rows = pd.concat(frames).sample(frac=1, random_state=0)
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    fitted = {"bits": 4, "median": 2, "fit": 30, "gaussians": 30}
+    path = Path(f"data/detection/{structure}.parquet")
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({store.METADATA_KEY: json.dumps(fitted)}), path)
 
 
 def write_history(name: str, params: Params) -> None:
@@ -222,7 +252,7 @@ def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pyt
     shutil.rmtree("reports")
     report.render(project)
     assert everything() == first
-    assert capsys.readouterr().out.count("report: 12 tables, 9 figures in ") == 2
+    assert capsys.readouterr().out.count("report: 16 tables, 10 figures in ") == 2
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
     for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
@@ -286,6 +316,14 @@ def test_no_structures_and_no_test_images(tmp_path: Path, monkeypatch: pytest.Mo
         "detector": {},
     }
     assert "No white-box attack was run" in Path("reports/report.md").read_text()
+
+
+def test_a_detector_without_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"test": 0}
+    report.render(make_project(data=data))
+    found = pd.read_csv("reports/tables/detector_attacks.csv").set_index("split")
+    assert found.loc["test", "auroc"].isna().all() and found.loc["heldout", "auroc"].notna().all()
 
 
 def test_several_seeds_are_pooled(project: Params, undrawn: None) -> None:
@@ -409,6 +447,12 @@ def spoil_column() -> None:
     pd.read_parquet("data/predictions/ours.parquet").drop(columns="seed").to_parquet("data/predictions/ours.parquet")
 
 
+def spoil_scores() -> None:
+    path = Path("data/detection/ours.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.filter(pc.not_equal(table["attack"], "fgsm")), path)
+
+
 def spoil_store() -> None:
     Path("data/clean/test.parquet").replace("data/adversarial/fgsm/heldout.parquet")
     Path("data/clean/heldout.parquet").replace("data/clean/test.parquet")
@@ -429,6 +473,9 @@ def spoil_store() -> None:
         (lambda: Path("data/whitebox/adv.parquet").write_text("no"), "data/whitebox/adv.parquet cannot be read"),
         (lambda: Path("data/predictions/ours.parquet").unlink(), "data/predictions/ours.parquet is missing"),
         (lambda: Path("data/predictions/ours.parquet").write_text("no"), "ours.parquet cannot be read"),
+        (spoil_scores, "data/detection/ours.parquet: seed 0, test, fgsm: 90 of 90 images have no prediction"),
+        (lambda: Path("data/detection/ours.parquet").unlink(), "data/detection/ours.parquet is missing"),
+        (lambda: Path("data/detection/ours.parquet").write_text("no"), "data/detection/ours.parquet cannot be read"),
         (lambda: Path("data/history/adv.csv").unlink(), "data/history/adv.csv is missing"),
         (lambda: Path("data/history/adv.csv").write_text(""), "data/history/adv.csv cannot be read"),
         (lambda: Path("data/history/adv.csv").write_text("epoch\n1\n"), "has no column loss"),
@@ -462,7 +509,7 @@ def test_stage_script(project: Params) -> None:
     script = [sys.executable, str(ROOT / "stages" / "report.py")]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("report: 12 tables, 9 figures in ")
+    assert done.stdout.startswith("report: 16 tables, 10 figures in ")
     Path("data/predictions/adv.parquet").unlink()
     failed = subprocess.run(script, capture_output=True, text=True, check=False)
     assert failed.returncode == 1

@@ -74,6 +74,7 @@ def models(
 def _detector(
     params: Params, structure: str, seed: int, pretrained: Classifier, device: torch.device
 ) -> TransformerDetector:
+    """A structure's detector, on `device` and in eval mode. Raises InputError as networks.load_into does."""
     detector = TransformerDetector(params.detector, networks.map_shapes(pretrained, params.data.image_size))
     networks.load_into(detector, files.detector(structure, seed))
     return detector.to(device).eval()

@@ -233,6 +233,31 @@ def whitebox_curve(path: Path, table: pd.DataFrame) -> None:
         figure.legend(loc="outside lower center", ncols=min(table["structure"].nunique(), 6))
 
 
+def detector_roc_by_attack(path: Path, panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> None:
+    """A panel an attack, in it a ROC line for each detector.
+
+    panels: title → legend → (false-positive rates, true-positive rates); the same legends in each.
+    """
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    with _figure(path, 2.3 * columns + 0.3, 2.4 * rows + 0.6) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+            axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+            axes.axvline(0.05, color="#bbbbbb", linewidth=0.8)
+            for number, (name, (false, true)) in enumerate(lines.items()):
+                look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+                axes.plot(false, true, label=name, **look)
+            axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+            axes.set_title(title, fontsize=9)
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        figure.supxlabel("clean images accused (grey line: 5 %)", fontsize=9)
+        figure.supylabel("attacked images found", fontsize=9)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+
+
 def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """A ROC line for each detector. lines: legend → (false-positive rates, true-positive rates)."""
     with _figure(path, 4.6, 4.6) as figure:

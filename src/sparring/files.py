@@ -13,6 +13,7 @@ ADVERSARIAL = Path("data/adversarial")
 UNSEEN = Path("data/unseen")
 PREDICTIONS = Path("data/predictions")
 WHITEBOX = Path("data/whitebox")
+DETECTION = Path("data/detection")
 HISTORY = Path("data/history")
 TIMINGS = Path("data/timings")
 PARTIAL = Path("data/partial")  # of interrupted stages, in the main repository; DVC does not know it

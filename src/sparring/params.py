@@ -33,6 +33,7 @@ ABLATED = "ours"  # the structure that Table 3 varies
 CLEAN = "clean"
 # The white-box attacks that `whitebox` describes by numbers, by their names in data/whitebox/.
 AUTOATTACK, MORE_STEPS, SQUARE = "autoattack", "more_steps", "square"
+KNOWN_DETECTORS = ("mahalanobis", "squeezing")  # to which a structure's own is compared
 SPLITS = ("train", "validation", "test", "heldout")
 ATTACKED_SPLITS = ("train", "test", "heldout")
 EVALUATED_SPLITS = ("test", "heldout")
@@ -249,6 +250,13 @@ class Mixture(Section):
     adv_ratio: Share
 
 
+class Detection(Section):
+    fit: Annotated[int, Field(ge=2)]
+    images: Count
+    eps: Positive
+    steps: Count
+
+
 class Gaussian(Section):
     std: Positive
 
@@ -315,6 +323,8 @@ MINIMAL_NORM = {"deepfool", "cw", "ddn"} | {
     TORCHATTACKS + name for name in ("DeepFool", "CW", "SparseFool", "EADL1", "EADEN", "JSMA", "FAB")
 }
 
+NOISE = {"gaussian", TORCHATTACKS + "GN"}
+
 
 def torchattacks_class(method: str) -> type:
     """The class that `torchattacks.NAME` names; ValueError where there is none."""
@@ -350,6 +360,11 @@ class Attack(Section):
     def minimal(self) -> bool:
         """Whether it looks for the least change, without a radius to keep."""
         return self.method in MINIMAL_NORM and self.linf is None and self.l2 is None
+
+    @property
+    def noise(self) -> bool:
+        """Whether it is mere noise, which aims at nothing."""
+        return self.method in NOISE
 
     def stored(self) -> dict[str, Any]:
         """The arguments that the attack runs with: as configured, but eps as stored."""
@@ -526,6 +541,7 @@ class Params(Section):
     structures: dict[str, Structure]
     mixture: Mixture
     whitebox: Whitebox
+    detection: Detection
 
     @field_validator("device")
     @classmethod
@@ -549,7 +565,7 @@ class Params(Section):
     @field_validator("structures")
     @classmethod
     def _structures(cls, structures: dict[str, Structure]) -> dict[str, Structure]:
-        _names(structures, (BASELINE, "pretrained"))
+        _names(structures, (BASELINE, "pretrained", *KNOWN_DETECTORS))
         return structures
 
     @model_validator(mode="after")

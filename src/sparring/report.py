@@ -16,12 +16,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from sparring import figures, files, page, robustness, statistics, store, tables
 from sparring.page import Figure, Gallery, Section, Thumbnails
-from sparring.params import ABLATED, BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params, Row, row_params
+from sparring.params import (
+    ABLATED,
+    BASELINE,
+    CLEAN,
+    EVALUATED_SPLITS,
+    KNOWN_DETECTORS,
+    InputError,
+    Params,
+    Row,
+    row_params,
+)
 
 PREDICTION_COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
+DETECTION_COLUMNS = ["index", "split", "seed", "kind", "attack", "label", "prediction", "detector", *KNOWN_DETECTORS]
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "validation_accuracy"]
 TITLE = "What the stored opponents did, and what training on them changed"
 GALLERY_ROWS = 10
@@ -39,6 +51,8 @@ class Results:
     stored: pd.DataFrame
     mixture: pd.DataFrame  # the predictions that the draw picks, with `adversarial`
     whitebox: pd.DataFrame  # from robustness.read
+    scores: pd.DataFrame  # of detectors, with what they accuse
+    pairs: pd.DataFrame  # of those, clean and attacked
     histories: dict[str, pd.DataFrame]
     timings: list[dict[str, Any]]
 
@@ -48,7 +62,7 @@ class Results:
 
     @property
     def detectors(self) -> list[str]:
-        return [name for name, structure in self.params.structures.items() if structure.detector != "none"]
+        return _detectors(self.params)
 
     @property
     def classes(self) -> list[str]:
@@ -124,6 +138,9 @@ def _read(params: Params) -> Results:
     predictions = pd.concat(
         [_predictions(params, structure, clean) for structure in (BASELINE, *params.structures)], ignore_index=True
     )
+    scores = _scores(params, clean)
+    noise = [name for name, attack in {**params.attacks, **params.unseen_attacks}.items() if attack.noise]
+    source_clean = predictions[(predictions["structure"] == BASELINE) & (predictions["attack"] == CLEAN)]
     return Results(
         params,
         clean,
@@ -131,9 +148,16 @@ def _read(params: Params) -> Results:
         stored,
         _mixture(params, params.mixture.adv_ratio, clean, predictions, stored),
         robustness.read(params, clean["test"].index, clean["test"].label),
+        scores,
+        statistics.matched(scores, stored, source_clean, noise),
         {name: _history(files.HISTORY / f"{name}.csv") for name in ("pretrained", *params.structures)},
         _timings(params),
     )
+
+
+def _detectors(params: Params) -> list[str]:
+    """The structures that have one."""
+    return [name for name, structure in params.structures.items() if structure.detector != "none"]
 
 
 def _clean() -> dict[str, store.Images]:
@@ -189,6 +213,31 @@ def _predictions(params: Params, structure: str, clean: dict[str, store.Images])
     return rows.assign(structure=structure, correct=rows["label"] == rows["prediction"])
 
 
+def _scores(params: Params, clean: dict[str, store.Images]) -> pd.DataFrame:
+    """Scores of every structure's detector, under the structure's name, and, once, of the known ones; with what they
+    accuse, as statistics.accuse tells it, and attrs `fitted`."""
+    parts: list[pd.DataFrame] = []
+    fitted: dict[str, Any] = {}
+    for name in _detectors(params):
+        path = files.DETECTION / f"{name}.parquet"
+        rows = statistics.read(path, DETECTION_COLUMNS)
+        rows = rows[(rows["kind"] != "attack") | rows["attack"].isin(_attacks(params))]
+        stored = rows[rows["kind"].isin([CLEAN, "attack"])]
+        for split in EVALUATED_SPLITS:
+            statistics.check_complete(stored, path, split, clean[split].index, clean[split].label, _attacks(params))
+        columns = {"detector": name} | ({} if parts else {known: known for known in KNOWN_DETECTORS})
+        if rows["detector"].isna().any() or rows.loc[rows["kind"] != "aimed", list(columns)].isna().any(axis=None):
+            raise InputError(f"{path} has rows without scores; run `dvc repro`")
+        fitted = fitted or json.loads(pq.read_schema(path).metadata[store.METADATA_KEY])
+        for column, method in columns.items():
+            parts.append(rows.drop(columns=["detector", *KNOWN_DETECTORS]).assign(method=method, score=rows[column]))
+    if not parts:
+        parts.append(pd.DataFrame(columns=[*DETECTION_COLUMNS, "method", "score"]))
+    scores = statistics.accuse(pd.concat(parts, ignore_index=True))
+    scores.attrs["fitted"] = fitted
+    return scores
+
+
 def _history(path: Path) -> pd.DataFrame:
     try:
         history = pd.read_csv(path)
@@ -205,7 +254,7 @@ def _history(path: Path) -> pd.DataFrame:
 def _timings(params: Params) -> list[dict[str, Any]]:
     """The timings of stages that params.yaml still has, in the order in which they run."""
     names = [BASELINE, *params.structures, *_attacks(params)]
-    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate", "whitebox"]
+    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate", "whitebox", "detect"]
     found = []
     for path in sorted(files.TIMINGS.glob("*.json")):
         try:
@@ -232,6 +281,7 @@ class Numbers:
     per_attack: tables.Table
     whitebox: tables.Table
     checks: tables.Table
+    detection: list[tables.Table]  # of tables.detectors; none where no structure has a detector
     on_mixture: pd.DataFrame
     on_attacks: pd.DataFrame
 
@@ -254,8 +304,9 @@ def _numbers(results: Results) -> Numbers:
     differences = differences[differences["other"] == BASELINE].drop(columns=["attack", "other"])
     notes = [_paper_note(params, results.clean), *_seed_note(results)]
     test = results.predictions[results.predictions["split"] == "test"]
+    intensity = tables.intensity(params, facts)
     return Numbers(
-        tables.intensity(params, facts),
+        intensity,
         tables.mixture(
             params,
             statistics.accuracies(results.mixture, ["split", "structure"]),
@@ -265,6 +316,7 @@ def _numbers(results: Results) -> Numbers:
         tables.per_attack(params, statistics.accuracies(results.predictions, ["split", "structure", "attack"]), notes),
         robustness.table(params, robustness.accuracies(params, results.whitebox)),
         robustness.checks_table(params, robustness.checks(params, results.whitebox, test)),
+        tables.detectors(params, intensity.tidy, results.scores, results.pairs) if results.detectors else [],
         on_mixture,
         statistics.comparisons(results.predictions, results.structures, by),
     )
@@ -350,9 +402,24 @@ def _summary(results: Results, numbers: Numbers) -> dict[str, Any]:
     clean = results.clean
     data = {"source": clean["train"].metadata["source"], "classes": len(results.classes)}
     data |= {split: len(images) for split, images in clean.items()}
-    test, heldout = (_split_summary(results, numbers, split) for split in EVALUATED_SPLITS)
+    test, heldout = (
+        _split_summary(results, numbers, split) | _detection_summary(numbers.detection, split)
+        for split in EVALUATED_SPLITS
+    )
     whitebox = robustness.summary(numbers.whitebox.tidy, numbers.checks.tidy)
     return {"data": data, **test, "whitebox": whitebox, "heldout": heldout}
+
+
+def _detection_summary(detection: list[tables.Table], split: str) -> dict[str, Any]:
+    """Each detector's figures by attack, and each structure's joint robust accuracy by attacker."""
+    if not detection:
+        return {}
+    found, _, _, joint = (table.tidy[table.tidy["split"] == split].set_index("attack") for table in detection)
+    columns = ["auroc", "tpr_05", "tpr_01"]
+    return {
+        "detection": {method: rows[columns].to_dict("index") for method, rows in found.groupby("method", sort=False)},
+        "joint": {method: rows["joint"].to_dict() for method, rows in joint.groupby("method", sort=False)},
+    }
 
 
 def _split_summary(results: Results, numbers: Numbers, split: str) -> dict[str, Any]:
@@ -431,7 +498,7 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
         *beside,
         _opponents_section(results, numbers, folder),
         _failures_section(results, folder),
-        _detector_section(results, folder),
+        _detector_section(results, numbers, folder),
         _training_section(results, folder),
         Section("How to read this", _reading()),
         Section("How it was made", _making(results)),
@@ -793,7 +860,7 @@ def _pictures(results: Results, rows: pd.DataFrame) -> np.ndarray:
     return np.stack([found[index] for index in rows["index"]])
 
 
-def _detector_section(results: Results, folder: Path) -> Section:
+def _detector_section(results: Results, numbers: Numbers, folder: Path) -> Section:
     if not results.detectors:
         return Section("The detector", ["No structure here has a detector."])
     settings, published = results.params.detector, _published_detector(results.params)
@@ -809,13 +876,19 @@ def _detector_section(results: Results, folder: Path) -> Section:
                 "found at 5 % accused": tables.number(metrics["tpr_at_fpr05"]),
             }
             rows.append(row | ({} if published is None else {"paper's accuracy": f"{published:.4f}"}))
+    on_attacks, on_pairs, on_benign, aimed = numbers.detection
+    note = (
+        "An image that its attack left unchanged counts as clean. *Majority* is what always giving the commoner answer "
+        "would score; *found at 5 % accused* is the share of adversarial images found when at most 5 % of the clean "
+        "ones are accused. "
+    )
     parts: list[str | tables.Table | Figure] = [
         f"The detector ({settings.input} input, {settings.layers} layers) looks at the pretrained net's feature maps "
-        "and says whether the image was attacked. It is measured on the mixture above; an image that its attack left "
-        "unchanged counts as clean. *Majority* is what always giving the commoner answer would score; *found at 5 % "
-        "accused* is the share of adversarial images found when at most 5 % of the clean ones are accused.",
-        tables.plain("detector", "The detector on the mixture.", pd.DataFrame(rows), [tables.INTERVALS]),
-        "It has only met attackers who did not know of it: one who does can be expected to pass it far more often.",
+        "and says whether the image was attacked. Below: how it does on the mixture, as in the paper; on each attack "
+        "alone, beside two known detectors; on images that something harmless has changed; and against an attacker "
+        "who knows of it, which is what tells its worth as a defence.",
+        *_detector_verdicts(results, on_attacks.tidy, aimed.tidy),
+        tables.plain("detector", "The detector on the mixture.", pd.DataFrame(rows), [note + tables.INTERVALS]),
     ]
     lines = {}
     for name in results.detectors:
@@ -827,8 +900,41 @@ def _detector_section(results: Results, folder: Path) -> Section:
     if lines:
         figures.detector_roc(folder / "detector_roc.png", lines)
         several = ", all trainings together" if len(results.params.seeds) > 1 else ""
-        parts.append(Figure("detector_roc", f"What the detector finds against what it wrongly accuses{several}."))
-    return Section("The detector", parts)
+        caption = f"The mixture of test images: what the detector finds against what it wrongly accuses{several}."
+        parts.append(Figure("detector_roc", caption))
+    parts.append(on_attacks)
+    titles = _titles(results.params)
+    test = results.pairs[results.pairs["split"] == "test"]
+    panels = {
+        titles.get(str(attack), str(attack)): {
+            tables.METHOD_TITLES.get(str(method), str(method)): statistics.roc_of_pairs(rows)
+            for method, rows in of_attack.groupby("method", sort=False)
+        }
+        for attack, of_attack in test.groupby("attack", sort=False)
+    }
+    if panels:
+        figures.detector_roc_by_attack(folder / "detector_roc_by_attack.png", panels)
+        caption = "Each attack alone, on the test images that it changed: what detectors find against what they accuse."
+        parts.append(Figure("detector_roc_by_attack", caption))
+    return Section("The detector", [*parts, on_pairs, on_benign, aimed])
+
+
+def _detector_verdicts(results: Results, found: pd.DataFrame, aimed: pd.DataFrame) -> list[str]:
+    """Of each detector, on test images, its area beside the known ones', and what an attacker leaves of it.
+
+    found, aimed: the tidy frames of the first and the last of tables.detectors.
+    """
+    every = found[(found["split"] == "test") & (found["attack"] == statistics.ALL)].set_index("method")["auroc"]
+    joint = aimed[aimed["split"] == "test"].set_index(["method", "attack"])["joint"]
+    known = " and ".join(f"{title} {tables.number(every[name])}" for name, title in tables.METHOD_TITLES.items())
+    return [
+        f"On test images, the detector of {name} has an AUROC of {tables.number(every[name])} over {statistics.ALL} "
+        f"({known}). Of the images attacked by one who sees the classifier alone, a share of "
+        f"{tables.number(joint[(name, 'unaware')])} is still classified right or accused; by one who sees the "
+        f"detector too, {tables.number(joint[(name, 'adaptive')])}."
+        for name in results.detectors
+        if not math.isnan(every[name])
+    ]
 
 
 def _training_section(results: Results, folder: Path) -> Section:
@@ -846,7 +952,8 @@ def _reading() -> list[str]:
         "those of a net whose attacker knows everything about it; the other structures only show how well the images "
         "carry over to a net that the attacker has never seen. That is closer to data augmentation than to a worst "
         "case: accuracy against an attacker who aims at the defended model can be expected to be far lower. The "
-        "section White-box measures that; all other sections show transfer.\n"
+        "section White-box measures that, and the section on the detector one who aims at both; all other figures show "
+        "transfer.\n"
         "- *Test* images are carved from the data set's training images, as in the paper; *held-out* images are its "
         "official test images where it has such, and carved likewise where it has not. Neither were used to choose "
         "anything.",
@@ -866,7 +973,7 @@ def _making(results: Results) -> list[str | tables.Table]:
     used = {structure.opponents for structure in params.structures.values()}
     shown |= {name: getattr(params, name) for name in ("fixed", "online_fgsm", "online_pgd") if name in used}
     if results.detectors:
-        shown["detector"] = params.detector
+        shown |= {"detector": params.detector, "detection": params.detection}
     shown |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}
     parts.append("\n".join(f"- {name}: {_words(value)}" for name, value in shown.items()))
     if not results.timings:

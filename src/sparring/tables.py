@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, Attack, Params, Row
+from sparring import statistics
+from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, KNOWN_DETECTORS, Attack, Params, Row
 
 PAPER = Path(__file__).parent / "paper"
 SPLIT_TITLES = {"test": "Test images", "heldout": "Held-out images"}
@@ -230,6 +231,142 @@ def ablation(params: Params, settings: dict[str, Row], facts: pd.DataFrame, note
             *notes,
         ],
     )
+
+
+METHOD_TITLES = {"mahalanobis": "Mahalanobis", "squeezing": "feature squeezing"}
+OUTCOMES = ("succeeded", "failed", "wrong before")
+AIMED = {"none": "none", "unaware": "sees the classifier alone", "adaptive": "sees both"}
+
+
+def detectors(params: Params, facts: pd.DataFrame, scores: pd.DataFrame, pairs: pd.DataFrame) -> list[Table]:
+    """Four tables: each attack found, matched pairs, benign changes accused, and attackers who aim at the detector.
+
+    facts: the tidy frame of Table 1.  scores: from statistics.accuse, with attrs `fitted` (what the known detectors
+    were fitted on).  pairs: from statistics.matched.
+    """
+    methods = tuple(scores["method"].unique())
+    own = tuple(method for method in methods if method not in KNOWN_DETECTORS)
+    entries = {**params.attacks, **params.unseen_attacks}
+    real = tuple(name for name, attack in entries.items() if not attack.noise)
+    attacks = (*real, statistics.ALL, *(name for name in entries if name not in real))
+    changes = (CLEAN, *dict.fromkeys(scores.loc[scores["kind"] == "benign", "attack"]))
+    judges = scores.loc[scores["split"] == "validation", "index"].nunique()
+    by = ["split", "attack", "method"]
+    found = _full(statistics.separation(pairs), [EVALUATED_SPLITS, attacks, methods], by)
+    found = found.merge(
+        facts[["split", "attack", "unchanged"]], on=["split", "attack"], how="left", validate="many_to_one"
+    )
+    right = _full(statistics.pair_accuracy(pairs), [EVALUATED_SPLITS, attacks, methods, OUTCOMES], [*by, "outcome"])
+    false = _full(statistics.false_positives(scores), [EVALUATED_SPLITS, changes, methods], by)
+    joint = _full(statistics.joint_robustness(scores), [EVALUATED_SPLITS, tuple(AIMED), own], by)
+    wide: dict[str, dict[str, pd.DataFrame]] = {"attacks": {}, "pairs": {}, "benign": {}, "joint": {}}
+    for split, title in SPLIT_TITLES.items():
+        first = found[(found["split"] == split) & (found["method"] == methods[0])]
+        names = [
+            attack_title(params, name) + (" (noise)" if name in entries and entries[name].noise else "")
+            for name in attacks
+        ]
+        columns: dict[str, list[str]] = {
+            "attack": names,
+            "images": [str(count) for count in first["images"]],
+            "unchanged": [number(count, 0) for count in first["unchanged"]],
+        }
+        paired, accused = {"attack": names}, {"images": list(changes)}
+        for method in methods:
+            name = METHOD_TITLES.get(method, method)
+            part = found[(found["split"] == split) & (found["method"] == method)]
+            columns[f"{name}: AUROC"] = _intervals(part, "auroc", "auroc_low", "auroc_high", "auroc_sd")
+            for rate, words in (("05", "5 %"), ("01", "1 %")):
+                columns[f"{name}: found at {words}"] = [number(share) for share in part[f"tpr_{rate}"]]
+            for outcome in OUTCOMES[:2]:
+                part = right[(right["split"] == split) & (right["method"] == method) & (right["outcome"] == outcome)]
+                if method == methods[0]:
+                    paired[f"images, {outcome}"] = [str(count) for count in part["images"]]
+                paired[f"{name}: {outcome}"] = _intervals(part, *ACCURACY)
+            part = false[(false["split"] == split) & (false["method"] == method)]
+            for rate, words in (("05", "5 %"), ("01", "1 %")):
+                rates = _intervals(part, *(f"fpr_{rate}{end}" for end in ("", "_low", "_high", "_sd")))
+                accused[f"{name}: accused at {words}"] = rates
+        part = joint[joint["split"] == split].sort_values("method", kind="stable", key=lambda rows: rows.map(own.index))
+        aimed = {
+            "structure": list(part["method"]),
+            "attacker": [AIMED[name] for name in part["attack"]],
+            "images": [str(count) for count in part["images"]],
+            "classified right": [number(share) for share in part["right"]],
+            "accused": [number(share) for share in part["accused"]],
+            "right or accused": _intervals(part, "joint", "joint_low", "joint_high", "joint_sd"),
+        }
+        for name, frame in zip(wide, (columns, paired, accused, aimed), strict=True):
+            wide[name][title] = pd.DataFrame(frame)
+    return [
+        Table(
+            "detector_attacks",
+            "How well detectors find each attack alone, beside two known ones.",
+            found,
+            wide["attacks"],
+            _found_notes(scores),
+        ),
+        Table(
+            "detector_pairs",
+            "Accuracy of detectors on pairs of a clean image and what an attack made of it.",
+            right,
+            wide["pairs"],
+            [
+                "Half of the images are clean, so guessing is right in 0.5. An image is called adversarial above the "
+                "threshold of 5 %. *Succeeded*: the pretrained net went from right to wrong; *failed*: it stayed "
+                "right; images that it got wrong before are in neither. " + INTERVALS
+            ],
+        ),
+        Table(
+            "detector_benign",
+            "Clean and benignly changed images that detectors accuse.",
+            false,
+            wide["benign"],
+            [
+                "Blur: a Gaussian of 0.75 pixels; brightness: times 1.25; jpeg: quality 75. The row of clean images "
+                + (
+                    f"tells how well the thresholds, set on {judges} validation images, hold on others. "
+                    if judges
+                    else "keeps the rate by construction: there are no validation images to set thresholds on. "
+                )
+                + INTERVALS
+            ],
+        ),
+        Table(
+            "detector_joint",
+            "Structures with a detector against who aims at them.",
+            joint,
+            wide["joint"],
+            [
+                "*Right or accused* is the joint robust accuracy at 5 %: the share of images that are still classified "
+                "right, or detected. Both attackers run PGD in L∞ on the structure's own net "
+                f"(eps {params.detection.eps:g}, {params.detection.steps} steps a run); nothing is rounded to 8 bits. "
+                "The one who sees both, pretrained net and detector too, lowers the detector's score along with the "
+                "classifier's accuracy and keeps, of all wrongly classified images on the way, the one with the lowest "
+                "score. " + INTERVALS
+            ],
+        ),
+    ]
+
+
+def _found_notes(scores: pd.DataFrame) -> list[str]:
+    judges = scores.loc[scores["split"] == "validation", "index"].nunique()
+    fitted = scores.attrs["fitted"]
+    return [
+        "Each attack is measured on pairs: the images that it changed, clean and attacked; those that it left "
+        f"unchanged are left out and counted. *{statistics.ALL.capitalize()}*: the pairs of all real attacks together; "
+        "noise aims at nothing and stands apart. AUROC: 95 % intervals of DeLong for pairs. *Found at 5 % (1 %)*: the "
+        "share of attacked images above the threshold above which at most 5 % (1 %) of the clean "
+        + (
+            f"validation images ({judges}) lie; the table of benign changes tells the rate on other clean images."
+            if judges
+            else "images of the same split lie; there are no validation images, so these shares are a little too high."
+        ),
+        f"Mahalanobis (Lee et al., 2018) and feature squeezing (Xu et al., 2018; {fitted['bits']} bits, median "
+        f"{fitted['median']} × {fitted['median']}) look at the pretrained net too. They were fitted on training images "
+        f"and the seen attacks on them ({fitted['fit']}; the Gaussians on {fitted['gaussians']} clean ones), as the "
+        "structure's detector was trained on those.",
+    ]
 
 
 def per_attack(params: Params, accuracy: pd.DataFrame, notes: Sequence[str]) -> Table:
