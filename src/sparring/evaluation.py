@@ -1,5 +1,8 @@
 """Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -24,8 +27,7 @@ def evaluate(params: Params, structure: str) -> None:
         source = networks.digest(pretrained)
         channels_last(pretrained, device)
         seeds = [params.seed] if structure == BASELINE else params.seeds
-        folders = {name: files.ADVERSARIAL / name for name in params.attacks}
-        folders |= {name: files.UNSEEN / name for name in params.unseen_attacks}
+        folders = stored_folders(params)
         parts = []
         count = sum(map(len, clean.values())) * (1 + len(folders)) * len(seeds)
         with progress.bar(f"evaluate@{structure}", count) as advance:
@@ -36,22 +38,39 @@ def evaluate(params: Params, structure: str) -> None:
                     channels_last(net, device)
                     if params.structures[structure].detector != "none":
                         detector = _detector(params, structure, seed, pretrained, device)
-                for split, images in clean.items():
-                    for attack in [CLEAN, *folders]:
-                        shown = images
-                        if attack != CLEAN:
-                            path = folders[attack] / f"{split}.parquet"
-                            shown = store.read(path, ("image",))
-                            store.check_rows(images, shown, path)
-                            store.check_source(shown, source, path)
-                        rows = _rows(params, net, pretrained, detector, shown, device)
-                        parts.append(rows.assign(split=split, attack=attack, seed=seed))
-                        advance(len(shown))
+                for split, attack, shown in versions(clean, folders, source):
+                    rows = _rows(params, net, pretrained, detector, shown, device)
+                    parts.append(rows.assign(split=split, attack=attack, seed=seed))
+                    advance(len(shown))
         rows = pd.concat(parts, ignore_index=True)
         columns = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
         with files.replacing(files.PREDICTIONS / f"{structure}.parquet") as path:
             rows[columns].to_parquet(path, index=False)
         done(len(rows), f"{len(rows):,} predictions")
+
+
+def stored_folders(params: Params) -> dict[str, Path]:
+    """Where each attack's images are, by name."""
+    folders = {name: files.ADVERSARIAL / name for name in params.attacks}
+    return folders | {name: files.UNSEEN / name for name in params.unseen_attacks}
+
+
+def versions(
+    clean: dict[str, store.Images], folders: dict[str, Path], source: str | None
+) -> Iterator[tuple[str, str, store.Images]]:
+    """Every split, clean and under each attack, one after another: (split, attack, images).
+
+    source: digest of the net that the attacks have to have been made against; InputError where they were not.
+    """
+    for split, images in clean.items():
+        yield split, CLEAN, images
+        for attack, folder in folders.items():
+            path = folder / f"{split}.parquet"
+            attacked = store.read(path, ("image",))
+            store.check_rows(images, attacked, path)
+            if source is not None:
+                store.check_source(attacked, source, path)
+            yield split, attack, attacked
 
 
 def _detector(

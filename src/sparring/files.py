@@ -46,6 +46,18 @@ def results_below(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def images_below(folder: Path) -> Iterator[None]:
+    """Inside the block, the stored images are those in `folder`, in place of `data`."""
+    global CLEAN, ADVERSARIAL, UNSEEN
+    before = CLEAN, ADVERSARIAL, UNSEEN
+    CLEAN, ADVERSARIAL, UNSEEN = (folder / path.name for path in before)
+    try:
+        yield
+    finally:
+        CLEAN, ADVERSARIAL, UNSEEN = before
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well and is removed when it does not.
 

@@ -522,6 +522,15 @@ def row_params(params: Params, name: str, rows: dict[str, Row]) -> Params:
     return params.model_copy(update=changes)
 
 
+def network(text: str, name: str) -> Network:
+    """A network as params.yaml has it, or its name alone, from text; InputError begins with `name`."""
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise InputError(f"{name}: {' '.join(text.split())} is not a YAML value") from error
+    return _validated(Network, value if isinstance(value, dict) else {"name": value}, name)
+
+
 def read(path: str | Path) -> Any:
     """What a YAML 1.2 file holds, not validated; InputError where it cannot be read."""
     try:
@@ -580,7 +589,9 @@ def _shown(value: Any) -> str:
 
 
 def _fields(title: str, location: tuple[Any, ...]) -> Iterator[str] | list[str]:
-    model: Any = {**{cls.__name__: cls for cls in BUILT_IN.values()}, "Ablation": Ablation}.get(title, Params)
+    model: Any = {**{cls.__name__: cls for cls in BUILT_IN.values()}, "Ablation": Ablation, "Network": Network}.get(
+        title, Params
+    )
     named = Row if model is Ablation else Structure
     for part in location[:-1]:
         field = getattr(model, "model_fields", {}).get(part)

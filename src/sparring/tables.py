@@ -236,6 +236,19 @@ def per_attack(params: Params, accuracy: pd.DataFrame, notes: Sequence[str]) -> 
     )
 
 
+def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """A model's accuracy on the clean images and under each stored attack, for reading; a column a split.
+
+    accuracy: from statistics.accuracies by split and attack.
+    """
+    attacks = (CLEAN, *params.attacks, *params.unseen_attacks)
+    tidy = _full(accuracy, [EVALUATED_SPLITS, attacks], ["split", "attack"])
+    columns = {"attack": [attack_title(params, attack) for attack in attacks]}
+    for split in EVALUATED_SPLITS:
+        columns[SPLIT_TITLES[split].lower()] = _intervals(tidy[tidy["split"] == split], "accuracy", "ci_low", "ci_high")
+    return pd.DataFrame(columns)
+
+
 def markdown(table: Table) -> str:
     """The caption, the frames to read and the notes."""
     parts = [f"**Table {table.name.removeprefix('table')}.** {table.caption}"]
