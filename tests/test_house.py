@@ -18,7 +18,7 @@ FLOORS = [
     {"structures", "exchange"},
 ]
 # What reads files only and stands apart from what runs models.
-READERS = [{"params"}, {"files"}, {"store"}, {"statistics"}, {"tables"}, {"figures"}, {"report"}]
+READERS = [{"params"}, {"files"}, {"store"}, {"statistics"}, {"tables"}, {"figures", "compare"}, {"report"}]
 # They check, name, tell and resume, and decide no byte of a stage's results.
 PLUMBING = {"params", "files", "progress", "checkpoints"}
 

@@ -111,5 +111,26 @@ def evaluate_model(
             temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
+@app.command()
+def compare(
+    revisions: Annotated[
+        list[str],
+        typer.Argument(metavar="REV…", help="Experiments, branches, tags or commits; workspace: files as now."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="A folder to write the tables to, as .md, .csv and .tex.")] = None,
+) -> None:
+    """Print the reports' tables of several experiments or commits side by side, as Markdown.
+
+    For example: python -m sparring compare workspace main tined-moss
+    """
+    from sparring import compare, tables
+
+    made = compare.compare(revisions)
+    print("\n".join(tables.markdown(table) for table in made), end="")
+    if out is not None:
+        for table in made:
+            tables.save(table, out)
+
+
 if __name__ == "__main__":
     main()

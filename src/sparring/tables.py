@@ -251,7 +251,8 @@ def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: Table) -> str:
     """The caption, the frames to read and the notes."""
-    parts = [f"**Table {table.name.removeprefix('table')}.** {table.caption}"]
+    number = table.name.removeprefix("table")
+    parts = [f"**Table {number}.** {table.caption}" if number != table.name else f"**{table.caption}**"]
     for heading, frame in table.wide.items():
         parts += [f"*{heading}*"] if heading else []
         parts.append(grid(frame))
