@@ -26,7 +26,8 @@ TINY = [
 ]
 ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
 EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours"}
-DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, "report"}
+CORRUPTIONS = {"corruptions@adv", "corruptions@ours"}
+DOWNSTREAM = {"train@adv", "train@ours", *EVALUATIONS, *CORRUPTIONS, "report"}
 
 
 def run(folder: Path, *command: str, ok: bool = True) -> str:
@@ -66,7 +67,13 @@ def fresh(folder: Path) -> None:
             target.unlink(missing_ok=True)
     profile(folder, *TINY)
     output = run(folder, "dvc", "repro")
-    assert ran(output) == {"prepare", "pretrain", *(f"attack@{name}" for name in ATTACKS), *DOWNSTREAM}
+    assert ran(output) == {
+        "prepare",
+        "pretrain",
+        "corruptions_baseline",
+        *(f"attack@{name}" for name in ATTACKS),
+        *DOWNSTREAM,
+    }
     commit(folder)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sparring import evaluation, files, generation, networks, params, report, store, structures
+from sparring import corruptions, evaluation, files, generation, networks, params, report, store, structures
 from sparring.params import InputError, Params
 
 STAGE = Path(__file__).resolve().parent.parent / "stages" / "evaluate.py"
@@ -91,6 +91,8 @@ def test_each_seed_is_a_training_of_its_own_from_training_to_report(project: Pat
         assert rows[rows["seed"] == seed].reset_index(drop=True).equals(its_rows)
     settings = tiny(structures={"ours": STRUCTURES["ours"]}, seeds=[0, 1])
     evaluate(settings, "baseline")
+    for name in ("baseline", "ours"):
+        corruptions.evaluate(settings, name)
     report.render(settings)
     assert "ours 2" in Path("reports/tables/table2.md").read_text()
     assert Path("reports/figures/curves.png").stat().st_size > 10_000
@@ -112,6 +114,8 @@ def test_float16_images_go_from_attack_to_report(project: Path, tiny: Callable[.
     rows = evaluate(settings, "baseline").query("attack == 'deepfool' and split == 'test'")
     stored = store.read(files.ADVERSARIAL / "deepfool" / "test.parquet")
     assert rows["prediction"].tolist() == stored.columns["prediction"].tolist()
+    for name in ("baseline", *STRUCTURES):
+        corruptions.evaluate(settings, name)
     report.render(settings)
     assert Path("reports/figures/gallery.png").stat().st_size > 10_000
 

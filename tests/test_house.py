@@ -15,7 +15,7 @@ FLOORS = [
     {"device", "store", "networks", "transforms"},
     {"progress", "detector", "attacks", "sampler", "checkpoints"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
-    {"structures", "exchange"},
+    {"structures", "exchange", "corruptions"},
 ]
 # What reads files only and stands apart from what runs models.
 READERS = [{"params"}, {"files"}, {"store"}, {"statistics"}, {"tables"}, {"figures", "compare"}, {"report"}]
@@ -54,7 +54,11 @@ def test_no_import_runs_upwards(name: str) -> None:
 
 def stages() -> dict[str, dict]:
     found = {}
-    for pipeline in ("dvc.yaml", "ablation/dvc.yaml"):  # whose stages run in the main folder too
+    for pipeline in (
+        "dvc.yaml",
+        "ablation/dvc.yaml",
+        "leave_one_out/dvc.yaml",
+    ):  # whose stages run in the main folder too
         defined = YAML(typ="safe").load(ROOT / pipeline)["stages"]
         found |= {f"{pipeline}:{name}": stage.get("do", stage) for name, stage in defined.items()}
     return found

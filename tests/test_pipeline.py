@@ -18,10 +18,10 @@ from clones import ATTACKS, DOWNSTREAM, EVALUATIONS, TINY, commit, profile, ran,
 
 def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
     reports = clone / "reports"
-    for table in ("table1", "table2", "table4"):
+    for table in ("table1", "table2", "table4", "corruptions"):
         for kind in ("md", "csv", "tex"):
             assert (reports / "tables" / f"{table}.{kind}").stat().st_size > 0
-    for figure in ("gallery", "curves", "accuracy_by_attack"):
+    for figure in ("gallery", "curves", "accuracy_by_attack", "corruptions"):
         assert (reports / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     metrics = json.loads((reports / "metrics.json").read_text())
     assert set(metrics["mixture"]) == {"baseline", "adv", "ours"}
@@ -51,7 +51,7 @@ def test_an_attack_argument_reruns_that_attack_and_what_follows(clone: Path) -> 
 
 def test_a_detector_parameter_leaves_adv_alone(clone: Path) -> None:
     profile(clone, *TINY, "attacks.bim.steps=3", "detector.beta=0.5")
-    assert ran(run(clone, "dvc", "repro")) == {"train@ours", "evaluate@ours", "report"}
+    assert ran(run(clone, "dvc", "repro")) == {"train@ours", "evaluate@ours", "corruptions@ours", "report"}
 
 
 def test_an_unseen_attack_is_evaluated_but_not_trained_on(clone: Path) -> None:

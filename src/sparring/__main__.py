@@ -107,7 +107,7 @@ def evaluate_model(
     print(tables.grid(tables.own_model(values, accuracy)))
     if to is not None:
         with files.replacing(to) as temporary:
-            figures = accuracy.reset_index().to_dict("records")
+            figures = accuracy[["accuracy", "ci_low", "ci_high", "images"]].reset_index().to_dict("records")
             temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

@@ -16,9 +16,7 @@ from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Param
 
 def evaluate(params: Params, structure: str) -> None:
     """Predict all clean and attacked test and held-out images with one structure (`baseline`: the pretrained net)."""
-    if structure != BASELINE and structure not in params.structures:
-        known = ", ".join([BASELINE, *params.structures])
-        raise InputError(f"params.yaml: structures.{structure} is missing; there are {known}")
+    check_known(params, structure)
     device = choose(params)
     with progress.timed(f"evaluate@{structure}", device) as done:
         clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
@@ -26,7 +24,7 @@ def evaluate(params: Params, structure: str) -> None:
         pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         source = networks.digest(pretrained)
         channels_last(pretrained, device)
-        seeds = [params.seed] if structure == BASELINE else params.seeds
+        seeds = seeds_of(params, structure)
         folders = stored_folders(params)
         parts = []
         count = sum(map(len, clean.values())) * (1 + len(folders)) * len(seeds)
@@ -47,6 +45,17 @@ def evaluate(params: Params, structure: str) -> None:
         with files.replacing(files.PREDICTIONS / f"{structure}.parquet") as path:
             rows[columns].to_parquet(path, index=False)
         done(len(rows), f"{len(rows):,} predictions")
+
+
+def check_known(params: Params, structure: str) -> None:
+    if structure != BASELINE and structure not in params.structures:
+        known = ", ".join([BASELINE, *params.structures])
+        raise InputError(f"params.yaml: structures.{structure} is missing; there are {known}")
+
+
+def seeds_of(params: Params, structure: str) -> list[int]:
+    """The seeds of the trainings of a structure."""
+    return [params.seed] if structure == BASELINE else params.seeds
 
 
 def stored_folders(params: Params) -> dict[str, Path]:

@@ -12,6 +12,7 @@ CLEAN = Path("data/clean")
 ADVERSARIAL = Path("data/adversarial")
 UNSEEN = Path("data/unseen")
 PREDICTIONS = Path("data/predictions")
+CORRUPTIONS = Path("data/corruptions")
 HISTORY = Path("data/history")
 TIMINGS = Path("data/timings")
 PARTIAL = Path("data/partial")  # of interrupted stages, in the main repository; DVC does not know it
@@ -20,6 +21,8 @@ PRETRAINED = MODELS / "pretrained.safetensors"
 REPORTS = Path("reports")
 ABLATION = Path("ablation/rows")  # of each row of Table 3, a folder with results of its own
 ABLATION_REPORTS = Path("ablation/reports")
+LEAVE_ONE_OUT = Path("leave_one_out/rows")  # of each attack, what was trained without it
+LEAVE_ONE_OUT_REPORTS = Path("leave_one_out/reports")
 
 
 def model(structure: str, seed: int) -> Path:

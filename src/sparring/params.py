@@ -34,6 +34,8 @@ CLEAN = "clean"
 SPLITS = ("train", "validation", "test", "heldout")
 ATTACKED_SPLITS = ("train", "test", "heldout")
 EVALUATED_SPLITS = ("test", "heldout")
+CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate")
+STRENGTHS = (1, 2, 3, 4, 5)
 
 
 class InputError(Exception):
@@ -519,6 +521,33 @@ def row_params(params: Params, name: str, rows: dict[str, Row]) -> Params:
         ) from error
     ours = Structure(opponents="sampler", detector="detector")
     changes = {"detector": detector, "sampler": sampler, "structures": {ABLATED: ours}, "unseen_attacks": {}}
+    return params.model_copy(update=changes)
+
+
+def without(params: Params, attack: str) -> Params:
+    """`params` for training without one attack: it is in no list, and the structures are those that train on stored
+    attacks. Raises InputError where there is no such attack, no other one that is drawn, or no such structure.
+    """
+    structures = only(params, attack).structures
+    left = {name: entry for name, entry in params.attacks.items() if name != attack}
+    changes: dict[str, Any] = {"attacks": left, "structures": structures}
+    for section in {structure.opponents for structure in structures.values()}:
+        settings = getattr(params, section)
+        weights = {name: weight for name, weight in settings.weights.items() if name != attack}
+        if not any(weights.get(name, 1) for name in left):
+            raise InputError(f"{PARAMS_FILE}: {section} draws no attack but {attack}; leaving it out leaves none")
+        changes[section] = settings.model_copy(update={"weights": weights})
+    return params.model_copy(update=changes)
+
+
+def only(params: Params, attack: str) -> Params:
+    """`params` for evaluating the structures that train on stored attacks under one attack; InputError as `without`."""
+    if attack not in params.attacks:
+        raise InputError(f"{PARAMS_FILE}: attacks.{attack} is missing; there are {', '.join(params.attacks)}")
+    stored = {name: structure for name, structure in params.structures.items() if structure.stored}
+    if not stored:
+        raise InputError(f"{PARAMS_FILE}: structures has none that trains on stored attacks, so none can be left out")
+    changes = {"attacks": {attack: params.attacks[attack]}, "unseen_attacks": {}, "structures": stored}
     return params.model_copy(update=changes)
 
 

@@ -14,7 +14,19 @@ import pandas as pd
 import pyarrow as pa
 
 from sparring import figures, files, statistics, store, tables
-from sparring.params import ABLATED, BASELINE, CLEAN, EVALUATED_SPLITS, InputError, Params, Row, row_params
+from sparring.params import (
+    ABLATED,
+    BASELINE,
+    CLEAN,
+    CORRUPTIONS,
+    EVALUATED_SPLITS,
+    STRENGTHS,
+    InputError,
+    Params,
+    Row,
+    only,
+    row_params,
+)
 
 PREDICTION_COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "detector_score"]
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "validation_accuracy"]
@@ -61,14 +73,17 @@ def render(params: Params) -> None:
         for table in made:
             tables.save(table, temporary / "tables")
         drawn = _figures(results, made[1].tidy, made[2].tidy, temporary / "figures")
+        corrupted = _corruptions(params, results.clean["heldout"])
+        tables.save(corrupted, temporary / "tables")
+        drawn |= _draw_corruptions(corrupted, temporary / "figures")
         summary = _summary(results, made)
         _json(temporary / "summary.json", summary)
         _json(temporary / "metrics.json", _metrics(summary))
-        (temporary / "report.md").write_text(_page(results, made, drawn), encoding="utf-8", newline="\n")
+        (temporary / "report.md").write_text(_page(results, made, corrupted, drawn), encoding="utf-8", newline="\n")
         _publish(temporary, files.REPORTS)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"report: {len(made)} tables, {len(drawn)} figures in {time.perf_counter() - start:.1f} s", flush=True)
+    print(f"report: {len(made) + 1} tables, {len(drawn)} figures in {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def render_ablation(params: Params, rows: dict[str, Row]) -> None:
@@ -161,13 +176,7 @@ def _stored(params: Params, split: str, attack: str, clean: store.Images) -> pd.
 
 def _predictions(params: Params, structure: str, clean: dict[str, store.Images]) -> pd.DataFrame:
     path = files.PREDICTIONS / f"{structure}.parquet"
-    try:
-        rows = pd.read_parquet(path, columns=PREDICTION_COLUMNS)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; `dvc repro` makes it") from error
-    except (pa.ArrowException, ValueError, OSError) as error:
-        message = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} cannot be read ({message}); delete it and run `dvc repro`") from error
+    rows = _parquet(path, PREDICTION_COLUMNS)
     rows = rows[rows["split"].isin(EVALUATED_SPLITS) & rows["attack"].isin([CLEAN, *_attacks(params)])]
     for split in EVALUATED_SPLITS:
         statistics.check_complete(rows, path, split, clean[split].index, clean[split].label, _attacks(params))
@@ -175,6 +184,16 @@ def _predictions(params: Params, structure: str, clean: dict[str, store.Images])
     if has_detector and rows["detector_score"].isna().any():
         raise InputError(f"{path} has rows without detector_score, but {structure} has a detector; run `dvc repro`")
     return rows.assign(structure=structure, correct=rows["label"] == rows["prediction"])
+
+
+def _parquet(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; `dvc repro` makes it") from error
+    except (pa.ArrowException, ValueError, OSError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be read ({message}); delete it and run `dvc repro`") from error
 
 
 def _history(path: Path) -> pd.DataFrame:
@@ -193,7 +212,7 @@ def _history(path: Path) -> pd.DataFrame:
 def _timings(params: Params) -> list[dict[str, Any]]:
     """The timings of stages that params.yaml still has, in the order in which they run."""
     names = [BASELINE, *params.structures, *_attacks(params)]
-    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate"]
+    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate", "corruptions"]
     found = []
     for path in sorted(files.TIMINGS.glob("*.json")):
         try:
@@ -414,7 +433,7 @@ def _gallery(results: Results, path: Path, titles: dict[str, str]) -> None:
 # The page
 
 
-def _page(results: Results, made: list[tables.Table], drawn: dict[str, str]) -> str:
+def _page(results: Results, made: list[tables.Table], corrupted: tables.Table, drawn: dict[str, str]) -> str:
     table1, table2, table4 = made
 
     def picture(name: str) -> list[str]:
@@ -429,6 +448,9 @@ def _page(results: Results, made: list[tables.Table], drawn: dict[str, str]) -> 
         "## Accuracy under each attack",
         tables.markdown(table4),
         *picture("accuracy_by_attack.png"),
+        "## Common corruptions",
+        tables.markdown(corrupted),
+        *picture("corruptions.png"),
         "## The attacks",
         tables.markdown(table1),
         *picture("gallery.png"),
@@ -570,3 +592,69 @@ def _words(value: Any) -> str:
         return str(value)
     inner = {key: f"({_words(entry)})" if isinstance(entry, dict) else _words(entry) for key, entry in value.items()}
     return ", ".join(f"{key} {text}" for key, text in inner.items()) or "none"
+
+
+# Generalisation
+
+
+def _corruptions(params: Params, clean: store.Images) -> tables.Table:
+    """Every structure on the held-out images (`clean`) under common corruptions. Raises InputError where predictions
+    are missing."""
+    kinds = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS]
+    parts = []
+    for structure in (BASELINE, *params.structures):
+        path = files.CORRUPTIONS / f"{structure}.parquet"
+        rows = _parquet(path, ["index", "split", "seed", "corruption", "strength", "label", "prediction"])
+        versions = rows["corruption"].where(
+            rows["strength"] == 0, rows["corruption"] + ":" + rows["strength"].astype(str)
+        )
+        wanted = [f"{name}:{strength}" for name, strength in kinds]
+        statistics.check_complete(rows.assign(attack=versions), path, "heldout", clean.index, clean.label, wanted)
+        parts.append(rows.assign(structure=structure, correct=rows["label"] == rows["prediction"]))
+    every = pd.concat(parts, ignore_index=True)
+    each = statistics.accuracies(every, ["structure", "corruption", "strength"])
+    both = pd.concat([every, every[every["strength"] > 0].assign(corruption="all")])
+    return tables.corruptions(params, each, statistics.accuracies(both, ["structure", "corruption"]))
+
+
+def _draw_corruptions(table: tables.Table, folder: Path) -> dict[str, str]:
+    if table.tidy["accuracy"].isna().all():
+        return {}
+    figures.corruptions(folder / "corruptions.png", table.tidy)
+    return {"corruptions.png": "Accuracy on the held-out images by strength of each corruption, with 95 % intervals."}
+
+
+def render_leave_one_out(params: Params) -> None:
+    """Write leave_one_out/reports/ from the stored predictions of structures trained with all attacks and without one.
+
+    Raises InputError as `render` does.
+    """
+    clean = _clean()
+    facts = []
+    for attack in params.attacks:
+        settings = only(params, attack)
+        for structure in settings.structures:
+            found = {"with": _predictions(settings, structure, clean)}
+            with files.results_below(files.LEAVE_ONE_OUT / attack):
+                found["without"] = _predictions(settings, structure, clean)
+            rows = pd.concat([part.assign(structure=name) for name, part in found.items()], ignore_index=True)
+            rows = rows[rows["attack"] == attack]
+            accuracy = statistics.accuracies(rows, ["split", "structure"])
+            for split, part in rows.groupby("split", sort=False):
+                fact: dict[str, Any] = {"split": split, "attack": attack, "structure": structure}
+                for name in found:
+                    one = accuracy.loc[(split, name)]
+                    fact |= {f"{name}_accuracy": one["accuracy"], f"{name}_low": one["ci_low"]}
+                    fact |= {f"{name}_high": one["ci_high"], "images": one["images"]}
+                difference = statistics.paired_difference(part, "without", "with")
+                fact |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
+                fact |= dict(zip(("more", "less", "p"), statistics.mcnemar(part, "without", "with"), strict=True))
+                facts.append(fact)
+    table = tables.leave_one_out(params, pd.DataFrame(facts).set_index(["split", "attack", "structure"]))
+    temporary = files.LEAVE_ONE_OUT_REPORTS.with_name(f".{files.LEAVE_ONE_OUT_REPORTS.name}.{os.getpid()}.tmp")
+    try:
+        tables.save(table, temporary)
+        _publish(temporary, files.LEAVE_ONE_OUT_REPORTS)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"leave one out: {len(params.attacks)} attacks", flush=True)

@@ -108,6 +108,20 @@ def paired_difference(rows: pd.DataFrame, structure: str, other: str) -> tuple[f
     return float(gains.mean()), float(with_two.mean() - half), float(with_two.mean() + half)
 
 
+def mcnemar(rows: pd.DataFrame, structure: str, other: str) -> tuple[int, int, float]:
+    """McNemar's (1947) exact, two-sided test of two structures on the same images: (more, less, p).
+
+    rows: predictions with one attack an image.  more, less: images that only `structure`, only `other` gets right; of
+    several trainings, those that it gets right more often.  p is 1 where they never disagree, nan without images.
+    """
+    share = rows.groupby(["structure", "index"])["correct"].mean()
+    if structure not in share.index or other not in share.index:
+        return 0, 0, float("nan")
+    gains = share.loc[structure] - share.loc[other]
+    more, less = int((gains > 0).sum()), int((gains < 0).sum())
+    return more, less, float(binomtest(more, more + less).pvalue) if more + less else 1.0
+
+
 def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFrame:
     """What each stored attack does to the source model; one row per (split, attack), which are the index.
 
