@@ -13,7 +13,7 @@ from sparring.params import InputError, Params
 
 ROOT = Path(__file__).resolve().parent.parent
 CHANGES = {
-    "training": {"epochs": 2, "batch_size": 50},
+    "training": {"epochs": 4, "batch_size": 20},
     "structures": {
         "adv": {"opponents": "sampler", "detector": "none"},
         "ours": {"opponents": "sampler", "detector": "detector"},

@@ -151,7 +151,7 @@ def everything() -> dict[str, bytes]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of numbers: drawing takes ten times as long as all the rest."""
-    for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc"):
+    for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc", "corruptions"):
         monkeypatch.setattr(report.figures, name, lambda path, *_: path.touch())
 
 
@@ -210,11 +210,13 @@ def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pyt
     assert names == {
         *("metrics.json", "summary.json", "report.md", "figures/accuracy_by_attack.csv"),
         *(f"tables/table{number}.{ending}" for number in (1, 2, 4) for ending in ("md", "csv", "tex")),
+        *(f"tables/corruptions.{ending}" for ending in ("md", "csv", "tex")),
         *(f"figures/{name}.png" for name in ("gallery", "curves", "accuracy_by_attack", "mixture", "detector_roc")),
+        "figures/corruptions.png",
     }
     report.render(project)
     assert everything() == first
-    assert capsys.readouterr().out.count("report: 3 tables, 5 figures in ") == 2
+    assert capsys.readouterr().out.count("report: 4 tables, 6 figures in ") == 2
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
     for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
@@ -360,7 +362,7 @@ def test_stage_script(project: Params) -> None:
     script = [sys.executable, str(ROOT / "stages" / "report.py")]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("report: 3 tables, 5 figures in ")
+    assert done.stdout.startswith("report: 4 tables, 6 figures in ")
     Path("data/predictions/adv.parquet").unlink()
     failed = subprocess.run(script, capture_output=True, text=True, check=False)
     assert failed.returncode == 1

@@ -22,7 +22,7 @@ BLUR = (0.4, 0.6, 0.8, 1.0, 1.2)
 BRIGHTNESS = (0.05, 0.10, 0.15, 0.20, 0.30)
 CONTRAST = (0.75, 0.60, 0.45, 0.30, 0.15)
 JPEG = (80, 65, 50, 35, 20)
-PIXELATE = (0.9, 0.8, 0.7, 0.6, 0.5)
+PIXELATE = (0.7, 0.5, 0.4, 0.35, 0.3)
 BLUR_SIZE = 32  # images of so many pixels are blurred by so many pixels
 
 

@@ -639,11 +639,11 @@ def render_leave_one_out(params: Params) -> None:
                 found["without"] = _predictions(settings, structure, clean)
             rows = pd.concat([part.assign(structure=name) for name, part in found.items()], ignore_index=True)
             rows = rows[rows["attack"] == attack]
-            accuracy = statistics.accuracies(rows, ["split", "structure"])
+            accuracy = statistics.accuracies(rows, ["split", "structure"]).to_dict("index")
             for split, part in rows.groupby("split", sort=False):
                 fact: dict[str, Any] = {"split": split, "attack": attack, "structure": structure}
                 for name in found:
-                    one = accuracy.loc[(split, name)]
+                    one = accuracy[(split, name)]
                     fact |= {f"{name}_accuracy": one["accuracy"], f"{name}_low": one["ci_low"]}
                     fact |= {f"{name}_high": one["ci_high"], "images": one["images"]}
                 difference = statistics.paired_difference(part, "without", "with")
