@@ -222,7 +222,7 @@ def corruptions(path: Path, table: pd.DataFrame) -> None:
             panel.set(title=name, ylim=(0, 1.02), xticks=[0, *STRENGTHS])
         figure.supxlabel("strength (0: clean)", fontsize="medium")
         figure.supylabel("accuracy, held-out images", fontsize="medium")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
 
 
 def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
