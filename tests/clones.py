@@ -33,7 +33,7 @@ TINY = [
 ]
 ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
 EVALUATIONS = {"evaluate_baseline", "evaluate@adv", "evaluate@ours", "detect@adv", "detect@ours"}  # of stored attacks
-PER_STRUCTURE = ("train", "evaluate", "whitebox", "detect")
+PER_STRUCTURE = ("train", "evaluate", "whitebox", "corruptions", "detect")
 
 
 def retrained(*structures: str) -> set[str]:
@@ -82,7 +82,7 @@ def fresh(folder: Path) -> None:
     profile(folder, *TINY)
     output = run(folder, "dvc", "repro")
     assert ran(output) == {
-        *("prepare", "pretrain", "whitebox_baseline"),
+        *("prepare", "pretrain", "whitebox_baseline", "corruptions_baseline"),
         *(f"attack@{name}" for name in ATTACKS),
         *DOWNSTREAM,
     }

@@ -12,7 +12,19 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from sparring import datasets, files, generation, networks, params, store, training
+from sparring import (
+    corruptions,
+    datasets,
+    detection,
+    evaluation,
+    files,
+    generation,
+    networks,
+    params,
+    store,
+    training,
+    whitebox,
+)
 from sparring.networks import ResNet
 from sparring.params import Params
 
@@ -39,6 +51,7 @@ TINY: dict[str, Any] = {
         "checks": {"images": 12, "steps": 10, "queries": 30},
         "curve": {"images": 12, "eps": [8, 255]},
     },
+    "detection": {"fit": 40, "images": 10, "eps": 0.05, "steps": 3},
 }
 
 
@@ -71,6 +84,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # nets this small only lose by more
+
+
+def measure(settings: Params) -> None:
+    """All that the report needs of trained structures."""
+    for name in ("baseline", *settings.structures):
+        evaluation.evaluate(settings, name)
+        whitebox.attack_structure(settings, name)
+        corruptions.evaluate(settings, name)
+    for name in settings.structures:
+        detection.detect(settings, name)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import measure
 
-from sparring import detection, evaluation, files, generation, networks, params, report, store, structures
+from sparring import evaluation, files, generation, networks, params, report, store, structures
 from sparring.params import InputError, Params
 
 STAGE = Path(__file__).resolve().parent.parent / "stages" / "evaluate.py"
@@ -20,7 +21,6 @@ STRUCTURES = {
     "ours": {"opponents": "sampler", "detector": "detector"},
     "adv": {"opponents": "sampler", "detector": "none"},
 }
-FEW = {"fit": 40, "images": 10, "steps": 2}
 
 
 def evaluate(settings: Params, structure: str) -> pd.DataFrame:
@@ -90,16 +90,15 @@ def test_each_seed_is_a_training_of_its_own_from_training_to_report(project: Pat
     for seed, (_, its_history, its_rows) in alone.items():
         assert history[history["seed"] == seed].drop(columns="seed").reset_index(drop=True).equals(its_history)
         assert rows[rows["seed"] == seed].reset_index(drop=True).equals(its_rows)
-    settings = tiny(structures={"ours": STRUCTURES["ours"]}, seeds=[0, 1], detection=FEW)
-    evaluate(settings, "baseline")
-    detection.detect(settings, "ours")
+    settings = tiny(structures={"ours": STRUCTURES["ours"]}, seeds=[0, 1])
+    measure(settings)
     report.render(settings)
     assert "ours 2" in Path("reports/tables/table2.md").read_text()
     assert Path("reports/figures/curves.png").stat().st_size > 10_000
 
 
 def test_float16_images_go_from_attack_to_report(project: Path, tiny: Callable[..., Params]) -> None:
-    changes = {"training": {"epochs": 1, "batch_size": 50}, "store": {"dtype": "float16"}, "detection": FEW}
+    changes = {"training": {"epochs": 1, "batch_size": 50}, "store": {"dtype": "float16"}}
     settings = tiny(**changes, structures=STRUCTURES)
     for name in (*settings.attacks, *settings.unseen_attacks):
         generation.attack_splits(settings, name)
@@ -111,11 +110,10 @@ def test_float16_images_go_from_attack_to_report(project: Path, tiny: Callable[.
     )
     for name in STRUCTURES:
         structures.train(settings, name)
-        evaluate(settings, name)
-        detection.detect(settings, name)
     rows = evaluate(settings, "baseline").query("attack == 'deepfool' and split == 'test'")
     stored = store.read(files.ADVERSARIAL / "deepfool" / "test.parquet")
     assert rows["prediction"].tolist() == stored.columns["prediction"].tolist()
+    measure(settings)
     report.render(settings)
     assert Path("reports/figures/gallery.png").stat().st_size > 10_000
 

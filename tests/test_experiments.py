@@ -1,6 +1,7 @@
 """`dvc exp` and `dvc plots`, in a clone of their own: so these and the tests of the pipeline run side by side."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +27,17 @@ def test_a_queued_sweep_works_and_is_shown(clone: Path) -> None:
     assert {0.25, 0.5, 0.75} <= set(ratios)
     metrics = [column for column in table.columns if column.startswith(("mixture.", "detector.ours."))]
     assert {"mixture.baseline", "mixture.adv", "mixture.ours", "detector.ours.auroc"} <= set(metrics)
+
+
+def test_the_tables_of_experiments_stand_side_by_side(clone: Path) -> None:
+    """Those of the sweep above."""
+    names = run(clone, "dvc", "exp", "list", "--name-only", "--all").split()
+    call = [sys.executable, "-m", "sparring", "compare", "HEAD", *names, "--out", "compared"]
+    output = run(clone, *call)
+    differ = pd.read_csv(clone / "compared/parameters.csv").set_index("parameter")
+    assert {"0.25", "0.75"} <= set(differ.loc["mixture.adv_ratio", names].astype(str))
+    assert "sampler.adv_ratio" in differ.index and "| structure" in output
+    shutil.rmtree(clone / "compared")
 
 
 def test_plots_can_be_shown(clone: Path) -> None:

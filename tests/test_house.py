@@ -1,6 +1,7 @@
 """The house's rules: no import runs upwards, and each stage's deps are the modules whose code decides its bytes."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ FLOORS = [
     {"device", "store", "networks", "transforms"},
     {"progress", "detector", "attacks", "sampler", "checkpoints", "distributed"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
-    {"structures", "whitebox", "detection"},
+    {"structures", "whitebox", "exchange", "corruptions"},
+    {"detection"},
 ]
 # What reads files only and stands apart from what runs models.
 READERS = [
@@ -23,7 +25,7 @@ READERS = [
     {"store"},
     {"statistics"},
     {"tables"},
-    {"figures", "page"},
+    {"figures", "page", "compare"},
     {"robustness"},
     {"report"},
 ]
@@ -62,7 +64,11 @@ def test_no_import_runs_upwards(name: str) -> None:
 
 def stages() -> dict[str, dict]:
     found = {}
-    for pipeline in ("dvc.yaml", "ablation/dvc.yaml"):  # whose stages run in the main folder too
+    for pipeline in (
+        "dvc.yaml",
+        "ablation/dvc.yaml",
+        "leave_one_out/dvc.yaml",
+    ):  # whose stages run in the main folder too
         defined = YAML(typ="safe").load(ROOT / pipeline)["stages"]
         found |= {f"{pipeline}:{name}": stage.get("do", stage) for name, stage in defined.items()}
     return found
@@ -90,4 +96,6 @@ def test_nothing_is_unpickled() -> None:
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
         text = path.read_text()
         assert text.count("torch.load(") == text.count("weights_only=True"), path
-        assert "pickle" not in text.replace("allow_pickle=False", ""), path
+        assert not re.search(r"import pickle|pickle\.|allow_pickle=True|torch\.export\.load\((?!_harmless\()", text), (
+            path
+        )

@@ -18,10 +18,10 @@ from clones import ATTACKS, DOWNSTREAM, EVALUATIONS, TINY, commit, profile, ran,
 
 def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
     reports = clone / "reports"
-    for table in ("table1", "table2", "table4", "whitebox", "checks"):
+    for table in ("table1", "table2", "table4", "whitebox", "checks", "corruptions", "detector_joint"):
         for kind in ("md", "csv", "tex"):
             assert (reports / "tables" / f"{table}.{kind}").stat().st_size > 0
-    for figure in ("gallery", "curves", "accuracy_by_attack", "whitebox_curve"):
+    for figure in ("gallery", "curves", "accuracy_by_attack", "whitebox_curve", "corruptions"):
         assert (reports / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert (reports / "index.html").stat().st_size < 3_000_000
     metrics = json.loads((reports / "metrics.json").read_text())

@@ -27,9 +27,17 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["zero", "one", "two", "three"]
 SHAPE = [8, 8, 3]
 FIGURES = ("mixture", "accuracy_by_attack", "gallery", "success", "confusion", "failures", "detector_roc", "curves")
-FIGURES += ("whitebox_curve", "detector_roc_by_attack")
+FIGURES += ("whitebox_curve", "detector_roc_by_attack", "corruptions")
 TABLES = ("table1", "table2", "table4", "table2_mcnemar", "table4_mcnemar", "summary", "claims", "paper", "detector")
-TABLES += ("whitebox", "checks", "detector_attacks", "detector_pairs", "detector_benign", "detector_joint")
+TABLES += (
+    "whitebox",
+    "checks",
+    "corruptions",
+    "detector_attacks",
+    "detector_pairs",
+    "detector_benign",
+    "detector_joint",
+)
 
 
 def make_project(**changes: Any) -> Params:
@@ -59,6 +67,7 @@ def make_project(**changes: Any) -> Params:
     for structure in (BASELINE, *params.structures):
         write_predictions(structure, params, clean, generator)
         write_whitebox(structure, params, clean["test"], generator)
+    write_corruptions(params, clean["heldout"])
     for structure in params.structures:
         if params.structures[structure].detector != "none":
             write_detection(structure, params, clean, generator)
@@ -104,6 +113,21 @@ def write_attack(
     metadata |= {"arguments": entry.arguments, "source_model": "0"}
     images = store.Images(clean.index, clean.label, image, columns)
     store.write(Path(f"data/{folder}/{attack}/{split}.parquet"), [images], metadata)
+
+
+def write_corruptions(params: Params, clean: store.Images) -> None:
+    """Of each structure, the first image under the first corruption is right at strength 1 only; all else is right."""
+    kinds = [("clean", 0), *((name, strength) for name in parameters.CORRUPTIONS for strength in parameters.STRENGTHS)]
+    rows = [
+        {"index": index, "split": "heldout", "seed": 0, "corruption": name, "strength": strength, "label": label}
+        | {"prediction": label + (name == "noise" and strength > 1 and place == 0), "confidence": np.float32(0.9)}
+        for name, strength in kinds
+        for place, (index, label) in enumerate(zip(clean.index, clean.label, strict=True))
+    ]
+    columns = ["index", "split", "seed", "corruption", "strength", "label", "prediction", "confidence"]
+    Path("data/corruptions").mkdir()
+    for structure in (BASELINE, *params.structures):
+        pd.DataFrame(rows, columns=columns).to_parquet(f"data/corruptions/{structure}.parquet", index=False)
 
 
 def write_predictions(
@@ -252,7 +276,7 @@ def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pyt
     shutil.rmtree("reports")
     report.render(project)
     assert everything() == first
-    assert capsys.readouterr().out.count("report: 16 tables, 10 figures in ") == 2
+    assert capsys.readouterr().out.count("report: 17 tables, 11 figures in ") == 2
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
     for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
@@ -509,7 +533,7 @@ def test_stage_script(project: Params) -> None:
     script = [sys.executable, str(ROOT / "stages" / "report.py")]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("report: 16 tables, 10 figures in ")
+    assert done.stdout.startswith("report: 17 tables, 11 figures in ")
     Path("data/predictions/adv.parquet").unlink()
     failed = subprocess.run(script, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
@@ -636,3 +660,27 @@ def test_unchanged_images_count_as_clean_for_the_detector() -> None:
     mixture = pd.DataFrame({"split": "test", "attack": ["a", "a", CLEAN], "index": [7, 8, 9]})
     stored = pd.DataFrame({"split": "test", "attack": "a", "index": [9, 8, 7], "linf": [0.1, 0.0, 0.1]})
     assert list(statistics.detector_rows(mixture, stored)["adversarial"]) == [True, False, False]
+
+
+def test_corruptions_are_counted_by_strength_and_image(project: Params) -> None:
+    report.render(project)
+    table = pd.read_csv("reports/tables/corruptions.csv").set_index(["structure", "corruption", "strength"])
+    assert len(table) == len([BASELINE, *project.structures]) * 31 and (table["images"] == 60).all()
+    found = table.loc["adv", ["accuracy", "ci_low", "ci_high"]]
+    assert found.loc[("noise", 1)].tolist() == pytest.approx([1, *statistics.wilson(60, 60)], rel=1e-5)
+    assert found.loc[("noise", 5)].tolist() == pytest.approx([59 / 60, *statistics.wilson(59, 60)], rel=1e-5)
+    lines = Path("reports/tables/corruptions.md").read_text().splitlines()
+    (mean,) = (line for line in lines if line.startswith("| noise") and line.count("|") == len(project.structures) + 3)
+    assert f"{1 - 4 / 5 / 60:.3f}" in mean
+    assert Path("reports/figures/corruptions.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_corruption_is_one_line(project: Params) -> None:
+    path = Path("data/corruptions/adv.parquet")
+    rows = pd.read_parquet(path)
+    rows[(rows["corruption"] != "jpeg") | (rows["strength"] != 3)].to_parquet(path)
+    with pytest.raises(InputError, match=r"adv\.parquet: seed 0, heldout, jpeg:3: 60 of 60 images have no prediction"):
+        report.render(project)
+    path.unlink()
+    with pytest.raises(InputError, match=r"data/corruptions/adv\.parquet is missing; `dvc repro` makes it"):
+        report.render(project)

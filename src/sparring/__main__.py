@@ -1,11 +1,13 @@
 """The command line of Sparring: `python -m sparring COMMAND --help` explains each command."""
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sparring import params, profiles
+from sparring import files, params, profiles
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -48,6 +50,86 @@ def check() -> None:
         f"{params.PARAMS_FILE} is valid: data {values.data.source}; attacks {', '.join(values.attacks)}; "
         f"structures {', '.join(values.structures) or 'none'}"
     )
+
+
+# What follows imports torch or DVC inside the functions, as loading them takes longer than the other commands do.
+
+
+@app.command()
+def export(
+    structure: Annotated[str, typer.Argument(help="One of structures, or baseline for the pretrained net.")],
+    file: Annotated[Path, typer.Argument(help="What to write; it ends in .pt2.")],
+    seed: Annotated[int | None, typer.Option(help="Which training of the structure; the first of seeds.")] = None,
+) -> None:
+    """Write a trained structure as a program of torch.export: images in [0, 1] → logits, for any number of images.
+
+    torch.export.load reads it without Sparring. For example: python -m sparring export ours ours.pt2
+    """
+    from sparring import exchange
+
+    values = params.load()
+    if structure not in (known := (params.BASELINE, *values.structures)):
+        raise params.InputError(
+            f"{params.PARAMS_FILE}: structures.{structure} is missing; there are {', '.join(known)}"
+        )
+    baseline = structure == params.BASELINE
+    seeds = [values.seed] if baseline else values.seeds
+    if seed is not None and seed not in seeds:
+        raise params.InputError(f"--seed {seed}: {structure} was trained with {', '.join(map(str, seeds))}")
+    source = files.PRETRAINED if baseline else files.model(structure, seeds[0] if seed is None else seed)
+    exchange.export(source, file)
+    print(f"{file}: {structure}, from {source}")
+
+
+@app.command()
+def evaluate_model(
+    path: Annotated[Path, typer.Argument(help="A .safetensors file, or a .pt2 file of torch.export.")],
+    network: Annotated[
+        str | None,
+        typer.Option(help="What a safetensors file holds, as network in params.yaml: vgg11_bn, or {name: resnet, …}."),
+    ] = None,
+    data: Annotated[Path, typer.Option(help="The folder with clean/, adversarial/ and unseen/.")] = Path("data"),
+    to: Annotated[Path | None, typer.Option("--json", help="A file to write the figures to, too.")] = None,
+) -> None:
+    """Evaluate a model of your own on all stored test and held-out images, clean and under each attack.
+
+    It takes images (N, 3, H, W) in [0, 1], not normalised, and gives logits. For example:
+    python -m sparring evaluate-model mine.safetensors --network '{name: resnet, blocks: [2, 2, 2, 2], width: 64}'
+    """
+    from sparring import exchange, statistics, tables
+
+    values = params.load()
+    chosen = None if network is None else params.network(network, "--network")
+    with files.images_below(data):
+        rows = exchange.evaluate(values, path, chosen)
+    rows = rows.assign(correct=rows["label"] == rows["prediction"])
+    accuracy = statistics.accuracies(rows, ["split", "attack"])
+    print(tables.grid(tables.own_model(values, accuracy)))
+    if to is not None:
+        with files.replacing(to) as temporary:
+            figures = accuracy[["accuracy", "ci_low", "ci_high", "images"]].reset_index().to_dict("records")
+            temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def compare(
+    revisions: Annotated[
+        list[str],
+        typer.Argument(metavar="REV…", help="Experiments, branches, tags or commits; workspace: files as now."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="A folder to write the tables to, as .md, .csv and .tex.")] = None,
+) -> None:
+    """Print the reports' tables of several experiments or commits side by side, as Markdown.
+
+    For example: python -m sparring compare workspace main tined-moss
+    """
+    from sparring import compare, tables
+
+    made = compare.compare(revisions)
+    print("\n".join(tables.markdown(table) for table in made), end="")
+    if out is not None:
+        for table in made:
+            tables.save(table, out)
 
 
 if __name__ == "__main__":

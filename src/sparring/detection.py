@@ -4,7 +4,6 @@ changed images; and an attack that aims at classifier and detector together.
 One row an image and version of it. Every figure on detectors but those of the mixture is made of these rows.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageEnhance, ImageFilter
 from scipy.ndimage import median_filter
 from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf
@@ -26,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from sparring import evaluation, files, networks, progress, store
+from sparring import corruptions, evaluation, files, networks, progress, store
 from sparring.attacks.engine import run
 from sparring.attacks.pgd import pgd
 from sparring.detector import TransformerDetector
@@ -50,6 +48,8 @@ SCHEMA = pa.schema(
 )
 BITS, SIDES = range(1, 8), (2, 3)
 RUNS = (0.0, 0.5)  # of the adaptive attack: the weight of the score as long as an image is classified right
+
+BENIGN, MILD = ("blur", "brightness", "jpeg"), 2  # corruptions that a detector should let pass, and their strength
 
 Squeeze = Callable[[np.ndarray], np.ndarray]
 
@@ -121,14 +121,12 @@ def _versions(
         images = clean[split]
         if not len(images):
             continue
-        yield split, CLEAN, CLEAN, images
-        if split not in EVALUATED_SPLITS:
-            continue
-        for folder, attacks in ((files.ADVERSARIAL, params.attacks), (files.UNSEEN, params.unseen_attacks)):
-            for attack in attacks:
-                yield split, "attack", attack, _attacked(folder / attack / f"{split}.parquet", images, source)
-        for change, function in BENIGN.items():
-            changed = np.stack([np.asarray(function(Image.fromarray(image))) for image in images.image])
+        evaluated = split in EVALUATED_SPLITS
+        folders = evaluation.stored_folders(params) if evaluated else {}
+        for _, attack, shown in evaluation.versions({split: images}, folders, source):
+            yield split, CLEAN if attack == CLEAN else "attack", attack, shown
+        for change in BENIGN if evaluated else ():
+            changed = corruptions.corrupt(images, change, MILD, params.seed)
             yield split, "benign", change, store.Images(images.index, images.label, changed)
 
 
@@ -137,22 +135,6 @@ def _attacked(path: Any, clean: store.Images, source: str) -> store.Images:
     store.check_rows(clean, images, path)
     store.check_source(images, source, path)
     return images
-
-
-# Benign changes
-
-
-def _jpeg(image: Image.Image) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=75)
-    return Image.open(buffer)
-
-
-BENIGN: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "blur": lambda image: image.filter(ImageFilter.GaussianBlur(0.75)),
-    "brightness": lambda image: ImageEnhance.Brightness(image).enhance(1.25),
-    "jpeg": _jpeg,
-}
 
 
 # The known detectors

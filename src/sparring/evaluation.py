@@ -1,5 +1,8 @@
 """Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -22,24 +25,16 @@ def evaluate(params: Params, structure: str) -> None:
         source = networks.digest(pretrained)
         channels_last(pretrained, device)
         seeds = seeds_of(params, structure)
-        folders = {name: files.ADVERSARIAL / name for name in params.attacks}
-        folders |= {name: files.UNSEEN / name for name in params.unseen_attacks}
+        folders = stored_folders(params)
         parts = []
         count = sum(map(len, clean.values())) * (1 + len(folders)) * len(seeds)
         with progress.bar(f"evaluate@{structure}", count) as advance:
             for seed in seeds:
                 net, detector = models(params, structure, seed, pretrained, classes, device)
-                for split, images in clean.items():
-                    for attack in [CLEAN, *folders]:
-                        shown = images
-                        if attack != CLEAN:
-                            path = folders[attack] / f"{split}.parquet"
-                            shown = store.read(path, ("image",))
-                            store.check_rows(images, shown, path)
-                            store.check_source(shown, source, path)
-                        rows = predicted(params, net, pretrained, detector, shown, device)
-                        parts.append(rows.assign(split=split, attack=attack, seed=seed))
-                        advance(len(shown))
+                for split, attack, shown in versions(clean, folders, source):
+                    rows = predicted(params, net, pretrained, detector, shown, device)
+                    parts.append(rows.assign(split=split, attack=attack, seed=seed))
+                    advance(len(shown))
         rows = pd.concat(parts, ignore_index=True)
         columns = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
         with files.replacing(files.PREDICTIONS / f"{structure}.parquet") as path:
@@ -58,17 +53,48 @@ def seeds_of(params: Params, structure: str) -> list[int]:
     return [params.seed] if structure == BASELINE else params.seeds
 
 
+def trained(params: Params, structure: str, seed: int, classes: int, device: torch.device) -> Classifier:
+    """A structure's net (`baseline`: the pretrained one) as it was trained with one seed, on the device."""
+    path = files.PRETRAINED if structure == BASELINE else files.model(structure, seed)
+    net = networks.load(params.network, classes, params.data.image_size, path)
+    channels_last(net, device)
+    return net
+
+
 def models(
     params: Params, structure: str, seed: int, pretrained: Classifier, classes: int, device: torch.device
 ) -> tuple[Classifier, TransformerDetector | None]:
     """A structure as it was trained with one seed, on the device: its net, and its detector where it has one."""
     if structure == BASELINE:
         return pretrained, None
-    net = networks.load(params.network, classes, params.data.image_size, files.model(structure, seed))
-    channels_last(net, device)
+    net = trained(params, structure, seed, classes, device)
     if params.structures[structure].detector == "none":
         return net, None
     return net, _detector(params, structure, seed, pretrained, device)
+
+
+def stored_folders(params: Params) -> dict[str, Path]:
+    """Where each attack's images are, by name."""
+    folders = {name: files.ADVERSARIAL / name for name in params.attacks}
+    return folders | {name: files.UNSEEN / name for name in params.unseen_attacks}
+
+
+def versions(
+    clean: dict[str, store.Images], folders: dict[str, Path], source: str | None
+) -> Iterator[tuple[str, str, store.Images]]:
+    """Every split, clean and under each attack, one after another: (split, attack, images).
+
+    source: digest of the net that the attacks have to have been made against; InputError where they were not.
+    """
+    for split, images in clean.items():
+        yield split, CLEAN, images
+        for attack, folder in folders.items():
+            path = folder / f"{split}.parquet"
+            attacked = store.read(path, ("image",))
+            store.check_rows(images, attacked, path)
+            if source is not None:
+                store.check_source(attacked, source, path)
+            yield split, attack, attacked
 
 
 def _detector(

@@ -13,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sparring.params import CLEAN, CORRUPTIONS, STRENGTHS
+
 COLOURS = (
     "#0072B2",
     "#E69F00",
@@ -256,6 +258,25 @@ def detector_roc_by_attack(path: Path, panels: dict[str, dict[str, tuple[np.ndar
         figure.supylabel("attacked images found", fontsize=9)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+
+
+def corruptions(path: Path, table: pd.DataFrame) -> None:
+    """Accuracy by strength, 0 being clean, with 95 % intervals; a panel a corruption, a line a structure.
+
+    table: columns structure, corruption, strength, accuracy, ci_low, ci_high.
+    """
+    with _figure(path, 8, 4.8) as figure:
+        panels = list(figure.subplots(2, -(-len(CORRUPTIONS) // 2), sharex=True, sharey=True).flat)
+        for panel, name in zip(panels, CORRUPTIONS, strict=True):
+            for number, (structure, rows) in enumerate(table.groupby("structure", sort=False)):
+                shown = rows[rows["corruption"].isin([CLEAN, name])]
+                colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+                panel.fill_between(shown["strength"], shown["ci_low"], shown["ci_high"], color=colour, alpha=0.15, lw=0)
+                panel.plot(shown["strength"], shown["accuracy"], dash, marker="o", ms=3, color=colour, label=structure)
+            panel.set(title=name, ylim=(0, 1.02), xticks=[0, *STRENGTHS])
+        figure.supxlabel("strength (0: clean)", fontsize="medium")
+        figure.supylabel("accuracy, held-out images", fontsize="medium")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
 
 
 def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:

@@ -14,6 +14,7 @@ UNSEEN = Path("data/unseen")
 PREDICTIONS = Path("data/predictions")
 WHITEBOX = Path("data/whitebox")
 DETECTION = Path("data/detection")
+CORRUPTIONS = Path("data/corruptions")
 HISTORY = Path("data/history")
 TIMINGS = Path("data/timings")
 PARTIAL = Path("data/partial")  # of interrupted stages, in the main repository; DVC does not know it
@@ -22,6 +23,8 @@ PRETRAINED = MODELS / "pretrained.safetensors"
 REPORTS = Path("reports")
 ABLATION = Path("ablation/rows")  # of each row of Table 3, a folder with results of its own
 ABLATION_REPORTS = Path("ablation/reports")
+LEAVE_ONE_OUT = Path("leave_one_out/rows")  # of each attack, what was trained without it
+LEAVE_ONE_OUT_REPORTS = Path("leave_one_out/reports")
 
 
 def model(structure: str, seed: int) -> Path:
@@ -45,6 +48,18 @@ def results_below(folder: Path) -> Iterator[None]:
         yield
     finally:
         MODELS, HISTORY, PREDICTIONS, TIMINGS = before
+
+
+@contextmanager
+def images_below(folder: Path) -> Iterator[None]:
+    """Inside the block, the stored images are those in `folder`, in place of `data`."""
+    global CLEAN, ADVERSARIAL, UNSEEN
+    before = CLEAN, ADVERSARIAL, UNSEEN
+    CLEAN, ADVERSARIAL, UNSEEN = (folder / path.name for path in before)
+    try:
+        yield
+    finally:
+        CLEAN, ADVERSARIAL, UNSEEN = before
 
 
 @contextmanager

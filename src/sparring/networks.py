@@ -349,12 +349,22 @@ def save_model(module: nn.Module, path: Path, facts: dict[str, object]) -> None:
 
 def facts(path: Path) -> dict[str, object]:
     """What save_model noted beside the tensors. Raises InputError for a file that is missing or not ours."""
+    found = noted(path)
+    if found is None:
+        raise InputError(f"{path} is not a model file of Sparring (no metadata of one); delete it and run `dvc repro`")
+    return found
+
+
+def noted(path: Path) -> dict[str, object] | None:
+    """The same, and None for a safetensors file that is not ours."""
     try:
         with safe_open(path, "pt") as file:
             return dict(json.loads((file.metadata() or {})[METADATA_KEY]))
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; `dvc repro` makes it") from error
-    except (SafetensorError, KeyError, ValueError) as error:
+    except KeyError:
+        return None
+    except (SafetensorError, ValueError) as error:
         raise InputError(f"{path} is not a model file of Sparring ({error}); delete it and run `dvc repro`") from error
 
 
@@ -363,15 +373,20 @@ def load_into(module: nn.Module, path: Path) -> None:
     facts(path)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, (found, expected) in misfits(module, tensors).items():
+        raise InputError(
+            f"{path} holds another architecture than params.yaml describes: {name} is {words(found)}, not "
+            f"{words(expected)}; delete it and run `dvc repro`"
+        )
+    module.load_state_dict(tensors)
+
+
+def misfits(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...] | None, ...]]:
+    """By name, the shapes (found, expected) of tensors that are not as the module has them; None for an absent one."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise InputError(
-                f"{path} holds another architecture than params.yaml describes: {name} is "
-                f"{_shape(found.get(name))}, not {_shape(expected.get(name))}; delete it and run `dvc repro`"
-            )
-    module.load_state_dict(tensors)
+    names = sorted(expected.keys() | found.keys())
+    return {name: (found.get(name), expected.get(name)) for name in names if found.get(name) != expected.get(name)}
 
 
 def load(network: Network, classes: int, image_size: int, path: Path) -> Classifier:
@@ -381,7 +396,8 @@ def load(network: Network, classes: int, image_size: int, path: Path) -> Classif
     return net
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
+def words(shape: tuple[int, ...] | None) -> str:
+    """A tensor's shape, for reading."""
     return "absent" if shape is None else "×".join(map(str, shape)) or "a scalar"
 
 

@@ -37,6 +37,8 @@ KNOWN_DETECTORS = ("mahalanobis", "squeezing")  # to which a structure's own is 
 SPLITS = ("train", "validation", "test", "heldout")
 ATTACKED_SPLITS = ("train", "test", "heldout")
 EVALUATED_SPLITS = ("test", "heldout")
+CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate")
+STRENGTHS = (1, 2, 3, 4, 5)
 
 
 class InputError(Exception):
@@ -641,6 +643,42 @@ def row_params(params: Params, name: str, rows: dict[str, Row]) -> Params:
     return params.model_copy(update=changes)
 
 
+def without(params: Params, attack: str) -> Params:
+    """`params` for training without one attack: it is in no list, and the structures are those that train on stored
+    attacks. Raises InputError where there is no such attack, no other one that is drawn, or no such structure.
+    """
+    structures = only(params, attack).structures
+    left = {name: entry for name, entry in params.attacks.items() if name != attack}
+    changes: dict[str, Any] = {"attacks": left, "structures": structures}
+    for section in {structure.opponents for structure in structures.values()}:
+        settings = getattr(params, section)
+        weights = {name: weight for name, weight in settings.weights.items() if name != attack}
+        if not any(weights.get(name, 1) for name in left):
+            raise InputError(f"{PARAMS_FILE}: {section} draws no attack but {attack}; leaving it out leaves none")
+        changes[section] = settings.model_copy(update={"weights": weights})
+    return params.model_copy(update=changes)
+
+
+def only(params: Params, attack: str) -> Params:
+    """`params` for evaluating the structures that train on stored attacks under one attack; InputError as `without`."""
+    if attack not in params.attacks:
+        raise InputError(f"{PARAMS_FILE}: attacks.{attack} is missing; there are {', '.join(params.attacks)}")
+    stored = {name: structure for name, structure in params.structures.items() if structure.stored}
+    if not stored:
+        raise InputError(f"{PARAMS_FILE}: structures has none that trains on stored attacks, so none can be left out")
+    changes = {"attacks": {attack: params.attacks[attack]}, "unseen_attacks": {}, "structures": stored}
+    return params.model_copy(update=changes)
+
+
+def network(text: str, name: str) -> Network:
+    """A network as params.yaml has it, or its name alone, from text; InputError begins with `name`."""
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise InputError(f"{name}: {' '.join(text.split())} is not a YAML value") from error
+    return _validated(Network, value if isinstance(value, dict) else {"name": value}, name)
+
+
 def read(path: str | Path) -> Any:
     """What a YAML 1.2 file holds, not validated; InputError where it cannot be read."""
     try:
@@ -699,7 +737,9 @@ def _shown(value: Any) -> str:
 
 
 def _fields(title: str, location: tuple[Any, ...]) -> Iterator[str] | list[str]:
-    model: Any = {**{cls.__name__: cls for cls in BUILT_IN.values()}, "Ablation": Ablation}.get(title, Params)
+    model: Any = {**{cls.__name__: cls for cls in BUILT_IN.values()}, "Ablation": Ablation, "Network": Network}.get(
+        title, Params
+    )
     named = Row if model is Ablation else Structure
     for part in location[:-1]:
         field = getattr(model, "model_fields", {}).get(part)

@@ -24,11 +24,14 @@ from sparring.params import (
     ABLATED,
     BASELINE,
     CLEAN,
+    CORRUPTIONS,
     EVALUATED_SPLITS,
     KNOWN_DETECTORS,
+    STRENGTHS,
     InputError,
     Params,
     Row,
+    only,
     row_params,
 )
 
@@ -51,6 +54,7 @@ class Results:
     stored: pd.DataFrame
     mixture: pd.DataFrame  # the predictions that the draw picks, with `adversarial`
     whitebox: pd.DataFrame  # from robustness.read
+    corruptions: pd.DataFrame  # predictions of corrupted held-out images
     scores: pd.DataFrame  # of detectors, with what they accuse
     pairs: pd.DataFrame  # of those, clean and attacked
     histories: dict[str, pd.DataFrame]
@@ -110,13 +114,48 @@ def render_ablation(params: Params, rows: dict[str, Row]) -> None:
     clean = _clean()
     facts = _ablation_facts(params, rows, clean)
     table = tables.ablation(params, rows, facts, [_paper_note(params, clean)])
-    temporary = files.ABLATION_REPORTS.with_name(f".{files.ABLATION_REPORTS.name}.{os.getpid()}.tmp")
+    _publish_table(table, files.ABLATION_REPORTS)
+    print(f"table 3: {len(rows)} rows", flush=True)
+
+
+def render_leave_one_out(params: Params) -> None:
+    """Write leave_one_out/reports/ from the stored predictions of structures trained with all attacks and without one.
+
+    Raises InputError as `render` does.
+    """
+    clean = _clean()
+    facts = []
+    for attack in params.attacks:
+        settings = only(params, attack)
+        for structure in settings.structures:
+            found = {"with": _predictions(settings, structure, clean)}
+            with files.results_below(files.LEAVE_ONE_OUT / attack):
+                found["without"] = _predictions(settings, structure, clean)
+            rows = pd.concat([part.assign(structure=name) for name, part in found.items()], ignore_index=True)
+            rows = rows[rows["attack"] == attack]
+            accuracy = statistics.accuracies(rows, ["split", "structure"]).to_dict("index")
+            for split, part in rows.groupby("split", sort=False):
+                fact: dict[str, Any] = {"split": split, "attack": attack, "structure": structure}
+                for name in found:
+                    one = accuracy[(split, name)]
+                    fact |= {f"{name}_accuracy": one["accuracy"], f"{name}_low": one["ci_low"]}
+                    fact |= {f"{name}_high": one["ci_high"], f"{name}_sd": one["sd"], "images": one["images"]}
+                difference = statistics.paired_difference(part, "without", "with")
+                fact |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
+                fact |= dict(zip(("more", "less", "p"), statistics.mcnemar(part, "without", "with"), strict=True))
+                facts.append(fact)
+    table = tables.leave_one_out(params, pd.DataFrame(facts).set_index(["split", "attack", "structure"]))
+    _publish_table(table, files.LEAVE_ONE_OUT_REPORTS)
+    print(f"leave one out: {len(params.attacks)} attacks", flush=True)
+
+
+def _publish_table(table: tables.Table, folder: Path) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         tables.save(table, temporary)
-        _publish(temporary, files.ABLATION_REPORTS)
+        _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"table 3: {len(rows)} rows", flush=True)
 
 
 def _publish(temporary: Path, folder: Path) -> None:
@@ -148,6 +187,7 @@ def _read(params: Params) -> Results:
         stored,
         _mixture(params, params.mixture.adv_ratio, clean, predictions, stored),
         robustness.read(params, clean["test"].index, clean["test"].label),
+        _read_corruptions(params, clean["heldout"]),
         scores,
         statistics.matched(scores, stored, source_clean, noise),
         {name: _history(files.HISTORY / f"{name}.csv") for name in ("pretrained", *params.structures)},
@@ -238,6 +278,23 @@ def _scores(params: Params, clean: dict[str, store.Images]) -> pd.DataFrame:
     return scores
 
 
+def _read_corruptions(params: Params, clean: store.Images) -> pd.DataFrame:
+    """Predictions of every structure for the held-out images (`clean`) under common corruptions; InputError where some
+    are missing."""
+    kinds = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS]
+    parts = []
+    for structure in (BASELINE, *params.structures):
+        path = files.CORRUPTIONS / f"{structure}.parquet"
+        rows = statistics.read(path, ["index", "split", "seed", "corruption", "strength", "label", "prediction"])
+        versions = rows["corruption"].where(
+            rows["strength"] == 0, rows["corruption"] + ":" + rows["strength"].astype(str)
+        )
+        wanted = [f"{name}:{strength}" for name, strength in kinds]
+        statistics.check_complete(rows.assign(attack=versions), path, "heldout", clean.index, clean.label, wanted)
+        parts.append(rows.assign(structure=structure, correct=rows["label"] == rows["prediction"]))
+    return pd.concat(parts, ignore_index=True)
+
+
 def _history(path: Path) -> pd.DataFrame:
     try:
         history = pd.read_csv(path)
@@ -254,7 +311,7 @@ def _history(path: Path) -> pd.DataFrame:
 def _timings(params: Params) -> list[dict[str, Any]]:
     """The timings of stages that params.yaml still has, in the order in which they run."""
     names = [BASELINE, *params.structures, *_attacks(params)]
-    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate", "whitebox", "detect"]
+    order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate", "whitebox", "corruptions", "detect"]
     found = []
     for path in sorted(files.TIMINGS.glob("*.json")):
         try:
@@ -496,6 +553,7 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
         _attacks_section(results, numbers, folder),
         robustness.section(results.params, results.whitebox, numbers.whitebox, numbers.checks, folder),
         *beside,
+        _corruptions_section(results, folder),
         _opponents_section(results, numbers, folder),
         _failures_section(results, folder),
         _detector_section(results, numbers, folder),
@@ -795,6 +853,19 @@ def _gallery_images(
         }
         for row, index in enumerate(clean.index)
     ]
+
+
+def _corruptions_section(results: Results, folder: Path) -> Section:
+    rows = results.corruptions
+    each = statistics.accuracies(rows, ["structure", "corruption", "strength"])
+    both = pd.concat([rows, rows[rows["strength"] > 0].assign(corruption="all")])
+    table = tables.corruptions(results.params, each, statistics.accuracies(both, ["structure", "corruption"]))
+    parts: list[str | tables.Table | Figure] = [table]
+    if table.tidy["accuracy"].notna().any():
+        figures.corruptions(folder / "corruptions.png", table.tidy)
+        caption = "Accuracy on the held-out images by strength of each corruption, with 95 % intervals."
+        parts.append(Figure("corruptions", caption))
+    return Section("Common corruptions", parts)
 
 
 def _failures_section(results: Results, folder: Path) -> Section:

@@ -10,7 +10,17 @@ from typing import Any
 import pandas as pd
 
 from sparring import statistics
-from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, KNOWN_DETECTORS, Attack, Params, Row
+from sparring.params import (
+    BASELINE,
+    CLEAN,
+    CORRUPTIONS,
+    EVALUATED_SPLITS,
+    KNOWN_DETECTORS,
+    STRENGTHS,
+    Attack,
+    Params,
+    Row,
+)
 
 PAPER = Path(__file__).parent / "paper"
 SPLIT_TITLES = {"test": "Test images", "heldout": "Held-out images"}
@@ -323,7 +333,7 @@ def detectors(params: Params, facts: pd.DataFrame, scores: pd.DataFrame, pairs: 
             false,
             wide["benign"],
             [
-                "Blur: a Gaussian of 0.75 pixels; brightness: times 1.25; jpeg: quality 75. The row of clean images "
+                "The changes are common corruptions of strength 2. The row of clean images "
                 + (
                     f"tells how well the thresholds, set on {judges} validation images, hold on others. "
                     if judges
@@ -398,6 +408,91 @@ def per_attack(params: Params, accuracy: pd.DataFrame, notes: Sequence[str]) -> 
         [INTERVALS, TRANSFER, *notes, RESTORED]
         + (["`unseen` attacks were kept from training: nobody learned from them."] if params.unseen_attacks else []),
     )
+
+
+def corruptions(params: Params, each: pd.DataFrame, mean: pd.DataFrame) -> Table:
+    """Accuracy on corrupted held-out images.
+
+    each: from statistics.accuracies by structure, corruption and strength (clean: 0).  mean: the same by structure and
+    corruption, over the strengths, with `all` for all corruptions.
+    """
+    structures = (BASELINE, *params.structures)
+    kinds = [(CLEAN, 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
+    index = [(structure, *kind) for structure in structures for kind in kinds]
+    tidy = each.reindex(pd.MultiIndex.from_tuples(index, names=["structure", "corruption", "strength"])).reset_index()
+    names = [CLEAN, *CORRUPTIONS, "all"]
+    means = _full(mean, [structures, names], ["structure", "corruption"])
+    columns: dict[str, list[str]] = {"corruption": names}
+    for structure in structures:
+        columns[structure] = _intervals(means[means["structure"] == structure], *ACCURACY)
+    wide = {"Mean over the strengths": pd.DataFrame(columns)}
+    for structure in structures:
+        found = tidy[(tidy["structure"] == structure) & (tidy["strength"] > 0)]
+        by_strength = {str(strength): found[found["strength"] == strength] for strength in STRENGTHS}
+        cells = {name: _intervals(rows, *ACCURACY) for name, rows in by_strength.items()}
+        wide[structure] = pd.DataFrame({"corruption": list(CORRUPTIONS), **cells})
+    return Table(
+        "corruptions",
+        "Accuracy on the held-out images under common corruptions of five strengths.",
+        tidy,
+        wide,
+        [
+            "In the manner of Hendrycks and Dietterich (2019, arXiv 1903.12261); docs/method.md has the strengths. "
+            "Nobody trained on them, except that the attack `gaussian` is noise too. The mean's interval counts each "
+            "image once, as its corrupted versions are no new images. " + INTERVALS
+        ],
+    )
+
+
+def leave_one_out(params: Params, facts: pd.DataFrame) -> Table:
+    """Accuracy under each attack of structures trained with all attacks and without that one.
+
+    facts: by split, attack and structure, with with_accuracy, with_low, with_high, with_sd, the same of without,
+    difference, difference_low, difference_high, more, less, p and images.
+    """
+    structures = [name for name, structure in params.structures.items() if structure.stored]
+    tidy = _full(facts, [EVALUATED_SPLITS, tuple(params.attacks), structures], ["split", "attack", "structure"])
+    wide = {}
+    for split in EVALUATED_SPLITS:
+        found = tidy[tidy["split"] == split]
+        wide[SPLIT_TITLES[split]] = pd.DataFrame(
+            {
+                "attack": list(found["attack"]),
+                "structure": list(found["structure"]),
+                "trained with it": _intervals(found, "with_accuracy", "with_low", "with_high", "with_sd"),
+                "trained without it": _intervals(
+                    found, "without_accuracy", "without_low", "without_high", "without_sd"
+                ),
+                "without minus with": _intervals(found, "difference", "difference_low", "difference_high"),
+                "p": [probability(p) for p in found["p"]],
+            }
+        )
+    return Table(
+        "leave_one_out",
+        "Accuracy under an attack, by whether it was among those trained on (transfer).",
+        tidy,
+        wide,
+        [
+            "The two differ in nothing but the attack: weights, order and crops start from the same seeds. "
+            + INTERVALS
+            + " Differences are paired, image by image, with Bonett and Price's interval; p is that of McNemar's exact "
+            f"test. With {len(params.attacks) * len(structures)} comparisons a split, some p below 0.05 is chance.",
+            TRANSFER,
+        ],
+    )
+
+
+def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """A model's accuracy on the clean images and under each stored attack, for reading; a column a split.
+
+    accuracy: from statistics.accuracies by split and attack.
+    """
+    attacks = (CLEAN, *params.attacks, *params.unseen_attacks)
+    tidy = _full(accuracy, [EVALUATED_SPLITS, attacks], ["split", "attack"])
+    columns = {"attack": [attack_title(params, attack) for attack in attacks]}
+    for split in EVALUATED_SPLITS:
+        columns[SPLIT_TITLES[split].lower()] = _intervals(tidy[tidy["split"] == split], *ACCURACY)
+    return pd.DataFrame(columns)
 
 
 def mcnemar(params: Params, name: str, compared: pd.DataFrame) -> Table:

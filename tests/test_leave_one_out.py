@@ -1,0 +1,126 @@
+"""Leave one attack out: trained without it as if it had never been, and a table from the stored predictions."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from sparring import evaluation, files, params, report, statistics, structures
+from sparring.params import InputError, Params
+
+ROOT = Path(__file__).resolve().parent.parent
+CHANGES = {
+    "training": {"epochs": 4, "batch_size": 20},
+    "structures": {
+        "adv": {"opponents": "sampler", "detector": "none"},
+        "ours": {"opponents": "sampler", "detector": "detector"},
+        "plain": {"opponents": "none", "detector": "none"},
+    },
+}
+
+
+@pytest.fixture
+def chosen(project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Params:
+    found = tiny(**CHANGES)
+    monkeypatch.setattr(params, "load", lambda: found)
+    monkeypatch.syspath_prepend(str(ROOT / "stages"))
+    return found
+
+
+def stage(name: str, *arguments: str) -> None:
+    importlib.import_module(f"leave_one_out_{name}").main(*arguments)
+
+
+def everything() -> dict[Path, bytes]:
+    found = (path for path in Path().rglob("*") if path.is_file() and "leave_one_out" not in path.parts)
+    return {path: path.read_bytes() for path in found}
+
+
+def test_from_the_attacks_to_the_table(chosen: Params) -> None:
+    for name in ("adv", "ours"):
+        structures.train(chosen, name)
+        evaluation.evaluate(chosen, name)
+    before = everything()
+    for attack in chosen.attacks:
+        stage("train", attack)
+        stage("evaluate", attack)
+    stage("report")
+    assert everything() == before  # the main pipeline's results stay
+    assert {path.name for path in Path("leave_one_out/rows/fgsm/models").iterdir()} == {"adv", "ours"}
+    assert {path.suffix for path in Path("leave_one_out/reports").iterdir()} == {".md", ".csv", ".tex"}
+    table = pd.read_csv("leave_one_out/reports/leave_one_out.csv").set_index(["split", "attack", "structure"])
+    assert len(table) == 2 * 3 * 2
+    text = Path("leave_one_out/reports/leave_one_out.md").read_text()
+    for (split, attack, structure), fact in table.iterrows():
+        right = {}
+        for kind, folder in (("with", "data"), ("without", f"leave_one_out/rows/{attack}/data")):
+            rows = pd.read_parquet(f"{folder}/predictions/{structure}.parquet").set_index("index")
+            rows = rows[(rows["split"] == split) & (rows["attack"] == attack)]
+            right[kind] = rows["label"] == rows["prediction"]
+            assert fact[f"{kind}_accuracy"] == pytest.approx(right[kind].mean(), rel=1e-5)
+            wanted = statistics.wilson(right[kind].sum(), len(rows))
+            assert fact[[f"{kind}_low", f"{kind}_high"]].tolist() == pytest.approx(wanted, rel=1e-5)
+            assert fact["images"] == len(rows) == (120 if split == "test" else 40)
+        more, less = (right["without"] & ~right["with"]).sum(), (right["with"] & ~right["without"]).sum()
+        assert (fact["more"], fact["less"]) == (more, less)
+        assert fact["p"] == pytest.approx(binomtest(more, more + less).pvalue if more + less else 1, rel=1e-5)
+        assert fact["difference"] == pytest.approx((more - less) / len(rows), abs=1e-6)
+        assert f"{fact['without_accuracy']:.3f} [{fact['without_low']:.3f}, {fact['without_high']:.3f}]" in text
+    assert (table["more"] + table["less"]).sum() > 0
+
+
+def test_an_attack_left_out_is_as_if_it_had_never_been(chosen: Params, tiny: Callable[..., Params]) -> None:
+    stage("train", "fgsm")
+    attacks = {"gaussian": {"std": 0.1}, "deepfool": {"steps": 3, "overshoot": 0.02}}
+    never = tiny(**CHANGES, attacks=attacks)
+    row = files.LEAVE_ONE_OUT / "fgsm"
+    for name in ("adv", "ours"):
+        structures.train(never, name)
+        found = {path.name: path.read_bytes() for path in (row / files.MODELS / name).iterdir()}
+        assert found == {path.name: path.read_bytes() for path in (files.MODELS / name).iterdir()}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "attack", "says"),
+    [
+        ({}, "fgs", r"params\.yaml: attacks\.fgs is missing; there are gaussian, fgsm, deepfool"),
+        ({"attacks": {"fgsm": {"eps": 0.05}}}, "fgsm", r"sampler draws no attack but fgsm; leaving it out leaves none"),
+        (
+            {"sampler": {"weights": {"gaussian": 0, "deepfool": 0}}},
+            "fgsm",
+            r"sampler draws no attack but fgsm; leaving it out leaves none",
+        ),
+        (
+            {"structures": {"plain": {"opponents": "none", "detector": "none"}}},
+            "fgsm",
+            "structures has none that trains on stored attacks",
+        ),
+    ],
+)
+def test_what_cannot_be_left_out_is_one_line(
+    chosen: Params,
+    tiny: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict,
+    attack: str,
+    says: str,
+) -> None:
+    monkeypatch.setattr(params, "load", lambda: tiny(**CHANGES | changes))
+    with pytest.raises(InputError, match=says) as caught:
+        stage("train", attack)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_without_predictions_is_one_line_and_keeps_the_table(chosen: Params) -> None:
+    for name in ("adv", "ours"):
+        structures.train(chosen, name)
+        evaluation.evaluate(chosen, name)
+    Path("leave_one_out/reports").mkdir(parents=True)
+    Path("leave_one_out/reports/leave_one_out.md").write_text("old")
+    with pytest.raises(InputError, match=r"leave_one_out/rows/gaussian/data/predictions/adv\.parquet is missing;"):
+        report.render_leave_one_out(chosen)
+    assert [path.read_text() for path in Path("leave_one_out/reports").iterdir()] == ["old"]
