@@ -15,6 +15,7 @@ from sparring.params import EVALUATED_SPLITS, PARAMS_FILE, InputError
 from sparring.tables import Table
 
 WORKSPACE = "workspace"
+WHITEBOX = ["attack", "radius", "structure", *tables.ACCURACY]
 DETECTOR = {"accuracy": "accuracy", "auroc": "AUROC", "tpr_at_fpr05": "found at 5 % accused"}
 
 
@@ -26,17 +27,19 @@ class Revision:
     params: dict[str, str]
     mixture: pd.DataFrame  # Table 2, one figure a row
     per_attack: pd.DataFrame  # Table 4, the same
+    whitebox: pd.DataFrame  # accuracy under white-box attacks, the same; empty where no such attack was run
     detector: pd.DataFrame  # split, structure, figure, value
 
 
 def compare(revisions: Sequence[str]) -> list[Table]:
-    """The parameters that differ, Tables 2 and 4 and the detector's figures, each with a column a revision.
+    """The parameters that differ, Tables 2 and 4, white-box accuracy and the detector's figures, each with a column a
+    revision.
 
     revisions: names of experiments, branches, tags, commits, or `workspace` for the files as they are now.
     Raises InputError for a revision that there is not, or that has no report.
     """
     found = [read(name) for name in dict.fromkeys(revisions)]
-    return [_parameters(found), _mixture(found), _per_attack(found), _detector(found)]
+    return [_parameters(found), _mixture(found), _per_attack(found), _whitebox(found), _detector(found)]
 
 
 def read(name: str) -> Revision:
@@ -49,6 +52,8 @@ def read(name: str) -> Revision:
             pd.read_csv(system.open((files.REPORTS / "tables" / f"{table}.csv").as_posix()))
             for table in ("table2", "table4")
         )
+        path = (files.REPORTS / "tables" / "whitebox.csv").as_posix()  # reports of old have none
+        whitebox = pd.read_csv(system.open(path)) if system.exists(path) else pd.DataFrame(columns=WHITEBOX)
     except FileNotFoundError as error:
         raise InputError(
             f"{name} has no {error.filename or error}; `dvc repro` or `dvc exp run` makes it, and git has to keep it"
@@ -66,7 +71,7 @@ def read(name: str) -> Revision:
         if key in DETECTOR
     ]
     detector = pd.DataFrame(rows, columns=["split", "structure", "figure", "value"])
-    return Revision(name, dict(_leaves(values)), mixture, per_attack, detector)
+    return Revision(name, dict(_leaves(values)), mixture, per_attack, whitebox, detector)
 
 
 def _text(system: DVCFileSystem, path: str) -> str:
@@ -141,6 +146,16 @@ def _by_split(tidy: pd.DataFrame, found: list[Revision], rows: list[str]) -> dic
         tables.SPLIT_TITLES[str(split)]: _side_by_side(part, found, rows, _cells(part))
         for split, part in tidy.groupby("split", sort=False)
     }
+
+
+def _whitebox(found: list[Revision]) -> Table:
+    tidy = _joined(found, "whitebox").fillna({"radius": ""})
+    rows = tidy.rename(columns={"radius": "within"})
+    wide = {"": _side_by_side(rows, found, ["structure", "attack", "within"], _cells(tidy))} if len(tidy) else {}
+    notes = [tables.INTERVALS] if wide else ["No white-box attack was run."]
+    return Table(
+        "whitebox", "Accuracy under attacks aimed at each structure itself, on test images.", tidy, wide, notes
+    )
 
 
 def _detector(found: list[Revision]) -> Table:
