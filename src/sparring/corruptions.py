@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from sparring import evaluation, files, networks, progress, store
+from sparring import evaluation, files, progress, store
 from sparring.device import choose, rng
 from sparring.params import CLEAN, CORRUPTIONS, STRENGTHS, Params
 
 SPLIT = "heldout"
+COLUMNS = ["index", "split", "seed", "corruption", "strength", "label", "prediction", "confidence"]
 # By strength, from 1 to 5. docs/method.md has the units.
 NOISE = (0.04, 0.06, 0.08, 0.10, 0.12)
 BLUR = (0.4, 0.6, 0.8, 1.0, 1.2)
@@ -104,16 +105,13 @@ def evaluate(params: Params, structure: str) -> None:
         kinds = [(CLEAN, 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
         with progress.bar(f"corruptions@{structure}", len(clean) * len(kinds) * len(nets)) as advance:
             for name, strength in kinds:
-                shown = corrupt(clean, name, strength, params.seed) if strength else clean.image
+                image = corrupt(clean, name, strength, params.seed) if strength else clean.image
+                shown = store.Images(clean.index, clean.label, image)
                 for seed, net in nets.items():
-                    found = networks.predict(net, shown, params.store.batch_size, device)
-                    rows = pd.DataFrame({"index": clean.index, "split": SPLIT, "seed": seed, "corruption": name})
-                    rows = rows.assign(strength=strength, label=clean.label)
-                    rows["prediction"] = found.argmax(1) if len(rows) else np.empty(0, np.int64)
-                    rows["confidence"] = found.max(1, initial=0) if len(rows) else np.empty(0, np.float32)
-                    parts.append(rows)
+                    rows = evaluation.classified(net, shown, params.store.batch_size, device)
+                    parts.append(rows.assign(split=SPLIT, seed=seed, corruption=name, strength=strength))
                     advance(len(rows))
         rows = pd.concat(parts, ignore_index=True)
         with files.replacing(files.CORRUPTIONS / f"{structure}.parquet") as path:
-            rows.to_parquet(path, index=False)
+            rows[COLUMNS].to_parquet(path, index=False)
         done(len(rows), f"{len(rows):,} predictions")

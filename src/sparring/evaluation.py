@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from sparring import files, networks, progress, store
 from sparring.detector import TransformerDetector
@@ -106,6 +107,15 @@ def _detector(
     return detector.to(device).eval()
 
 
+def classified(net: nn.Module, images: store.Images, size: int, device: torch.device) -> pd.DataFrame:
+    """A row an image: index, label, prediction, confidence; `size` images at a time."""
+    probabilities = networks.predict(net, images.image, size, device)
+    rows = pd.DataFrame({"index": images.index, "label": images.label})
+    rows["prediction"] = probabilities.argmax(1) if len(rows) else np.empty(0, np.int64)
+    rows["confidence"] = probabilities.max(1, initial=0) if len(rows) else np.empty(0, np.float32)
+    return rows
+
+
 def predicted(
     params: Params,
     net: Classifier,
@@ -116,10 +126,7 @@ def predicted(
 ) -> pd.DataFrame:
     """A row an image: index, label, prediction, confidence, detector_score."""
     size = params.store.batch_size
-    probabilities = networks.predict(net, images.image, size, device)
-    rows = pd.DataFrame({"index": images.index, "label": images.label})
-    rows["prediction"] = probabilities.argmax(1) if len(rows) else np.empty(0, np.int64)
-    rows["confidence"] = probabilities.max(1, initial=0) if len(rows) else np.empty(0, np.float32)
+    rows = classified(net, images, size, device)
     rows["detector_score"] = pd.Series(np.nan, rows.index, dtype="float32")
     if detector is not None and len(rows):
         rows["detector_score"] = _scores(pretrained, detector, images.image, size, device)

@@ -81,8 +81,8 @@ def evaluate(params: Params, path: Path, network: Network | None) -> pd.DataFram
     """Predict all clean and attacked test and held-out images with the model in a file, as `evaluation.evaluate` does.
 
     path: a safetensors file, of Sparring or of the architecture `network`; or a program of torch.export.
-    Returns columns index, split, attack, label, prediction. Raises InputError where the file cannot be read, or its
-    model is not one for these classes and images.
+    Returns columns index, split, seed (0), attack, label, prediction, confidence. Raises InputError where the file
+    cannot be read, or its model is not one for these classes and images.
     """
     device = choose(params)
     clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
@@ -94,9 +94,8 @@ def evaluate(params: Params, path: Path, network: Network | None) -> pd.DataFram
     folders = evaluation.stored_folders(params)
     with progress.bar(f"evaluate {path.name}", sum(map(len, clean.values())) * (1 + len(folders))) as advance:
         for split, attack, images in evaluation.versions(clean, folders, None):
-            probabilities = networks.predict(net, images.image, params.store.batch_size, device)
-            rows = pd.DataFrame({"index": images.index, "split": split, "attack": attack, "label": images.label})
-            parts.append(rows.assign(prediction=probabilities.argmax(1) if len(rows) else []))
+            rows = evaluation.classified(net, images, params.store.batch_size, device)
+            parts.append(rows.assign(split=split, attack=attack, seed=0))
             advance(len(rows))
     return pd.concat(parts, ignore_index=True)
 
