@@ -596,7 +596,7 @@ def _glance(results: Results, numbers: Numbers) -> tables.Table:
         rows.append(row)
     return tables.plain(
         "summary",
-        f"Accuracy at a glance: white-box for {BASELINE}, transfer for the others; the worst case is white-box for all.",
+        f"Accuracy at a glance: white-box for {BASELINE}, transfer for the others; the worst case white-box for all.",
         pd.DataFrame(rows).fillna("-"),
         [tables.INTERVALS],
     )
