@@ -12,7 +12,6 @@ takes is told on a line of its own, as no peer does it. A library that cannot ru
 """
 
 import json
-import multiprocessing
 import resource
 import statistics
 import sys
@@ -22,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import alone
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -160,21 +160,13 @@ ROWS = {
     "fgsm": ["sparring", "torchattacks", "foolbox", "art"],
     "bim": ["sparring", "torchattacks", "foolbox", "art", "adv-lib"],
     "deepfool": ["sparring", "torchattacks", "foolbox", "art", "adv-lib"],
-    # Not ART, whose line search makes a step so long that 100 images took it 23 minutes.
+    # Not ART, whose line search makes a step so long that 100 images took it 23 minutes (on shared cores).
     "cw": ["sparring", "torchattacks", "foolbox", "adv-lib"],
     "nst": ["sparring", "image by image"],
 }
 
 
-def measure(attack: str, library: str, count: int, runs: int, answers: Any) -> None:
-    """Put one row, or the reason why there is none, into the queue `answers`."""
-    try:
-        answers.put(_measure(attack, library, count, runs))
-    except Exception as error:  # a peer may fail in any way; it must not end the others' run
-        answers.put(f"{attack} by {library} left out: {type(error).__name__}: {' '.join(str(error).split())[:150]}")
-
-
-def _measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
+def measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
     settings = params.load()
     on = device.choose(settings)
     dtype = device.precision(settings, on)
@@ -251,21 +243,10 @@ def main(
     for name in only or ():
         if name not in ROWS:
             raise params.InputError(f"--only is {name}; there are {', '.join(ROWS)}")
-    fresh = multiprocessing.get_context("spawn")
-    rows = []
-    for attack in only or ROWS:
-        for library in ROWS[attack]:
-            answers = fresh.Queue()
-            process = fresh.Process(target=measure, args=(attack, library, images, runs, answers))
-            process.start()
-            answer = answers.get()
-            process.join()
-            if isinstance(answer, str):
-                print(answer, file=sys.stderr, flush=True)
-                continue
-            rows.append(answer)
-            print(f"{attack} by {library}: {answer['images_per_second']} images/s", file=sys.stderr, flush=True)
-    told = pd.DataFrame(rows)
+    calls: dict[str, tuple[object, ...]] = {
+        f"{attack} by {library}": (attack, library, images, runs) for attack in only or ROWS for library in ROWS[attack]
+    }
+    told = alone.rows(measure, calls)
     hardware, storing = told.pop("hardware"), told.pop("storing")
     print(told.to_markdown(index=False))
     own = told["library"] == "sparring"

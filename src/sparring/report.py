@@ -448,7 +448,7 @@ def _page(results: Results, made: list[tables.Table], drawn: dict[str, str]) -> 
 def _opening(results: Results, mixture: pd.DataFrame) -> list[str]:
     params, clean = results.params, results.clean
     unseen = f", and {len(params.unseen_attacks)} that nobody trained on" if params.unseen_attacks else ""
-    others = [name for name, structure in params.structures.items() if structure.opponents.startswith("online")]
+    others = [name for name, structure in params.structures.items() if structure.online]
     online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
     lines = [
         f"Data: {clean['train'].metadata['source']}, {len(results.classes)} classes, {len(clean['train'])} training, "
