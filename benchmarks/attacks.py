@@ -6,14 +6,12 @@ writes  a table to the terminal; --json: the rows {attack, library, images, imag
 run     make bench && .venv/bin/python benchmarks/attacks.py --json attacks.json
 
 All get the same steps and budgets. Each runs in a process of its own, on the images that the model classifies
-correctly; the rate is the median of --runs runs after one on a small batch, of fewer where they take over five minutes.
-Rates are those of the attack as floats. Every library's images are then rounded and, for a minimal-norm attack,
-stretched by Sparring's storage; how long that takes is told on a line of its own, as no peer does it. A library that
-cannot run is left out, with the reason.
+correctly; the rate is the median of --runs runs after one on a small batch. Rates are those of the attack as floats.
+Every library's images are then rounded and, for a minimal-norm attack, stretched by Sparring's storage; how long that
+takes is told on a line of its own, as no peer does it. A library that cannot run is left out, with the reason.
 """
 
 import json
-import multiprocessing
 import resource
 import statistics
 import sys
@@ -23,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import alone
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -36,7 +35,6 @@ from sparring.networks import ResNet
 from sparring.params import Attack
 
 EPS, STEP, STEPS = 6 / 255, 0.005, 10
-LONGEST = 300  # seconds after which a library is not run once more
 DEEPFOOL = {"steps": 5, "overshoot": 0.02}
 CW = {"c": 1.0, "kappa": 0.0, "steps": 50, "learning_rate": 0.01}
 NST = {"steps": 10, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "style": "maps"}
@@ -162,20 +160,13 @@ ROWS = {
     "fgsm": ["sparring", "torchattacks", "foolbox", "art"],
     "bim": ["sparring", "torchattacks", "foolbox", "art", "adv-lib"],
     "deepfool": ["sparring", "torchattacks", "foolbox", "art", "adv-lib"],
-    "cw": ["sparring", "torchattacks", "foolbox", "art", "adv-lib"],
+    # Not ART, whose line search makes a step so long that 100 images took it 23 minutes (on shared cores).
+    "cw": ["sparring", "torchattacks", "foolbox", "adv-lib"],
     "nst": ["sparring", "image by image"],
 }
 
 
-def measure(attack: str, library: str, count: int, runs: int, answers: Any) -> None:
-    """Put one row, or the reason why there is none, into the queue `answers`."""
-    try:
-        answers.put(_measure(attack, library, count, runs))
-    except Exception as error:  # a peer may fail in any way; it must not end the others' run
-        answers.put(f"{attack} by {library} left out: {type(error).__name__}: {' '.join(str(error).split())[:150]}")
-
-
-def _measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
+def measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
     settings = params.load()
     on = device.choose(settings)
     dtype = device.precision(settings, on)
@@ -206,8 +197,6 @@ def _measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]
         if on.type == "cuda":
             torch.cuda.synchronize(on)
         seconds.append(time.perf_counter() - start)
-        if sum(seconds) > LONGEST:
-            break
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if on.type == "cuda":
         peak = torch.cuda.max_memory_allocated(on) / 2**20
@@ -254,21 +243,10 @@ def main(
     for name in only or ():
         if name not in ROWS:
             raise params.InputError(f"--only is {name}; there are {', '.join(ROWS)}")
-    fresh = multiprocessing.get_context("spawn")
-    rows = []
-    for attack in only or ROWS:
-        for library in ROWS[attack]:
-            answers = fresh.Queue()
-            process = fresh.Process(target=measure, args=(attack, library, images, runs, answers))
-            process.start()
-            answer = answers.get()
-            process.join()
-            if isinstance(answer, str):
-                print(answer, file=sys.stderr, flush=True)
-                continue
-            rows.append(answer)
-            print(f"{attack} by {library}: {answer['images_per_second']} images/s", file=sys.stderr, flush=True)
-    told = pd.DataFrame(rows)
+    calls: dict[str, tuple[object, ...]] = {
+        f"{attack} by {library}": (attack, library, images, runs) for attack in only or ROWS for library in ROWS[attack]
+    }
+    told = alone.rows(measure, calls)
     hardware, storing = told.pop("hardware"), told.pop("storing")
     print(told.to_markdown(index=False))
     own = told["library"] == "sparring"

@@ -19,7 +19,6 @@ peak_mb is what the process came to hold beyond the stores: its resident memory 
 
 import itertools
 import json
-import multiprocessing
 import resource
 import statistics
 import sys
@@ -29,8 +28,8 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import alone
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 import typer
@@ -256,15 +255,6 @@ def resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def answer(answers: Any, *arguments: Any) -> None:
-    """Put a row, or the reason why there is none, into the queue `answers`."""
-    try:
-        answers.put(measure(*arguments))
-    except Exception as error:
-        answers.put(f"{arguments[0]} left out: {type(error).__name__}: {' '.join(str(error).split())[:150]}")
-        raise
-
-
 def ratios(rates: dict[str, float]) -> Iterator[str]:
     """What the rates say of each other, as far as the rows are there."""
     for one, other, text in (
@@ -292,22 +282,9 @@ def main(
     for name in only or ():
         if name not in ROWS:
             raise params.InputError(f"--only is {name}; there are {', '.join(ROWS)}")
-    fresh = multiprocessing.get_context("spawn")
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         write_folders(params.load(), images, Path(folder))
-        for name in only or ROWS:
-            answers = fresh.Queue()
-            process = fresh.Process(target=answer, args=(answers, name, width, images, steps, runs, Path(folder)))
-            process.start()
-            found = answers.get()
-            process.join()
-            if isinstance(found, str):
-                print(found, file=sys.stderr, flush=True)
-                continue
-            rows.append(found)
-            print(f"{name}: {found['images_per_second']} images/s", file=sys.stderr, flush=True)
-    told = pd.DataFrame(rows)
+        told = alone.rows(measure, {name: (name, width, images, steps, runs, Path(folder)) for name in only or ROWS})
     hardware = told.pop("hardware")
     print(told.to_markdown(index=False))
     rates = dict(zip(told["name"], told["images_per_second"], strict=True))

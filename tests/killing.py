@@ -101,6 +101,7 @@ def case(name: str, values: dict[str, Any], chance: np.random.Generator) -> dict
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # imports half of torch, once and not in every child
     chance = np.random.default_rng(0)
     for name, values in json.load(sys.stdin):
         print(json.dumps(case(name, values, chance)))

@@ -597,7 +597,7 @@ def test_the_stored_change_is_hardly_larger_than_it_must_be(seed: int, distance:
         found = engine.store(
             line, clean.numpy(), start + overshoot * step, torch.zeros(1, dtype=torch.long),  # type: ignore[arg-type]
             Attack(method="deepfool", arguments={}),
-            Store(shard_size=1, batch_size=1, dtype="uint8", faithful=True, margin=0.0),
+            Store(shard_size=1, batch_size=1, dtype="uint8", faithful=True, margin=0.0, memory_budget=1.0),
         )  # fmt: skip
         assert found.prediction.tolist() == [1] and found.prediction_float.tolist() == [1]
         change = torch.from_numpy(found.image.astype(np.float32) - clean.numpy()).permute(0, 3, 1, 2)

@@ -236,11 +236,16 @@ class Structure(Section):
         """Whether it trains on the stored attacks."""
         return self.opponents in ("sampler", "fixed")
 
+    @property
+    def online(self) -> bool:
+        """Whether its opponents are made on the fly, with the settings of the section that they are named after."""
+        return self.opponents in ("online_fgsm", "online_pgd")
+
     @model_validator(mode="after")
     def _has_opponents(self) -> "Structure":
         if self.detector != "none" and self.opponents == "none":
             raise ValueError("detector needs adversarial images to learn from; name its opponents: sampler or fixed")
-        if self.detector != "none" and not self.stored:
+        if self.detector != "none" and self.online:
             raise ValueError(
                 f"detector has no clean images to learn from, as {self.opponents} attacks every image; use none, or "
                 "sampler or fixed as opponents"

@@ -605,7 +605,7 @@ def _glance(results: Results, numbers: Numbers) -> tables.Table:
 def _opening(results: Results, numbers: Numbers) -> list[str]:
     params, clean, mixture = results.params, results.clean, numbers.mixture.tidy
     unseen = f", and {len(params.unseen_attacks)} that nobody trained on" if params.unseen_attacks else ""
-    others = [name for name, structure in params.structures.items() if structure.opponents.startswith("online")]
+    others = [name for name, structure in params.structures.items() if structure.online]
     online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
     lines = [
         f"Data: {clean['train'].metadata['source']}, {len(results.classes)} classes, {len(clean['train'])} training, "

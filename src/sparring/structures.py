@@ -148,8 +148,8 @@ def train(params: Params, name: str) -> None:
             detector = None
             if structure.detector == "none":
                 step = training.plain_step(net, params.training, dtype)
-                if structure.opponents in ("online_fgsm", "online_pgd"):
-                    online = params.online_fgsm if structure.opponents == "online_fgsm" else params.online_pgd
+                if structure.online:
+                    online = getattr(params, structure.opponents)
                     step = step._replace(attack=online_attack(net, online, dtype, seed))
             else:
                 with torch_seed(seed, "weights", "detector"):

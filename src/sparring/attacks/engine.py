@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.attacks import losses
@@ -61,6 +60,9 @@ class Fast(nn.Module):
 
     def _guarded(self, fast: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], images: Tensor) -> Any:
         if self.compiled:
+            # Imported here, as it takes seconds, which only a compiled attack should pay.
+            from torch._dynamo.exc import TorchDynamoException
+
             try:
                 return fast(images)
             except TorchDynamoException as error:
