@@ -10,6 +10,7 @@ from typing import Any
 import clones
 import pytest
 import torch
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from sparring import (
@@ -76,9 +77,12 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
+# The longest file first, as the workers share out what is left; the second that works on a clone once that is made.
+FIRST = ("test_pipeline.py", "test_attacks.py", "test_experiments.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The longest files first: the workers share out what is left.
-    items.sort(key=lambda item: item.path.name not in ("test_pipeline.py", "test_experiments.py"))
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,8 +102,18 @@ def measure(settings: Params) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fresh") / "sparring"
-    clones.fresh(folder)
+    """A fresh clone with every stage run, which is made once for all files and workers; each file works on a copy."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    original = shared / "fresh"
+    with FileLock(shared / "fresh.lock"):
+        if not original.exists():
+            made = shared / "made"
+            clones.fresh(made)
+            made.rename(original)
+    folder = tmp_path_factory.mktemp("clone") / "sparring"
+    shutil.copytree(original, folder, symlinks=True)
     return folder
 
 

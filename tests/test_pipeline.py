@@ -53,14 +53,27 @@ def test_an_attack_argument_reruns_that_attack_and_what_follows(clone: Path) -> 
     assert "━" not in output
 
 
-def test_a_detector_parameter_leaves_adv_alone(clone: Path) -> None:
-    profile(clone, *TINY, "attacks.bim.steps=3", "detector.beta=0.5")
-    assert ran(run(clone, "dvc", "repro")) == retrained("ours")
+@pytest.mark.parametrize(
+    ("setting", "stages"),
+    [
+        ("sampler.adv_ratio=0.25", {"train@adv", "train@ours"}),
+        ("detector.beta=0.5", {"train@ours"}),
+        ("mixture.adv_ratio=0.25", {"report"}),
+        ("whitebox.images=8", {"whitebox_baseline", "whitebox@adv", "whitebox@ours"}),
+    ],
+)
+def test_a_parameter_changes_the_stages_that_use_it_alone(clone: Path, setting: str, stages: set[str]) -> None:
+    """Before what follows from their results, which the test above shows."""
+    before = (clone / "params.yaml").read_text()
+    profile(clone, *TINY, "attacks.bim.steps=3", setting)
+    told = json.loads(run(clone, "dvc", "status", "--json"))
+    (clone / "params.yaml").write_text(before)
+    assert told.keys() == stages
 
 
 def test_an_unseen_attack_is_evaluated_but_not_trained_on(clone: Path) -> None:
     unseen = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
-    profile(clone, *TINY, "attacks.bim.steps=3", "detector.beta=0.5", unseen)
+    profile(clone, *TINY, "attacks.bim.steps=3", unseen)
     assert ran(run(clone, "dvc", "repro")) == {"attack_unseen@pgd", *EVALUATIONS, "report"}
     assert {path.name for path in (clone / "data/unseen/pgd").iterdir()} == {"test.parquet", "heldout.parquet"}
     assert "pgd" in (clone / "reports/tables/table4.md").read_text()
