@@ -66,7 +66,7 @@ def test_a_parameter_changes_the_stages_that_use_it_alone(clone: Path, setting: 
     """Before what follows from their results, which the test above shows."""
     before = (clone / "params.yaml").read_text()
     profile(clone, *TINY, "attacks.bim.steps=3", setting)
-    told = json.loads(run(clone, "dvc", "status", "--json"))
+    told = json.loads(run(clone, "dvc", "status", "--json", "dvc.yaml"))
     (clone / "params.yaml").write_text(before)
     assert told.keys() == stages
 

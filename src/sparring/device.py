@@ -39,7 +39,9 @@ def choose(params: Params) -> torch.device:
     algorithms where `deterministic` asks for them. An operation that has none warns, and runs as it is.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it, before its first use
-    torch.use_deterministic_algorithms(params.deterministic, warn_only=True)
+    # Only where it changes something, as it imports torch's compiler: two seconds of every stage.
+    if params.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(params.deterministic, warn_only=True)
     torch.backends.cudnn.deterministic = params.deterministic
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -76,12 +76,16 @@ def worth_compiling(net: Classifier, attack: Attack, shape: tuple[int, ...], cou
 
     Judged by the whole run, also where a part of it is done already: both parts must compute alike.
     """
+    passes = math.prod(int(attack.arguments.get(name, 1)) for name in ("steps", "restarts", "search_steps"))
+    runs = 2 * count * passes  # forward and back
+    # First by a bound, as counting takes two seconds: a weight multiplies and adds at each pixel once at most.
+    weights = sum(weight.numel() for weight in net.parameters())
+    if runs * 2 * weights * shape[0] * shape[1] < WORTH_COMPILING[device.type]:
+        return False
     probe = torch.zeros(1, shape[2], *shape[:2], device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.eval()(probe)
-    passes = math.prod(int(attack.arguments.get(name, 1)) for name in ("steps", "restarts", "search_steps"))
-    forward_and_back = 2 * counter.get_total_flops()
-    return count * passes * forward_and_back >= WORTH_COMPILING[device.type]
+    return runs * counter.get_total_flops() >= WORTH_COMPILING[device.type]
 
 
 def run(
