@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from clones import ATTACKS, DOWNSTREAM, EVALUATIONS, TINY, commit, profile, ran, retrained, run
+from clones import ATTACKS, DOWNSTREAM, EVALUATIONS, TINY, commit, profile, ran, run
 
 
 def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
