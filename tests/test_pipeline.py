@@ -57,7 +57,7 @@ def test_an_attack_argument_reruns_that_attack_and_what_follows(clone: Path) -> 
     ("setting", "stages"),
     [
         ("sampler.adv_ratio=0.25", {"train@adv", "train@ours"}),
-        ("detector.beta=0.5", {"train@ours"}),
+        ("detector.beta=0.5", {"train@ours", "evaluate@ours", "whitebox@ours", "detect@ours"}),
         ("mixture.adv_ratio=0.25", set()),
         ("whitebox.images=8", {"whitebox_baseline", "whitebox@adv", "whitebox@ours"}),
     ],
