@@ -43,38 +43,37 @@ def test_nothing_runs_twice(clone: Path) -> None:
     assert ran(run(clone, "dvc", "repro")) == set()
 
 
-def test_an_attack_argument_reruns_that_attack_and_what_follows(clone: Path) -> None:
-    profile(clone, *TINY, "attacks.bim.steps=3")
-    output = run(clone, "dvc", "repro")
-    assert ran(output) == {"attack@bim", *DOWNSTREAM}
-    # Not on a terminal: a closing line a stage, no bar.
-    lines = [line for line in output.splitlines() if line.startswith("evaluate@adv:")]
-    assert len(lines) == 1 and "images/s" in lines[0]
-    assert "━" not in output
+UNSEEN = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
 
 
 @pytest.mark.parametrize(
     ("setting", "stages"),
     [
+        ("attacks.bim.steps=3", {"attack@bim"}),
         ("sampler.adv_ratio=0.25", {"train@adv", "train@ours"}),
         ("detector.beta=0.5", {"train@ours", "evaluate@ours", "whitebox@ours", "detect@ours"}),
         ("mixture.adv_ratio=0.25", set()),
         ("whitebox.images=8", {"whitebox_baseline", "whitebox@adv", "whitebox@ours"}),
+        (UNSEEN, {"attack_unseen@pgd", *EVALUATIONS}),
     ],
 )
 def test_a_parameter_changes_the_stages_that_use_it_alone(clone: Path, setting: str, stages: set[str]) -> None:
-    """Before what follows from their results, which the test above shows."""
+    """Those at the start; what follows from their results, the next test shows."""
     before = (clone / "params.yaml").read_text()
-    profile(clone, *TINY, "attacks.bim.steps=3", setting)
+    profile(clone, *TINY, setting)
     told = json.loads(run(clone, "dvc", "status", "--json", "dvc.yaml"))
     (clone / "params.yaml").write_text(before)
     assert told.keys() == stages | {"report"}  # which prints all parameters
 
 
-def test_an_unseen_attack_is_evaluated_but_not_trained_on(clone: Path) -> None:
-    unseen = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
-    profile(clone, *TINY, "attacks.bim.steps=3", unseen)
-    assert ran(run(clone, "dvc", "repro")) == {"attack_unseen@pgd", *EVALUATIONS, "report"}
+def test_an_attack_argument_and_an_unseen_attack_run_what_follows(clone: Path) -> None:
+    profile(clone, *TINY, "attacks.bim.steps=3", UNSEEN)
+    output = run(clone, "dvc", "repro")
+    assert ran(output) == {"attack@bim", "attack_unseen@pgd", *DOWNSTREAM}
+    # Not on a terminal: a closing line a stage, no bar.
+    lines = [line for line in output.splitlines() if line.startswith("evaluate@adv:")]
+    assert len(lines) == 1 and "images/s" in lines[0]
+    assert "━" not in output
     assert {path.name for path in (clone / "data/unseen/pgd").iterdir()} == {"test.parquet", "heldout.parquet"}
     assert "pgd" in (clone / "reports/tables/table4.md").read_text()
     profile(clone, *TINY)
