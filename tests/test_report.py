@@ -263,7 +263,9 @@ def test_success_counts_only_images_that_were_right_before(project: Params, undr
         assert facts[name] == pytest.approx((before & ~after).sum() / before.sum(), abs=1e-6)
 
 
-def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
+    project: Params, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     report.render(project)
     first = everything()
     names = {name.removeprefix("reports/") for name in first}
@@ -274,13 +276,28 @@ def test_writes_every_file_and_the_same_bytes_twice(project: Params, capsys: pyt
         *(f"figures/{name}.{ending}" for name in FIGURES for ending in ("png", "svg")),
     }
     shutil.rmtree("reports")
-    report.render(project)
+    script = [sys.executable, str(ROOT / "stages" / "report.py")]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert everything() == first
-    assert capsys.readouterr().out.count("report: 17 tables, 11 figures in ") == 2
+    for out in (capsys.readouterr().out, done.stdout):
+        assert out.startswith("report: 17 tables, 11 figures in ") and out.count("\n") == 1
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
     for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
         assert f"reports/{link}" in first
+
+    Path("reports/mine.txt").write_text("kept")
+    before = everything()
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(report.figures, "curves", lambda *_: 1 / 0)
+        report.render(project)
+    Path("data/predictions/adv.parquet").unlink()
+    failed = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == "error: data/predictions/adv.parquet is missing; `dvc repro` makes it\n"
+    assert everything() == before
+    assert not list(Path.cwd().glob(".reports*"))
 
 
 def test_tables_tell_what_the_figures_are(project: Params, undrawn: None) -> None:
@@ -315,7 +332,9 @@ def test_without_detector_or_timings_or_heldout_images(tmp_path: Path, monkeypat
     assert not Path("reports/figures/detector_roc.png").exists()
 
 
-def test_controls_stand_beside_the_papers_structures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_controls_stand_beside_the_papers_structures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     opponents = {"adv": "sampler", "classical": "fixed", "fast": "online_fgsm", "madry": "online_pgd"}
     structures = {name: {"opponents": word, "detector": "none"} for name, word in opponents.items()}
@@ -518,28 +537,6 @@ def test_bad_input_is_one_line_and_keeps_the_old_report(project: Params, spoil: 
     assert everything() == before
 
 
-def test_a_failure_while_drawing_keeps_the_old_report(project: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.render(project)
-    Path("reports/mine.txt").write_text("kept")
-    before = everything()
-    monkeypatch.setattr(report.figures, "curves", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        report.render(project)
-    assert everything() == before
-    assert not list(Path.cwd().glob(".reports*"))
-
-
-def test_stage_script(project: Params) -> None:
-    script = [sys.executable, str(ROOT / "stages" / "report.py")]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("report: 17 tables, 11 figures in ")
-    Path("data/predictions/adv.parquet").unlink()
-    failed = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert failed.stderr == "error: data/predictions/adv.parquet is missing; `dvc repro` makes it\n"
-
-
 @settings(deadline=None)
 @given(
     labels=st.lists(st.integers(0, 4), max_size=120),
@@ -662,7 +659,7 @@ def test_unchanged_images_count_as_clean_for_the_detector() -> None:
     assert list(statistics.detector_rows(mixture, stored)["adversarial"]) == [True, False, False]
 
 
-def test_corruptions_are_counted_by_strength_and_image(project: Params) -> None:
+def test_corruptions_are_counted_by_strength_and_image(project: Params, undrawn: None) -> None:
     report.render(project)
     table = pd.read_csv("reports/tables/corruptions.csv").set_index(["structure", "corruption", "strength"])
     assert len(table) == len([BASELINE, *project.structures]) * 31 and (table["images"] == 60).all()
@@ -672,7 +669,6 @@ def test_corruptions_are_counted_by_strength_and_image(project: Params) -> None:
     lines = Path("reports/tables/corruptions.md").read_text().splitlines()
     (mean,) = (line for line in lines if line.startswith("| noise") and line.count("|") == len(project.structures) + 3)
     assert f"{1 - 4 / 5 / 60:.3f}" in mean
-    assert Path("reports/figures/corruptions.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_missing_corruption_is_one_line(project: Params) -> None:
