@@ -49,7 +49,7 @@ UNSEEN = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
 @pytest.mark.parametrize(
     ("setting", "stages"),
     [
-        ("attacks.bim.steps=3", {"attack@bim"}),
+        ("attacks.bim.steps=3", {"attack@bim", "train@adv", "train@ours", *EVALUATIONS}),
         ("sampler.adv_ratio=0.25", {"train@adv", "train@ours"}),
         ("detector.beta=0.5", {"train@ours", "evaluate@ours", "whitebox@ours", "detect@ours"}),
         ("mixture.adv_ratio=0.25", set()),
