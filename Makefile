@@ -3,6 +3,8 @@ REQUIREMENTS := pyproject.toml constraints.txt overrides.txt
 INSTALLED := .venv/.installed
 INSTALL := .venv/bin/uv pip install --quiet --python .venv/bin/python --override overrides.txt --constraint constraints.txt
 
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 # Stages and queued experiments call `python`: it has to be the one of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := true
@@ -10,16 +12,19 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint bench constraints clean
+.PHONY: help repro test test-slow lint bench constraints clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-15s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s%s\n", $$1, $$2}' Makefile
 
 repro: $(INSTALLED)  ## run the pipeline: only what has changed
 	.venv/bin/dvc repro
 
-test: $(INSTALLED)  ## run the tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(INSTALLED)  ## run the tests but the slow ones
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(INSTALLED)  ## run the slow tests
+	$(PYTEST) -m slow
 
 lint: $(INSTALLED)  ## check style and types
 	.venv/bin/ruff check

@@ -582,6 +582,7 @@ class Line(torch.nn.Module):
         return torch.stack([-score, score], 1) / 2
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(st.integers(0, 2**31), st.floats(0.05, 3))
 def test_the_stored_change_is_hardly_larger_than_it_must_be(seed: int, distance: float) -> None:

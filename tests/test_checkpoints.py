@@ -88,6 +88,7 @@ STRUCTURES = {
 STREAMED = {"store": {"memory_budget": 1e-6, "shard_size": 100, "batch_size": 50}}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_every_structure_ends_with_the_same_bytes(project: Path) -> None:
     short = {"epochs": 2, "batch_size": 50}
     changes: dict[str, Any] = {

@@ -184,6 +184,7 @@ def write(**changes: Any) -> Params:
     return params.validate(values)
 
 
+@pytest.mark.slow
 def test_a_stage_on_two_devices_stops_goes_on_and_ends(
     project: Path, launch: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def test_scores_are_those_of_the_detector(project: Path, tiny: Callable[..., Par
     np.testing.assert_array_equal(evaluate(settings, "ours")["detector_score"], rows["detector_score"])
 
 
+@pytest.mark.slow
 def test_each_seed_is_a_training_of_its_own_from_training_to_report(project: Path, tiny: Callable[..., Params]) -> None:
     def run(seeds: list[int]) -> tuple[dict[str, bytes], pd.DataFrame, pd.DataFrame]:
         settings = tiny(training={"epochs": 2, "batch_size": 50}, structures=STRUCTURES, seeds=seeds)
@@ -97,6 +98,7 @@ def test_each_seed_is_a_training_of_its_own_from_training_to_report(project: Pat
     assert Path("reports/figures/curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_float16_images_go_from_attack_to_report(project: Path, tiny: Callable[..., Params]) -> None:
     changes = {"training": {"epochs": 1, "batch_size": 50}, "store": {"dtype": "float16"}}
     settings = tiny(**changes, structures={"adv": STRUCTURES["adv"]})

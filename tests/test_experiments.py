@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from clones import ran, retrained, run
 
 
@@ -15,6 +16,7 @@ def test_an_experiment_runs_what_its_parameter_changes(clone: Path) -> None:
     run(clone, "dvc", "checkout", "-q", "-f", "dvc.yaml")  # Table 3 was not made in this clone
 
 
+@pytest.mark.slow
 def test_a_queued_sweep_works_and_is_shown(clone: Path) -> None:
     run(clone, "dvc", "exp", "run", "--queue", "-S", "mixture.adv_ratio=0.25,0.75")
     output = run(clone, "dvc", "exp", "run", "--run-all")
@@ -29,6 +31,7 @@ def test_a_queued_sweep_works_and_is_shown(clone: Path) -> None:
     assert {"mixture.baseline", "mixture.adv", "mixture.ours", "detector.ours.auroc"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_the_tables_of_experiments_stand_side_by_side(clone: Path) -> None:
     """Those of the sweep above."""
     names = run(clone, "dvc", "exp", "list", "--name-only", "--all").split()

@@ -39,6 +39,7 @@ def everything() -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in found}
 
 
+@pytest.mark.slow
 def test_from_the_attacks_to_the_table(chosen: Params) -> None:
     for name in ("adv", "ours"):
         structures.train(chosen, name)

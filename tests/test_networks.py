@@ -171,7 +171,7 @@ def test_a_copy_notes_its_own_maps() -> None:
     assert not net.maps(images)["layer1"].any()
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "vit_b_16"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", pytest.param("vit_b_16", marks=pytest.mark.slow)])
 def test_torch_compile_gives_the_same_maps_and_gradients(name: str) -> None:
     net = small_net(name)
     fast = engine.Fast(net, CPU, torch.float32)
