@@ -250,6 +250,23 @@ def test_numbers_agree_with_the_predictions(project: Params, undrawn: None) -> N
     assert attacks["pgd"]["images"] == 90
 
 
+def test_the_summary_says_who_is_weaker_than_the_baseline_when_aimed_at(project: Params, undrawn: None) -> None:
+    def told(wrong: list[str]) -> str:
+        for name in (BASELINE, *project.structures):
+            path = Path(f"data/whitebox/{name}.parquet")
+            rows = pd.read_parquet(path)
+            rows.assign(prediction=(rows["label"] + (name in wrong)) % 4).to_parquet(path)
+        report.render(project)
+        lines = Path("reports/report.md").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith("- Attackers who aim at each structure itself"))
+        return line
+
+    line = told([])
+    assert all(f"{name} 1.000 [" in line for name in (BASELINE, *project.structures)) and "lower" not in line
+    line = told(["adv"])
+    assert "adv 0.000 [" in line and line.endswith("]; lower than baseline, whatever they gain above: adv.")
+
+
 def test_success_counts_only_images_that_were_right_before(project: Params, undrawn: None) -> None:
     report.render(project)
     facts = json.loads(Path("reports/summary.json").read_text())["attacks"]["cw"]

@@ -625,7 +625,23 @@ def _opening(results: Results, numbers: Numbers) -> list[str]:
             title = tables.SPLIT_TITLES[split]
             bullets.append(f"- {title}, accuracy on a mixture of clean and attacked images: {', '.join(found)}.")
             bullets += [f"  - {line}" for line in _differences(results, numbers, split)]
+    bullets += _aimed_at_themselves(numbers)
     return [*lines, *(["\n".join(bullets)] if bullets else [])]
+
+
+def _aimed_at_themselves(numbers: Numbers) -> list[str]:
+    """The white-box worst case in words, as who reads the summary alone would take the mixture's figures for it."""
+    worst = robustness.worst(numbers.whitebox.tidy)
+    if worst.empty:
+        return []
+    found = [f"{name} {tables.with_interval(*worst.loc[name, list(tables.ACCURACY)])}" for name in worst.index]
+    accuracy = worst["accuracy"]
+    lower = [str(name) for name in worst.index if BASELINE in worst.index and accuracy[name] < accuracy[BASELINE]]
+    warning = f"; lower than {BASELINE}, whatever they gain above: {', '.join(lower)}" if lower else ""
+    count = int(worst["images"].max())
+    return [
+        f"- Attackers who aim at each structure itself, worst case on {count} test images: {', '.join(found)}{warning}."
+    ]
 
 
 def _differences(results: Results, numbers: Numbers, split: str) -> list[str]:
