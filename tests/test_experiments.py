@@ -39,7 +39,7 @@ def test_the_tables_of_experiments_stand_side_by_side(clone: Path) -> None:
     output = run(clone, *call)
     differ = pd.read_csv(clone / "compared/parameters.csv").set_index("parameter")
     assert {"0.25", "0.75"} <= set(differ.loc["mixture.adv_ratio", names].astype(str))
-    assert "detector.beta" in differ.index and "| structure" in output
+    assert "| structure" in output
     shutil.rmtree(clone / "compared")
 
 
