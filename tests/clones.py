@@ -19,7 +19,6 @@ TINY = [
     "store.shard_size=50",
     "store.batch_size=25",
     "detector.layers=1",
-    "detection.fit=30",
     "detection.images=5",
     "detection.steps=2",
     "attacks.bim.steps=2",

@@ -52,7 +52,7 @@ TINY: dict[str, Any] = {
         "checks": {"images": 12, "steps": 10, "queries": 30},
         "curve": {"images": 12, "eps": [8, 255]},
     },
-    "detection": {"fit": 40, "images": 10, "eps": 0.05, "steps": 3},
+    "detection": {"images": 10, "eps": 0.05, "steps": 3},
 }
 
 

@@ -767,12 +767,10 @@ def test_metadata_tells_what_ran(project: Path, tiny: Callable[..., Params]) -> 
 
 def test_splits_of_seen_and_unseen_attacks(project: Path) -> None:
     assert {path.name for path in (files.ADVERSARIAL / "fgsm").iterdir()} == {
-        "train.parquet",
-        "test.parquet",
-        "heldout.parquet",
+        f"{split}.parquet" for split in params.SPLITS
     }
     assert {path.name for path in (files.UNSEEN / "strong").iterdir()} == {"test.parquet", "heldout.parquet"}
-    for split in params.ATTACKED_SPLITS:
+    for split in params.SPLITS:
         clean, found = (store.read(folder / f"{split}.parquet") for folder in (files.CLEAN, files.ADVERSARIAL / "fgsm"))
         store.check_rows(clean, found, Path(split))
 

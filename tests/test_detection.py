@@ -1,11 +1,13 @@
 """Detectors: known scores give known figures, the known ones are what their papers say, and an attacker who knows the
 detector passes it."""
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import measure
-from ruamel.yaml import YAML
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
@@ -262,7 +263,24 @@ def test_a_structure_without_a_detector_and_bad_input_by_the_script(project: Pat
     assert failed.returncode == 1 and failed.stdout == ""
     assert failed.stderr == "error: models/ours/0.safetensors is missing; `dvc repro` makes it\n"
     assert not (files.DETECTION / "ours.parquet").exists()
-    assert YAML(typ="safe").load(Path("params.yaml"))["detection"]["fit"] > 0
+
+
+def test_known_detectors_are_fitted_on_validation_images_or_else_on_training_images(
+    project: Path, tiny: Callable[..., Params]
+) -> None:
+    settings = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES)
+    structures.train(settings, "ours")
+
+    def fitted() -> dict[str, Any]:
+        detection.detect(settings, "ours")
+        facts = json.loads(pq.read_schema(files.DETECTION / "ours.parquet").metadata[store.METADATA_KEY])
+        return {key: facts[key] for key in ("split", "fit", "gaussians")}
+
+    assert fitted() == {"split": "validation", "fit": 20, "gaussians": 300}
+    for folder in (files.CLEAN, *(files.ADVERSARIAL / attack for attack in settings.attacks)):
+        images = store.read(folder / "validation.parquet")
+        store.write(folder / "validation.parquet", [images[:0]], images.metadata)
+    assert fitted() == {"split": "train", "fit": 30, "gaussians": 270}
 
 
 def test_missing_and_foreign_files_are_one_line(project: Path, tiny: Callable[..., Params]) -> None:
@@ -272,7 +290,7 @@ def test_missing_and_foreign_files_are_one_line(project: Path, tiny: Callable[..
     structures.train(settings, "ours")
     moved = files.ADVERSARIAL / "fgsm"
     shutil.move(moved, "elsewhere")
-    with pytest.raises(InputError, match=r"fgsm/train\.parquet is missing; `dvc repro` makes it"):
+    with pytest.raises(InputError, match=r"fgsm/validation\.parquet is missing; `dvc repro` makes it"):
         detection.detect(settings, "ours")
     shutil.move("elsewhere", moved)
     images = store.read(moved / "test.parquet")
@@ -281,9 +299,9 @@ def test_missing_and_foreign_files_are_one_line(project: Path, tiny: Callable[..
         detection.detect(settings, "ours")
     assert "\n" not in str(caught.value)
     for attack in settings.attacks:  # as if no attack had changed anything
-        path = files.ADVERSARIAL / attack / "train.parquet"
+        path = files.ADVERSARIAL / attack / "validation.parquet"
         images = store.read(path)
         images.columns["linf"] = np.zeros(len(images), np.float32)
         store.write(path, [images], images.metadata)
-    with pytest.raises(InputError, match=r"detection\.fit is 40; no attack changed any of so many; use more"):
+    with pytest.raises(InputError, match=r"data\.validation is 20; no attack changed any of the 20 images"):
         detection.detect(settings, "ours")

@@ -184,7 +184,7 @@ def write_detection(
                 frames.append(frame.assign(split=split, seed=0, kind=kind, attack=attack))
     rows = pd.concat(frames).sample(frac=1, random_state=0)
     table = pa.Table.from_pandas(rows, preserve_index=False)
-    fitted = {"bits": 4, "median": 2, "fit": 30, "gaussians": 30}
+    fitted = {"bits": 4, "median": 2, "fit": 30, "split": "validation", "gaussians": 30}
     path = Path(f"data/detection/{structure}.parquet")
     path.parent.mkdir(exist_ok=True)
     pq.write_table(table.replace_schema_metadata({store.METADATA_KEY: json.dumps(fitted)}), path)

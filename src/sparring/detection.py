@@ -78,7 +78,7 @@ def detect(params: Params, name: str) -> None:
             net, detector = evaluation.models(params, name, seed, pretrained, classes, device)
             assert detector is not None  # as params.structures says
             models.append((seed, net, detector))
-        known, facts = _known_detectors(params, pretrained, source, clean["train"], device)
+        known, facts = _known_detectors(params, pretrained, source, clean, device)
         size = params.store.batch_size
         parts = []
         evaluated = len(params.attacks) + len(params.unseen_attacks) + len(BENIGN)
@@ -141,31 +141,37 @@ def _attacked(path: Any, clean: store.Images, source: str) -> store.Images:
 
 
 def _known_detectors(
-    params: Params, pretrained: Classifier, source: str, train: store.Images, device: torch.device
+    params: Params, pretrained: Classifier, source: str, clean: dict[str, store.Images], device: torch.device
 ) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], dict[str, Any]]:
-    """Both, fitted on training images: a function from images to their scores by name, and what was chosen.
+    """Both, as functions from images to their scores by name, and what was chosen.
 
-    The logistic regression and the choice of squeezers use `detection.fit` images, each clean and as one of the seen
-    attacks changed it; the Gaussians use the others. The structure's detector was trained on the same, so it is fair;
-    validation images have no stored attacks, and stay for the thresholds.
+    The Gaussians are fitted on clean training images. The logistic regression and the choice of squeezers see the
+    validation images, clean and as every seen attack changed them, as the net treats images that it was trained on
+    otherwise than new ones. Without validation images, a tenth of the training images takes their place.
     """
     size = params.store.batch_size
     net = channels_last(networks.frozen(pretrained), device)  # scores are no predictions: folded, it is faster
-    order = rng(params.seed, "detection", "fit").permutation(len(train))
-    fitted, rest = np.split(order, [min(params.detection.fit, len(train) // 2)])
-    shown = [train.image[fitted]]
-    for number, attack in enumerate(params.attacks):
-        path = files.ADVERSARIAL / attack / "train.parquet"
-        drawn = _attacked(path, train, source)[fitted[number :: len(params.attacks)]]
-        changed = drawn.columns["linf"] > 0
+    split, rest = "validation", clean["train"]
+    fitted = np.arange(len(clean[split]))
+    if not len(fitted):
+        order = rng(params.seed, "detection", "fit").permutation(len(rest))
+        split, fitted, others = "train", *np.split(order, [-(-len(rest) // 10)])
+        rest = rest[others]
+    shown = [clean[split].image[fitted]]
+    for attack in params.attacks:
+        found = _attacked(files.ADVERSARIAL / attack / f"{split}.parquet", clean[split], source)[fitted]
+        changed = found.columns["linf"] > 0
         if changed.any():
-            shown.append(drawn.image[changed])
+            shown.append(found.image[changed])
     adversarial = np.repeat([False, True], [len(fitted), sum(map(len, shown[1:]))])
     if not adversarial.any():
-        raise InputError(f"params.yaml: detection.fit is {len(fitted)}; no attack changed any of so many; use more")
+        raise InputError(
+            f"params.yaml: data.{split} is {len(clean[split])}; no attack changed any of the {len(fitted)} images that "
+            "known detectors are fitted on; use more"
+        )
     squeezers: list[Squeeze] = [partial(fewer_bits, bits=bits) for bits in BITS]
     squeezers += [partial(median, side=side) for side in SIDES]
-    distances = mahalanobis(features(net, train.image[rest], size, device)[1], train.label[rest])
+    distances = mahalanobis(features(net, rest.image, size, device)[1], rest.label)
     far, moved = [], []
     for images in shown:
         plain, means = features(net, images, size, device)
@@ -183,7 +189,7 @@ def _known_detectors(
             "squeezing": squeezed(net, images, plain, chosen, size, device).max(1),
         }
 
-    return scores, {"bits": bits, "median": side, "fit": len(fitted), "gaussians": len(rest)}
+    return scores, {"bits": bits, "median": side, "fit": len(fitted), "split": split, "gaussians": len(rest)}
 
 
 @torch.no_grad()

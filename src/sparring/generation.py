@@ -15,7 +15,7 @@ from sparring import attacks, checkpoints, files, networks, progress, store
 from sparring.attacks import engine
 from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import Classifier
-from sparring.params import ATTACKED_SPLITS, EVALUATED_SPLITS, Attack, InputError, Params
+from sparring.params import EVALUATED_SPLITS, SPLITS, Attack, InputError, Params
 
 
 def folder(params: Params, name: str) -> Path:
@@ -24,7 +24,7 @@ def folder(params: Params, name: str) -> Path:
 
 
 def attack_splits(params: Params, name: str) -> None:
-    """Attack the clean set with `attacks.<name>` (train, test, heldout) or `unseen_attacks.<name>` (test, heldout).
+    """Attack the clean set with `attacks.<name>` (all splits) or `unseen_attacks.<name>` (test, heldout).
 
     Finished shards are kept below files.PARTIAL until all files are written: a run that was killed goes on after them,
     and ends with the bytes of an undisturbed one.
@@ -33,7 +33,7 @@ def attack_splits(params: Params, name: str) -> None:
     dtype = precision(params, device)
     seen = name in params.attacks
     attack = params.attacks[name] if seen else params.unseen_attacks[name]
-    splits = ATTACKED_SPLITS if seen else EVALUATED_SPLITS
+    splits = SPLITS if seen else EVALUATED_SPLITS
     with progress.timed(f"{'attack' if seen else 'attack_unseen'}@{name}", device, dtype) as done:
         clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in splits}
         train = clean["train"] if seen else store.read(files.CLEAN / "train.parquet")

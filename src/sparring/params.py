@@ -35,7 +35,6 @@ CLEAN = "clean"
 AUTOATTACK, MORE_STEPS, SQUARE = "autoattack", "more_steps", "square"
 KNOWN_DETECTORS = ("mahalanobis", "squeezing")  # to which a structure's own is compared
 SPLITS = ("train", "validation", "test", "heldout")
-ATTACKED_SPLITS = ("train", "test", "heldout")
 EVALUATED_SPLITS = ("test", "heldout")
 CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate")
 STRENGTHS = (1, 2, 3, 4, 5)
@@ -258,7 +257,6 @@ class Mixture(Section):
 
 
 class Detection(Section):
-    fit: Annotated[int, Field(ge=2)]
     images: Count
     eps: Positive
     steps: Count

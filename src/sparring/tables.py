@@ -373,9 +373,9 @@ def _found_notes(scores: pd.DataFrame) -> list[str]:
             else "images of the same split lie; there are no validation images, so these shares are a little too high."
         ),
         f"Mahalanobis (Lee et al., 2018) and feature squeezing (Xu et al., 2018; {fitted['bits']} bits, median "
-        f"{fitted['median']} × {fitted['median']}) look at the pretrained net too. They were fitted on training images "
-        f"and the seen attacks on them ({fitted['fit']}; the Gaussians on {fitted['gaussians']} clean ones), as the "
-        "structure's detector was trained on those.",
+        f"{fitted['median']} × {fitted['median']}) look at the pretrained net too. The Gaussians were fitted on "
+        f"{fitted['gaussians']} clean training images; the regression, and the choice of squeezers, on {fitted['fit']} "
+        f"{'training' if fitted['split'] == 'train' else 'validation'} images and the seen attacks on them.",
     ]
 
 
