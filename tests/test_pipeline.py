@@ -58,7 +58,7 @@ UNSEEN = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
     ],
 )
 def test_a_parameter_changes_the_stages_that_use_it_alone(clone: Path, setting: str, stages: set[str]) -> None:
-    """Those at the start; what follows from their results, the next test shows."""
+    """Those at the start; what follows from their results, the next test shows, which is slow."""
     before = (clone / "params.yaml").read_text()
     profile(clone, *TINY, setting)
     told = json.loads(run(clone, "dvc", "status", "--json", "dvc.yaml"))
@@ -66,6 +66,7 @@ def test_a_parameter_changes_the_stages_that_use_it_alone(clone: Path, setting: 
     assert told.keys() == stages | {"report"}  # which prints all parameters
 
 
+@pytest.mark.slow
 def test_an_attack_argument_and_an_unseen_attack_run_what_follows(clone: Path) -> None:
     profile(clone, *TINY, "attacks.bim.steps=3", UNSEEN)
     output = run(clone, "dvc", "repro")
