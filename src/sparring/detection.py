@@ -151,22 +151,23 @@ def _known_detectors(
     """
     size = params.store.batch_size
     net = channels_last(networks.frozen(pretrained), device)  # scores are no predictions: folded, it is faster
-    split, rest = "validation", clean["train"]
-    fitted = np.arange(len(clean[split]))
-    if not len(fitted):
-        order = rng(params.seed, "detection", "fit").permutation(len(rest))
-        split, fitted, others = "train", *np.split(order, [-(-len(rest) // 10)])
-        rest = rest[others]
-    shown = [clean[split].image[fitted]]
+    split = "validation" if len(clean["validation"]) else "train"
+    pool, rest = clean[split], clean["train"]
+    fitted = np.arange(len(pool))
+    if split == "train":
+        order = rng(params.seed, "detection", "fit").permutation(len(pool))
+        fitted, others = np.split(order, [-(-len(pool) // 10)])
+        rest = pool[others]
+    shown = [pool.image[fitted]]
     for attack in params.attacks:
-        found = _attacked(files.ADVERSARIAL / attack / f"{split}.parquet", clean[split], source)[fitted]
+        found = _attacked(files.ADVERSARIAL / attack / f"{split}.parquet", pool, source)[fitted]
         changed = found.columns["linf"] > 0
         if changed.any():
             shown.append(found.image[changed])
     adversarial = np.repeat([False, True], [len(fitted), sum(map(len, shown[1:]))])
     if not adversarial.any():
         raise InputError(
-            f"params.yaml: data.{split} is {len(clean[split])}; no attack changed any of the {len(fitted)} images that "
+            f"params.yaml: data.{split} is {len(pool)}; no attack changed any of the {len(fitted)} images that "
             "known detectors are fitted on; use more"
         )
     squeezers: list[Squeeze] = [partial(fewer_bits, bits=bits) for bits in BITS]
