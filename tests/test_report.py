@@ -31,6 +31,7 @@ FIGURES += ("whitebox_curve", "detector_roc_by_attack", "corruptions")
 TABLES = ("table1", "table2", "table4", "table2_mcnemar", "table4_mcnemar", "summary", "claims", "paper", "detector")
 TABLES += (
     "whitebox",
+    "whitebox_mcnemar",
     "checks",
     "corruptions",
     "detector_attacks",
@@ -298,7 +299,7 @@ def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
     assert done.returncode == 0, done.stderr
     assert everything() == first
     for out in (capsys.readouterr().out, done.stdout):
-        assert out.startswith("report: 17 tables, 11 figures in ") and out.count("\n") == 1
+        assert out.startswith(f"report: {len(TABLES) + 1} tables, {len(FIGURES)} figures in ") and out.count("\n") == 1
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
     for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
@@ -462,6 +463,22 @@ def test_mcnemar_stands_beside_tables_2_and_4(project: Params, undrawn: None) ->
     assert len(pd.read_csv("reports/tables/table2_mcnemar.csv")) == 2 * 3
     summary = json.loads(Path("reports/summary.json").read_text())
     assert set(summary["differences"]) == {"adv minus baseline", "ours minus baseline", "ours minus adv"}
+
+
+def test_mcnemar_compares_what_withstood_every_attack_image_by_image(project: Params, undrawn: None) -> None:
+    report.render(project)
+    withstood = {}
+    for structure in ("ours", "adv"):
+        rows = pd.read_parquet(f"data/whitebox/{structure}.parquet")
+        inside = rows[rows["l2"] <= 0.5]  # of these made-up rows only the clean ones
+        withstood[structure] = (inside["label"] == inside["prediction"]).groupby(inside["index"]).all()
+    found = pd.read_csv("reports/tables/whitebox_mcnemar.csv").set_index(["attack", "structure", "other"])
+    row = found.loc[("worst case, L2 0.5", "ours", "adv")]
+    more = int((withstood["ours"] & ~withstood["adv"]).sum())
+    less = int((withstood["adv"] & ~withstood["ours"]).sum())
+    assert [row["more"], row["less"], row["images"]] == [more, less, 50] and more + less
+    shown = Path("reports/tables/whitebox_mcnemar.md").read_text()
+    assert f"({more} : {less})" in shown and "Held-out" not in shown
 
 
 def test_without_the_papers_structures_nothing_is_said_to_be_reproduced(

@@ -108,6 +108,13 @@ def accuracies(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([single, *worst], ignore_index=True).reindex(columns=columns)
 
 
+def comparisons(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
+    """Every structure against every other in each worst case, as statistics.comparisons by split and attack."""
+    cases = [found.assign(split="test", attack=f"{WORST}, {name}") for name, found in worst_cases(params, rows).items()]
+    structures = (BASELINE, *params.structures)
+    return statistics.comparisons(pd.concat(cases), structures, ["split", "attack"])
+
+
 def curve(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
     """The reference PGD by radius: columns structure, eps (in 1/255; 0 is clean), accuracy, ci_low, ci_high, images,
     success (of the images that are right when clean, the share that is fooled)."""
@@ -309,6 +316,9 @@ def section(params: Params, rows: pd.DataFrame, accuracy: Table, found: Table, f
     if accuracy.tidy.empty:
         return Section(title, ["No white-box attack was run (`whitebox.images`), or there are no test images."])
     parts: list[str | Table | Figure] = [*warnings(found.tidy), accuracy]
+    compared = comparisons(params, rows)
+    if len(compared):
+        parts.append(tables.mcnemar(params, "whitebox_mcnemar", compared, ["test"]))
     points = curve(params, rows)
     if len(points):
         points.to_csv(folder / "whitebox_curve.csv", index=False, float_format="%.6g", lineterminator="\n")

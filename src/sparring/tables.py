@@ -495,20 +495,21 @@ def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def mcnemar(params: Params, name: str, compared: pd.DataFrame) -> Table:
-    """McNemar's exact test between any two structures, on the mixture or on the clean images and under each attack.
+def mcnemar(params: Params, name: str, compared: pd.DataFrame, splits: Sequence[str] = EVALUATED_SPLITS) -> Table:
+    """McNemar's exact test between any two structures, on the mixture, on the clean images and under each attack, or in
+    the worst cases.
 
     compared: from statistics.comparisons by split and attack, with what `name` is beside.
     """
     pairs = [(later, first) for first, later in itertools.combinations((BASELINE, *params.structures), 2)]
     attacks = list(dict.fromkeys(compared.index.get_level_values("attack")))
-    index = [(*key, *pair) for key in itertools.product(EVALUATED_SPLITS, attacks) for pair in pairs]
+    index = [(*key, *pair) for key in itertools.product(splits, attacks) for pair in pairs]
     names = ["split", "attack", "structure", "other"]
     tidy = compared.reindex(pd.MultiIndex.from_tuples(index, names=names)).reset_index()
     counts = ["more", "less", "images"]
     tidy = tidy.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
     wide, tests = {}, 0
-    for split in EVALUATED_SPLITS:
+    for split in splits:
         here = tidy[tidy["split"] == split]
         tests = max(tests, int(here["p"].notna().sum()))
         found = here.set_index(["attack", "structure", "other"]).to_dict("index")
