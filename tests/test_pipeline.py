@@ -83,6 +83,26 @@ def test_an_attack_argument_and_an_unseen_attack_run_what_follows(clone: Path) -
     commit(clone)
 
 
+@pytest.mark.slow
+def test_rows_made_two_at_a_time_are_all_that_table_3_needs(clone: Path) -> None:
+    venv, rows = clone / ".venv", clone / "ablation/params.yaml"
+    venv.symlink_to(sys.prefix)
+    before = rows.read_text()
+    rows.write_text(
+        "rows:\n  one: {input: low, adv_ratio: 0.5, layers: 1}\n  two: {input: full, adv_ratio: 0.75, layers: 1}\n"
+    )
+    output = run(clone, "make", "--assume-old=.venv/.installed", "table3")
+    stages = {f"ablation/dvc.yaml:{stage}@{row}" for stage in ("train", "evaluate") for row in ("one", "two")}
+    assert ran(output) == stages | {"ablation/dvc.yaml:report"}
+    assert ran(run(clone, "dvc", "repro", "ablation/dvc.yaml")) == set()
+    assert (clone / "ablation/reports/table3.md").read_text().count("| full ") == 2  # test and held-out images
+    venv.unlink()
+    rows.write_text(before)
+    for made in ("dvc.lock", "reports", "rows/one", "rows/two"):
+        path = clone / "ablation" / made
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
