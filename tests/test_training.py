@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparring import files, networks, params, sampler, store, structures, training, transforms
+from sparring import datasets, files, generation, networks, params, sampler, store, structures, training, transforms
 from sparring.detector import Layer, TransformerDetector
 from sparring.device import rng
 from sparring.networks import ResNet
@@ -747,6 +747,23 @@ def test_history_has_a_row_an_epoch(project: Path, tiny: Callable[..., Params]) 
     network = Network.model_validate(facts["network"])
     assert networks.load(network, 10, 16, files.model("ours", 0)).fc.out_features == 10
     assert json.loads((files.TIMINGS / "train-ours.json").read_text())["images"] == 900
+
+
+def test_no_validation_images_are_needed(
+    tiny: Callable[..., Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the profile `paper`."""
+    monkeypatch.chdir(tmp_path)
+    chosen = tiny(data={"validation": 0}, attacks={"fgsm": {"eps": 0.05}}, structures=STRUCTURES)
+    datasets.prepare(chosen)
+    training.pretrain(chosen)
+    generation.attack_splits(chosen, "fgsm")
+    structures.train(chosen, "ours")
+    for name in ("pretrained", "ours"):
+        history = pd.read_csv(files.HISTORY / f"{name}.csv")
+        assert history["accuracy"].notna().all() and history["validation_accuracy"].isna().all()
+    told = capsys.readouterr().out
+    assert "ours: epoch 1/" in told and "validation" not in told.replace("0 validation,", "") and "nan" not in told
 
 
 def test_training_leaves_the_pretrained_net_alone(project: Path, tiny: Callable[..., Params]) -> None:

@@ -338,9 +338,10 @@ def fit(
                     f"{name}: {broken[0]} is {means[broken[0]]} in epoch {epoch}; "
                     f"lower training.learning_rate ({settings.learning_rate})"
                 )
-            predicted = networks.predict(kept[0], validation.image, params.store.batch_size, device).argmax(1)
-            right = predicted == validation.label
-            means["validation_accuracy"] = float(right.mean()) if len(right) else float("nan")
+            means["validation_accuracy"] = float("nan")
+            if len(validation):
+                predicted = networks.predict(kept[0], validation.image, params.store.batch_size, device).argmax(1)
+                means["validation_accuracy"] = float((predicted == validation.label).mean())
             if settings.keep == "best" and all(
                 means["validation_accuracy"] > row["validation_accuracy"] for row in history
             ):
@@ -368,7 +369,7 @@ def batch_stops(count: int, size: int) -> np.ndarray:
 
 
 def _line(means: dict[str, float]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in means.items())
+    return ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in means.items() if not np.isnan(value))
 
 
 def create(params: Params, what: str, classes: int) -> Classifier:
