@@ -11,14 +11,19 @@ export DVC_NO_ANALYTICS := true
 # Some containers set this. Every stage is a Python of its own, which would then compile all of torch anew, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-# `dvc repro` takes a pipeline's trainings one by one. Where one does not fill all cores, two at a time take little longer
-# than one, if threads wait asleep instead of spinning; their number, and with it every bit, stays. The full detectors
-# take longest and start first.
-JOBS := 2
-define side_pipeline
+# `dvc repro` takes a pipeline's trainings one by one; JOBS of them at once share the cores. Each then gets its part of
+# the threads: those of two trainings on one core wait for each other by spinning, which took three times as long as one
+# after the other. With other threads the last bits are others, so one at a time is the default. The full detectors take
+# longest and start first.
+JOBS := 1
+define at_once
 .venv/bin/dvc repro attack
-.venv/bin/dvc stage list --name-only $(1) | sed -n 's/.*:train@//p' | sort | OMP_WAIT_POLICY=passive xargs -P $(JOBS) -I {} \
+export OMP_NUM_THREADS=$$(.venv/bin/python -c 'import torch; print(max(1, torch.get_num_threads() // $(JOBS)))') && \
+	.venv/bin/dvc stage list --name-only $(1) | sed -n 's/.*:train@//p' | sort | xargs -P $(JOBS) -I {} \
 	.venv/bin/dvc --wait-for-lock repro --single-item $(1):train@{} $(1):evaluate@{}
+endef
+define side_pipeline
+$(if $(filter-out 1,$(JOBS)),$(call at_once,$(1)))
 .venv/bin/dvc repro $(1)
 endef
 
@@ -31,10 +36,10 @@ help:  ## list these commands
 repro: $(INSTALLED)  ## run the pipeline: only what has changed
 	.venv/bin/dvc repro
 
-table3: $(INSTALLED)  ## train and evaluate the rows of Table 3, two at a time; JOBS=4 for four
+table3: $(INSTALLED)  ## train and evaluate the rows of Table 3; JOBS=4: four at once
 	$(call side_pipeline,ablation/dvc.yaml)
 
-leave-one-out: $(INSTALLED)  ## train without each attack in turn and evaluate on it, two at a time; JOBS=4 for four
+leave-one-out: $(INSTALLED)  ## train without each attack in turn and evaluate on it; JOBS=4: four at once
 	$(call side_pipeline,leave_one_out/dvc.yaml)
 
 test: $(INSTALLED)  ## run the tests but the slow ones

@@ -91,7 +91,7 @@ def test_rows_made_two_at_a_time_are_all_that_table_3_needs(clone: Path) -> None
     rows.write_text(
         "rows:\n  one: {input: low, adv_ratio: 0.5, layers: 1}\n  two: {input: full, adv_ratio: 0.75, layers: 1}\n"
     )
-    output = run(clone, "make", "--assume-old=.venv/.installed", "table3")
+    output = run(clone, "make", "--assume-old=.venv/.installed", "table3", "JOBS=2")
     stages = {f"ablation/dvc.yaml:{stage}@{row}" for stage in ("train", "evaluate") for row in ("one", "two")}
     assert ran(output) == stages | {"ablation/dvc.yaml:report"}
     assert ran(run(clone, "dvc", "repro", "ablation/dvc.yaml")) == set()
