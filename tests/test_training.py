@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparring import datasets, files, generation, networks, params, sampler, store, structures, training, transforms
-from sparring.detector import Layer, TransformerDetector
+from sparring.detector import Dropout, Layer, TransformerDetector
 from sparring.device import rng
 from sparring.networks import ResNet
 from sparring.params import Detector, InputError, Network, Online, Params
@@ -230,14 +230,15 @@ def test_the_embedding_of_the_paper() -> None:
 SMALL = networks.map_shapes(ResNet((1, 1, 1, 1), 4, 10), 16)
 
 
-@pytest.mark.parametrize("source", ["full", "low"])
-def test_a_detector_is_a_stack_of_pytorchs_encoder_layers(source: str) -> None:
+@pytest.mark.parametrize(("source", "count"), [("full", 4), ("low", 4), ("low", 300)])
+def test_a_detector_is_a_stack_of_pytorchs_encoder_layers(source: str, count: int) -> None:
+    """300 images pass through the layers in several parts."""
     detector = detector_for(SMALL, input=source, layers=3).eval()
-    maps = some_maps(SMALL, 4)
+    maps = some_maps(SMALL, count)
     with torch.no_grad():
         parts = torch.cat([detector.embed[name](maps[name]) for name in detector.inputs], 1).flatten(2)
         tokens = parts if source == "full" else parts.mT
-        flow = torch.cat([detector.class_token.expand(4, -1, -1), tokens], 1) + detector.position
+        flow = torch.cat([detector.class_token.expand(count, -1, -1), tokens], 1) + detector.position
         for layer in detector.layers:
             assert isinstance(layer, Layer)
             flow = plain_layer(layer)(flow)
@@ -263,6 +264,28 @@ def plain_layer(layer: Layer) -> nn.Module:
     return plain.train()  # eval would take the fused path
 
 
+def test_a_layer_in_bfloat16_is_as_close_to_float32_as_pytorchs() -> None:
+    torch.manual_seed(0)
+    layer = Layer(64, 0.0)
+    plain = plain_layer(layer)
+    tokens = torch.randn(8, 33, 64)
+    wanted, wanted_gradients = with_gradients(layer, tokens, torch.float32)
+    (mine, mine_gradients), (theirs, theirs_gradients) = (
+        with_gradients(each, tokens, torch.bfloat16) for each in (layer, plain)
+    )
+    assert 0 < (mine - wanted).norm() < 1.5 * (theirs - wanted).norm()
+    assert 0 < (mine_gradients - wanted_gradients).norm() < 1.5 * (theirs_gradients - wanted_gradients).norm()
+
+
+def with_gradients(layer: nn.Module, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A layer's tokens, and the gradient of the half of their squares by the tokens that it was given."""
+    tokens = tokens.clone().requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        out = layer(tokens).float()
+    (gradient,) = torch.autograd.grad(out.square().sum() / 2, tokens)
+    return out.detach(), gradient
+
+
 def test_the_class_token_alone_is_that_of_the_whole_layer() -> None:
     layer = detector_for(SMALL).layers[0]
     assert isinstance(layer, Layer)
@@ -281,6 +304,29 @@ def test_dropout_acts_in_training_only() -> None:
     detector, maps = detector_for(SMALL, dropout=0.5), some_maps(SMALL)
     assert not torch.equal(detector.train()(maps), detector(maps))
     assert torch.equal(detector.eval()(maps), detector(maps))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
+def test_dropout_is_pytorchs_but_for_the_draw(p: float, dtype: torch.dtype) -> None:
+    mine, theirs = Dropout(p).train(), nn.Dropout(p).train()
+    tokens = torch.ones(500, 401, dtype=dtype, requires_grad=True)  # not a multiple of four
+    torch.manual_seed(0)
+    dropped, reference = mine(tokens), theirs(tokens)
+    assert dropped.dtype == dtype
+    assert set(dropped.unique().tolist()) == set(reference.unique().tolist())
+    kept = (dropped != 0).double()
+    tolerance = 5 * math.sqrt(p * (1 - p) / kept.numel())  # five standard deviations
+    assert abs(kept.mean() - (1 - p)) <= tolerance
+    for lag in (1, 2, 3, 4, 8, 401):  # no chance tells of another
+        flat = kept.flatten() - (1 - p)
+        assert abs((flat[lag:] * flat[:-lag]).mean()) <= tolerance
+    (gradient,) = torch.autograd.grad(dropped.sum(), tokens)
+    assert torch.equal(gradient, dropped)
+    torch.manual_seed(0)
+    assert torch.equal(mine(tokens), dropped)
+    assert torch.equal(mine(tokens), dropped) == (p == 0)
+    assert mine.eval()(tokens) is tokens
 
 
 # Augmentation

@@ -12,6 +12,22 @@ from sparring.params import Detector, InputError
 
 HEADS = 4
 MLP_RATIO = 4
+TOKENS = 4200  # that pass through the layers at once on a CPU: what a layer makes of them stays in its cache
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, but that a CPU makes four chances of each number that it draws, so p is rounded to a 65,536th.
+
+    PyTorch draws one for each element, one after the other, which took a tenth of a joint step and more.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if not self.training or tokens.device.type != "cpu":
+            return super().forward(tokens)
+        drawn = torch.empty(-(-tokens.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        chance = drawn.view(torch.int16)[: tokens.numel()].view(tokens.shape)
+        kept = chance >= round(self.p * 2**16) - 2**15
+        return tokens * (kept.view(torch.uint8).to(tokens.dtype) / (1 - self.p))
 
 
 class Layer(nn.Module):
@@ -24,14 +40,14 @@ class Layer(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
         self.projection = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(
             nn.Linear(dim, MLP_RATIO * dim),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(MLP_RATIO * dim, dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(self, tokens: Tensor, class_only: bool = False) -> Tensor:
@@ -41,7 +57,7 @@ class Layer(nn.Module):
             tokens, attended = tokens[:, :1], self._for_class_token(normed)
         else:
             key, value = (_heads(part) for part in self.key_value(normed).chunk(2, -1))
-            attended = F.scaled_dot_product_attention(_heads(self.query(normed)), key, value)
+            attended = _attend(_heads(self.query(normed)), key, value)
         tokens = tokens + self.dropout(self.projection(attended.transpose(1, 2).flatten(2)))
         return tokens + self.mlp(self.norm2(tokens))
 
@@ -61,6 +77,13 @@ class Layer(nn.Module):
 
 def _heads(tokens: Tensor) -> Tensor:
     return tokens.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention by PyTorch's fused path; where that is slow, bfloat16 on a CPU, written out: docs/training.md."""
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class TransformerDetector(nn.Module):
@@ -93,7 +116,7 @@ class TransformerDetector(nn.Module):
         self.position = nn.Parameter(torch.empty(1, count + 1, dim))
         nn.init.trunc_normal_(self.position, std=0.02)
         nn.init.trunc_normal_(self.class_token, std=0.02)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout)
         self.layers = nn.ModuleList(Layer(dim, settings.dropout) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, 2)
@@ -110,9 +133,14 @@ class TransformerDetector(nn.Module):
             tokens = tokens.transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
         tokens = self.dropout(tokens + self.position)
+        parts = -(-tokens.shape[0] * tokens.shape[1] // TOKENS) if tokens.device.type == "cpu" else 1
+        return self.norm(torch.cat([self._class_token(part) for part in tokens.tensor_split(max(parts, 1))]))
+
+    def _class_token(self, tokens: Tensor) -> Tensor:
+        """The class token (N, dim) after all layers.  tokens (N, T, dim), the class token first."""
         for number, layer in enumerate(self.layers, 1):
             tokens = layer(tokens, class_only=number == len(self.layers))
-        return self.norm(tokens[:, 0])
+        return tokens[:, 0]
 
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
         """Logits (N, 2): clean, adversarial."""
