@@ -334,8 +334,8 @@ def test_dropout_is_pytorchs_but_for_the_draw(p: float, dtype: torch.dtype) -> N
 
 def test_a_crop_of_the_whole_area_changes_nothing() -> None:
     images = torch.rand(6, 3, 16, 16)
-    affine = transforms.draw_crops(np.random.default_rng(0), 6, (1.0, 1.0), False)
-    torch.testing.assert_close(transforms.crop(images, affine), images, rtol=0, atol=1e-5)
+    boxes = transforms.draw_crops(np.random.default_rng(0), 6, (1.0, 1.0), False)
+    torch.testing.assert_close(transforms.crop(images, boxes), images, rtol=0, atol=1e-5)
 
 
 def test_half_of_the_images_are_mirrored_where_asked() -> None:
@@ -350,11 +350,12 @@ def test_half_of_the_images_are_mirrored_where_asked() -> None:
 @given(st.floats(0.05, 1), st.floats(0.05, 1), st.booleans(), st.integers(0, 1000))
 def test_crops_lie_within_the_image(one: float, other: float, flip: bool, seed: int) -> None:
     area = (min(one, other), max(one, other))
-    affine = transforms.draw_crops(np.random.default_rng(seed), 50, area, flip).double()
-    width, height = affine[:, 0, 0].abs(), affine[:, 1, 1]
-    assert (affine[:, 0, 2].abs() + width <= 1 + 1e-6).all() and (affine[:, 1, 2].abs() + height <= 1 + 1e-6).all()
-    assert (affine[:, 0, 1] == 0).all() and (affine[:, 1, 0] == 0).all()
-    assert flip or (affine[:, 0, 0] > 0).all()
+    boxes = transforms.draw_crops(np.random.default_rng(seed), 50, area, flip).double()
+    assert boxes.shape == (50, 2, 2)
+    sides = boxes[:, :, 0]
+    assert (boxes[:, :, 1].abs() + sides.abs() <= 1 + 1e-6).all()
+    assert (sides[:, 1] > 0).all() and (flip or (sides > 0).all())
+    width, height = sides.abs().unbind(1)
     share, cut = width * height, (width > 1 - 1e-6) | (height > 1 - 1e-6)
     assert (share <= area[1] + 1e-6).all() and (share[~cut] >= area[0] - 1e-6).all()
     aspect = (width / height)[~cut]
@@ -362,12 +363,13 @@ def test_crops_lie_within_the_image(one: float, other: float, flip: bool, seed: 
 
 
 def test_a_crop_is_bilinear_resizing_of_the_box() -> None:
-    images = torch.rand(1, 3, 16, 16)
-    # The left upper quarter: half as wide and high, its centre at −1/2.
-    affine = torch.tensor([[[0.5, 0, -0.5], [0, 0.5, -0.5]]])
-    wanted = F.interpolate(images[:, :, :8, :8], (16, 16), mode="bilinear", align_corners=False)
-    found = transforms.crop(images, affine)
-    torch.testing.assert_close(found[:, :, 1:-1, 1:-1], wanted[:, :, 1:-1, 1:-1], rtol=0, atol=1e-5)
+    images = torch.rand(2, 3, 12, 16)
+    # Of the first image the left upper quarter, of the second the lower three quarters, mirrored.
+    boxes = torch.tensor([[[0.5, -0.5], [0.5, -0.5]], [[-1, 0], [0.75, 0.25]]])
+    parts = [images[:1, :, :6, :8], images[1:, :, 3:].flip(3)]
+    wanted = [F.interpolate(part, (12, 16), mode="bilinear", align_corners=False) for part in parts]
+    found = transforms.crop(images, boxes)
+    torch.testing.assert_close(found[:, :, 2:-2, 2:-2], torch.cat(wanted)[:, :, 2:-2, 2:-2], rtol=0, atol=1e-5)
 
 
 # Steps
