@@ -31,8 +31,8 @@ STAGES = Path(__file__).resolve().parent.parent / "stages"
 CPU = torch.device("cpu")
 # 300 images: five batches of 59, which two processes halve unevenly, and one of 5.
 CASES: dict[str, dict[str, Any]] = {
-    "plain": {"training": {"epochs": 2, "batch_size": 59, "label_smoothing": 0.1, "ema": 0.5}},
-    "joint": {"training": {"epochs": 2, "batch_size": 59}, "detector": {"dropout": 0.0}},
+    "plain": {"training": {"epochs": 1, "batch_size": 59, "label_smoothing": 0.1, "ema": 0.5}},
+    "joint": {"training": {"epochs": 1, "batch_size": 59}, "detector": {"dropout": 0.0}},
     "streamed": {"training": {"epochs": 1, "batch_size": 59}, "store": {"memory_budget": 1e-6}},
     "online": {"training": {"epochs": 1, "batch_size": 59}},
 }
@@ -172,11 +172,11 @@ def test_two_processes_at_half_the_batch_follow_one(
             # Where a gradient is next to nothing, rounding decides its sign.
             assert ((attacked - wanted.pop("attacked")).abs() < 1e-6).float().mean() > 0.999
         assert all(torch.equal(found[key], other[key]) for key in found)
-        # Rounding may move a unit across zero, which takes its weights further than rounding does. Slices of unequal
-        # size that counted alike took the net 41 % of its way elsewhere.
+        # Rounding may move a unit across zero, which takes weights further than rounding does, and with every step
+        # further: 1.4 % of the way in twelve steps. Slices of unequal size that counted alike took the net 41 %.
         for part in ("net", "detector"):
             way = wanted[f"way {part}"]
-            assert (found[f"way {part}"] - way).norm() <= 5e-3 * way.norm(), (name, part)
+            assert (found[f"way {part}"] - way).norm() <= 2e-2 * way.norm(), (name, part)
         histories = [pd.read_csv(folder / f"{name}.csv") for folder in (one, first)]
         pd.testing.assert_frame_equal(*histories, rtol=1e-2)
     for folder in (first, second):
