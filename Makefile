@@ -12,9 +12,9 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 # `dvc repro` takes a pipeline's trainings one by one; JOBS of them at once share the cores. Each then gets its part of
-# the threads: those of two trainings on one core wait for each other by spinning, which took three times as long as one
-# after the other. With other threads the last bits are others, so one at a time is the default. The full detectors take
-# longest and start first.
+# the threads: those of two trainings on one core wait for each other by spinning, which took 1.6 times as long as one
+# after the other, and with OMP_WAIT_POLICY=passive 3 times. With other threads the last bits are others, so one at a
+# time is the default. The full detectors take longest and start first.
 JOBS := 1
 define at_once
 .venv/bin/dvc repro attack

@@ -351,7 +351,8 @@ def test_neighbours_do_not_matter(
         assert together.index.tolist() == others.index.tolist() == clean.index.tolist()
         assert (together.columns["prediction"] == others.columns["prediction"]).mean() >= 0.999
         # Kernels for batches of other sizes round otherwise, which may decide in which step an image gets through.
-        assert (np.abs(together.columns["l2"] - others.columns["l2"]) < 1e-3).mean() >= 0.98
+        apart = np.abs(together.columns["l2"] - others.columns["l2"])
+        assert (apart < 1e-3).mean() >= 0.98 and apart.max() < 1e-2
     some = digits[[5, 17, 60]]
     few = whole(*opponent(arguments), net, some, clean)
     stored = whole(*opponent(arguments), net, clean)

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 from sparring import checkpoints, distributed, files, networks, params, sampler, store, structures, training, transforms
 from sparring.detector import TransformerDetector
@@ -29,7 +28,8 @@ from sparring.params import InputError, Online, Params
 
 STAGES = Path(__file__).resolve().parent.parent / "stages"
 CPU = torch.device("cpu")
-# 300 images: five batches of 59, which two processes halve unevenly, and one of 5.
+# 300 images: five batches of 59, which two processes halve unevenly, and one of 5. One epoch, as every step makes more
+# of rounding that moves a unit across zero.
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"training": {"epochs": 1, "batch_size": 59, "label_smoothing": 0.1, "ema": 0.5}},
     "joint": {"training": {"epochs": 1, "batch_size": 59}, "detector": {"dropout": 0.0}},
@@ -51,14 +51,11 @@ def grouped(net: Classifier) -> Classifier:
 def fit(
     settings: Params, name: str, normed: Callable[[Classifier], Classifier], checkpoint: Path | None = None
 ) -> tuple[dict[str, Tensor], pd.DataFrame]:
-    """Trains on the project's images; what net, detector and, where there is one, attack came to, how far the weights
-    of each went, and the history."""
+    """Trains on the project's images; what net, detector and, where there is one, attack came to, and the history."""
     net = normed(training.create(settings, "target", 10))
     pretrained = networks.load(settings.network, 10, 16, files.PRETRAINED)
     with torch_seed(0, "weights", "detector"):
         detector = TransformerDetector(settings.detector, networks.map_shapes(net, 16))
-    nets = {"net": net, "detector": detector}
-    begun = {part: parameters_to_vector(module.parameters()).detach().clone() for part, module in nets.items()}
     attacked: list[Tensor] = []
     if name == "joint":
         frozen = networks.frozen(pretrained)
@@ -89,9 +86,8 @@ def fit(
         store.read(files.CLEAN / "validation.parquet"),
         checkpoints.Checkpoint(checkpoint),
     )
-    found = {f"{part}.{key}": value for part, module in nets.items() for key, value in module.state_dict().items()}
-    for part, module in nets.items():
-        found |= {f"way {part}": parameters_to_vector(module.parameters()).detach() - begun[part]}
+    found = {f"net.{key}": value for key, value in net.state_dict().items()}
+    found |= {f"detector.{key}": value for key, value in detector.state_dict().items()}
     found |= {"attacked": attacked[0]} if attacked else {}  # of the first batch, this process's slice
     return {key: value.contiguous().clone() for key, value in found.items()}, history
 
@@ -171,14 +167,12 @@ def test_two_processes_at_half_the_batch_follow_one(
             attacked = torch.cat([part.pop("attacked") for part in (found, other)])
             # Where a gradient is next to nothing, rounding decides its sign.
             assert ((attacked - wanted.pop("attacked")).abs() < 1e-6).float().mean() > 0.999
-        assert all(torch.equal(found[key], other[key]) for key in found)
-        # Rounding may move a unit across zero, which takes weights further than rounding does, and with every step
-        # further: 1.4 % of the way in twelve steps. Slices of unequal size that counted alike took the net 41 %.
-        for part in ("net", "detector"):
-            way = wanted[f"way {part}"]
-            assert (found[f"way {part}"] - way).norm() <= 2e-2 * way.norm(), (name, part)
+        near = {"rtol": 1e-2, "atol": 1e-3} if name == "online" else {"rtol": 1e-4, "atol": 2e-6}
+        for key, tensor in wanted.items():
+            assert torch.equal(found[key], other[key]), (name, key)
+            assert torch.allclose(found[key], tensor, **near), (name, key, (found[key] - tensor).abs().max())
         histories = [pd.read_csv(folder / f"{name}.csv") for folder in (one, first)]
-        pd.testing.assert_frame_equal(*histories, rtol=1e-2)
+        pd.testing.assert_frame_equal(*histories, rtol=1e-2 if name == "online" else 1e-4)
     for folder in (first, second):
         undisturbed, resumed = (load_file(folder / f"{name}.safetensors") for name in ("undisturbed", "resumed"))
         assert all(torch.equal(resumed[key], tensor) for key, tensor in undisturbed.items())
