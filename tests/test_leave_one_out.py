@@ -56,19 +56,22 @@ def test_from_the_attacks_to_the_table(chosen: Params) -> None:
     assert len(table) == 2 * 3 * 2
     text = Path("leave_one_out/reports/leave_one_out.md").read_text()
     for (split, attack, structure), fact in table.iterrows():
-        right = {}
+        right, clean = {}, {}
         for kind, folder in (("with", "data"), ("without", f"leave_one_out/rows/{attack}/data")):
             rows = pd.read_parquet(f"{folder}/predictions/{structure}.parquet").set_index("index")
-            rows = rows[(rows["split"] == split) & (rows["attack"] == attack)]
-            right[kind] = rows["label"] == rows["prediction"]
+            rows = rows[rows["split"] == split]
+            right[kind] = (rows["label"] == rows["prediction"])[rows["attack"] == attack]
+            clean[kind] = (rows["label"] == rows["prediction"])[rows["attack"] == "clean"]
             assert fact[f"{kind}_accuracy"] == pytest.approx(right[kind].mean(), rel=1e-5)
-            wanted = statistics.wilson(right[kind].sum(), len(rows))
+            wanted = statistics.wilson(right[kind].sum(), len(right[kind]))
             assert fact[[f"{kind}_low", f"{kind}_high"]].tolist() == pytest.approx(wanted, rel=1e-5)
-            assert fact["images"] == len(rows) == (120 if split == "test" else 40)
+            assert fact["images"] == len(right[kind]) == (120 if split == "test" else 40)
         more, less = (right["without"] & ~right["with"]).sum(), (right["with"] & ~right["without"]).sum()
         assert (fact["more"], fact["less"]) == (more, less)
         assert fact["p"] == pytest.approx(binomtest(more, more + less).pvalue if more + less else 1, rel=1e-5)
-        assert fact["difference"] == pytest.approx((more - less) / len(rows), abs=1e-6)
+        assert fact["difference"] == pytest.approx((more - less) / fact["images"], abs=1e-6)
+        assert fact["clean"] == pytest.approx(clean["without"].mean() - clean["with"].mean(), abs=1e-6)
+        assert f"{fact['clean']:.3f} [{fact['clean_low']:.3f}, {fact['clean_high']:.3f}]" in text
         assert f"{fact['without_accuracy']:.3f} [{fact['without_low']:.3f}, {fact['without_high']:.3f}]" in text
     assert (table["more"] + table["less"]).sum() > 0
 

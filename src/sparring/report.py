@@ -132,7 +132,7 @@ def render_leave_one_out(params: Params) -> None:
             with files.results_below(files.LEAVE_ONE_OUT / attack):
                 found["without"] = _predictions(settings, structure, clean)
             rows = pd.concat([part.assign(structure=name) for name, part in found.items()], ignore_index=True)
-            rows = rows[rows["attack"] == attack]
+            on_clean, rows = rows[rows["attack"] == CLEAN], rows[rows["attack"] == attack]
             accuracy = statistics.accuracies(rows, ["split", "structure"]).to_dict("index")
             for split, part in rows.groupby("split", sort=False):
                 fact: dict[str, Any] = {"split": split, "attack": attack, "structure": structure}
@@ -140,8 +140,9 @@ def render_leave_one_out(params: Params) -> None:
                     one = accuracy[(split, name)]
                     fact |= {f"{name}_accuracy": one["accuracy"], f"{name}_low": one["ci_low"]}
                     fact |= {f"{name}_high": one["ci_high"], f"{name}_sd": one["sd"], "images": one["images"]}
-                difference = statistics.paired_difference(part, "without", "with")
-                fact |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
+                for name, pairs in (("difference", part), ("clean", on_clean[on_clean["split"] == split])):
+                    difference = statistics.paired_difference(pairs, "without", "with")
+                    fact |= dict(zip((name, f"{name}_low", f"{name}_high"), difference, strict=True))
                 fact |= dict(zip(("more", "less", "p"), statistics.mcnemar(part, "without", "with"), strict=True))
                 facts.append(fact)
     table = tables.leave_one_out(params, pd.DataFrame(facts).set_index(["split", "attack", "structure"]))

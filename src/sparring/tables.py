@@ -448,7 +448,7 @@ def leave_one_out(params: Params, facts: pd.DataFrame) -> Table:
     """Accuracy under each attack of structures trained with all attacks and without that one.
 
     facts: by split, attack and structure, with with_accuracy, with_low, with_high, with_sd, the same of without,
-    difference, difference_low, difference_high, more, less, p and images.
+    difference, difference_low, difference_high, the same of clean (the two on clean images), more, less, p and images.
     """
     structures = [name for name, structure in params.structures.items() if structure.stored]
     tidy = _full(facts, [EVALUATED_SPLITS, tuple(params.attacks), structures], ["split", "attack", "structure"])
@@ -465,6 +465,7 @@ def leave_one_out(params: Params, facts: pd.DataFrame) -> Table:
                 ),
                 "without minus with": _intervals(found, "difference", "difference_low", "difference_high"),
                 "p": [probability(p) for p in found["p"]],
+                "the same two on clean images": _intervals(found, "clean", "clean_low", "clean_high"),
             }
         )
     return Table(
@@ -477,6 +478,8 @@ def leave_one_out(params: Params, facts: pd.DataFrame) -> Table:
             + INTERVALS
             + " Differences are paired, image by image, with Bonett and Price's interval; p is that of McNemar's exact "
             f"test. With {len(params.attacks) * len(structures)} comparisons a split, some p below 0.05 is chance.",
+            "Neither interval nor p knows that two trainings differ by chance, on all images alike. The last column "
+            "has the same two's difference on clean images: what is as large there is hardly the attack's doing.",
             TRANSFER,
         ],
     )
