@@ -397,7 +397,7 @@ def test_several_seeds_are_pooled(project: Params, undrawn: None) -> None:
     pooled = (1 + (once["label"] == once["prediction"]).mean()) / 2
     assert summary["per_attack"]["adv"][CLEAN] == pytest.approx(pooled, abs=1e-6)
     table = Path("reports/tables/table4.md").read_text()
-    assert "adv 2" in table
+    assert "adv 2" in table and "trained once" not in Path("reports/report.md").read_text()
     sd = (1 - (once["label"] == once["prediction"]).mean()) / np.sqrt(2)
     assert f"{pooled:.3f} ± {sd:.3f} [" in table
     tidy = pd.read_csv("reports/tables/table2.csv").set_index(["split", "structure"])
@@ -429,6 +429,7 @@ def test_the_papers_claims_are_judged_by_the_numbers(project: Params, undrawn: N
     assert "Reproduced: that adv beats baseline on the mixture (paper +0.169; here +1.000 [" in page
     assert "Not reproduced, as zero lies within the interval: that ours beats baseline on the mixture" in page
     assert "Contradicted: that ours beats adv on the mixture (paper +0.022; here -1.000 [" in page
+    assert "Each structure was trained once. The intervals are over images, so " in page
     assert "On another data set the paper's figures are for orientation only." in page
     assert "On test images, our interval contains 0 of the 24 accuracies in the paper's Tables 2 and 4; " in page
 
@@ -487,7 +488,7 @@ def test_without_the_papers_structures_nothing_is_said_to_be_reproduced(
     monkeypatch.chdir(tmp_path)
     report.render(make_project(structures={"classical": {"opponents": "fixed", "detector": "none"}}))
     page = Path("reports/report.md").read_text()
-    assert "none of its claims was tried" in page and "Reproduced:" not in page
+    assert "none of its claims was tried" in page and "Reproduced:" not in page and "trained once" not in page
 
 
 def spoil_attack() -> None:

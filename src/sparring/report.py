@@ -675,7 +675,13 @@ def _paper_sections(results: Results, numbers: Numbers) -> list[Section]:
     claims = tables.paper_claims(params, pd.concat([numbers.on_mixture, numbers.on_attacks]))
     shown = [table for table in (claims, beside) if len(table.tidy)]
     detector = [_paper_detector(results, name) for name in results.detectors if name == "ours"]
-    texts = [" ".join(_verdicts(claims.tidy)), " ".join([*_within(beside.tidy), *detector]), note]
+    verdicts = _verdicts(claims.tidy)
+    if len(claims.tidy) and not _seed_note(results):
+        verdicts.append(
+            "Each structure was trained once. The intervals are over images, so the same claims may come out otherwise "
+            "in another training; `seeds` in params.yaml asks for several."
+        )
+    texts = [" ".join(verdicts), " ".join([*_within(beside.tidy), *detector]), note]
     sections = [Section("What was reproduced, and what was not", [text for text in texts if text])]
     return [*sections, *([Section("The paper's tables beside ours", shown)] if shown else [])]
 
