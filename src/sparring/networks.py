@@ -28,6 +28,7 @@ MAPS = 4
 HEAD = (nn.AdaptiveAvgPool2d, nn.Dropout)
 # The coarsest grid of patches that torchvision's own Vision Transformers have.
 LEAST_GRID = 7
+ONEDNN_BLOCK = 16  # channels that oneDNN's kernels take at once, at most
 
 
 class Classifier(nn.Module):
@@ -53,6 +54,27 @@ def layers(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith("layer")]
 
 
+class Pointwise(nn.Conv2d):
+    """A 1×1 convolution with a stride, computed as the 1×1 convolution of every stride-th pixel: the same numbers.
+
+    oneDNN's own gradient of such a convolution's weights, in channels_last and float32, writes past its memory where
+    there are fewer input channels than its block of 8 (AVX2) or 16 (AVX-512): its issue 6035, open in torch 2.15.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        down, across = self.stride
+        return F.conv2d(images[:, :, ::down, ::across], self.weight, self.bias, groups=self.groups)
+
+
+def pointwise(net: nn.Module) -> None:
+    """Make Pointwise, in place, every convolution of the net on which oneDNN's fault could come about."""
+    for conv in net.modules():
+        if type(conv) is not nn.Conv2d or conv.in_channels >= ONEDNN_BLOCK:
+            continue
+        if conv.kernel_size == (1, 1) != conv.stride and conv.padding == (0, 0):
+            conv.__class__ = Pointwise
+
+
 class Block(nn.Module):
     """Basic residual block (He et al., 2016, arXiv 1512.03385): two 3×3 convolutions and a shortcut."""
 
@@ -64,7 +86,7 @@ class Block(nn.Module):
         self.norm2: nn.Module = nn.BatchNorm2d(channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or channels_in != channels:
-            self.shortcut.append(nn.Conv2d(channels_in, channels, 1, stride, bias=False))
+            self.shortcut.append(Pointwise(channels_in, channels, 1, stride, bias=False))
             self.shortcut.append(nn.BatchNorm2d(channels))
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -120,6 +142,7 @@ class Torchvision(Classifier):
         super().__init__()
         try:
             self.net = _torchvision(name, classes, image_size)
+            pointwise(self.net)
             mapped = _mapped_modules(self.net, image_size)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise InputError(
