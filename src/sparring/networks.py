@@ -66,8 +66,8 @@ class Pointwise(nn.Conv2d):
         return F.conv2d(images[:, :, ::down, ::across], self.weight, self.bias, groups=self.groups)
 
 
-def pointwise(net: nn.Module) -> None:
-    """Make Pointwise, in place, every convolution of the net on which oneDNN's fault could come about."""
+def spare_onednn(net: nn.Module) -> None:
+    """Make every convolution of the net Pointwise, in place, where oneDNN would compute its gradient wrongly."""
     for conv in net.modules():
         if type(conv) is not nn.Conv2d or conv.in_channels >= ONEDNN_BLOCK:
             continue
@@ -142,7 +142,7 @@ class Torchvision(Classifier):
         super().__init__()
         try:
             self.net = _torchvision(name, classes, image_size)
-            pointwise(self.net)
+            spare_onednn(self.net)
             mapped = _mapped_modules(self.net, image_size)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise InputError(
