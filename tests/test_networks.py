@@ -133,7 +133,8 @@ def test_a_frozen_net_is_the_same_function_in_tensors_of_its_own(case: Case) -> 
 
 def detecting(**changes: object) -> Detector:
     values: dict[str, object] = {"input": "full", "layers": 1, "tokens": "auto", "centre": "layer2", "dropout": 0.0}
-    return Detector.model_validate(values | {"alpha": 1.0, "beta": 1.0, "learning_rate": 0.01} | changes)
+    values |= {"alpha": 1.0, "beta": 1.0, "order": "before", "learning_rate": 0.01}
+    return Detector.model_validate(values | changes)
 
 
 @pytest.mark.parametrize("source", ["low", "full"])

@@ -167,7 +167,8 @@ def test_predictions_do_not_depend_on_batches(net: ResNet, digits: Images) -> No
 
 def detecting(**changes: object) -> Detector:
     values: dict[str, object] = {"input": "full", "layers": 2, "tokens": "auto", "centre": "layer2", "dropout": 0.0}
-    return Detector.model_validate(values | {"alpha": 1.0, "beta": 1.0, "learning_rate": 0.01} | changes)
+    values |= {"alpha": 1.0, "beta": 1.0, "order": "before", "learning_rate": 0.01}
+    return Detector.model_validate(values | changes)
 
 
 def detector_for(shapes: dict[str, tuple[int, int, int]], seed: int = 0, **changes: object) -> TransformerDetector:
@@ -225,6 +226,13 @@ def test_the_embedding_of_the_paper() -> None:
         "layer3": [up],
         "layer4": [up, up],
     }
+    assert [step.out_channels for step in embed["layer4"]] == [32, 16]
+
+
+def test_the_detector_of_the_paper_has_the_published_size_and_start() -> None:
+    detector = detector_for(MAPS, input="full", layers=2)
+    assert sum(parameter.numel() for parameter in detector.parameters()) == 2_589_442
+    assert not detector.position.any() and not detector.class_token.any()
 
 
 SMALL = networks.map_shapes(ResNet((1, 1, 1, 1), 4, 10), 16)
@@ -436,13 +444,20 @@ def equal(found: nn.Module, wanted: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "layers", "alpha", "beta"), [("full", 4, 1.0, 1.0), ("full", 1, 1.0, 1.0), ("low", 2, 0.5, 2.0)]
+    ("source", "layers", "alpha", "beta", "order"),
+    [
+        ("full", 4, 1.0, 1.0, "before"),
+        ("full", 1, 1.0, 1.0, "before"),
+        ("low", 2, 0.5, 2.0, "before"),
+        ("full", 2, 1.0, 1.0, "after"),
+        ("low", 1, 0.5, 2.0, "after"),
+    ],
 )
 def test_joint_steps_are_those_of_the_method(
-    tiny: Callable[..., Params], source: str, layers: int, alpha: float, beta: float
+    tiny: Callable[..., Params], source: str, layers: int, alpha: float, beta: float, order: str
 ) -> None:
     settings = tiny(training={"learning_rate": 0.05}).training
-    chosen = detecting(input=source, layers=layers, alpha=alpha, beta=beta, learning_rate=0.1)
+    chosen = detecting(input=source, layers=layers, alpha=alpha, beta=beta, order=order, learning_rate=0.1)
     net, pretrained = small(seed=1), small(seed=2).eval()
     detector = detector_for(SMALL, input=source, layers=layers)
     for name, parameter in detector.named_parameters():  # biases too must tell
@@ -456,7 +471,12 @@ def test_joint_steps_are_those_of_the_method(
     slow_second = SlowSgd(slow_detector, 0.1, settings.momentum, settings.weight_decay)
     for images, labels, adversarial in batches():
         sums = step.run(images, labels, adversarial)
-        # The plain way: every pass on its own, both gradients at the old weights, then both steps.
+        # The plain way: every pass on its own, both gradients at the old weights, then both steps; or in turn.
+        guess = slow_detector.head(slow_token(slow_detector, pretrained.maps(images)))
+        detection = -F.log_softmax(guess, 1)[torch.arange(8), adversarial.long()].mean()
+        detector_gradients = torch.autograd.grad(detection, slow_second.parameters)
+        if order == "after":
+            slow_second.step(detector_gradients)
         with torch.no_grad():
             wanted = slow_token(slow_detector, pretrained.maps(images))
         maps = slow_net.maps(images)
@@ -464,15 +484,13 @@ def test_joint_steps_are_those_of_the_method(
         difference = (slow_token(slow_detector, maps) - wanted).abs()
         matching = torch.where(difference < 1, difference.square() / 2, difference - 0.5).mean()
         gradients = torch.autograd.grad(alpha * classification + beta * matching, slow.parameters)
-        guess = slow_detector.head(slow_token(slow_detector, pretrained.maps(images)))
-        detection = -F.log_softmax(guess, 1)[torch.arange(8), adversarial.long()].mean()
-        detector_gradients = torch.autograd.grad(detection, slow_second.parameters)
         for module, wanted_gradients in ((net, gradients), (detector, detector_gradients)):
             for (name, parameter), gradient in zip(module.named_parameters(), wanted_gradients, strict=True):
                 assert parameter.grad is not None
                 torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5, msg=f"{name} differs")
         slow.step(gradients)
-        slow_second.step(detector_gradients)
+        if order == "before":
+            slow_second.step(detector_gradients)
         expected = {"classification_loss": classification, "matching_loss": matching, "detector_loss": detection}
         expected |= {"loss": alpha * classification + beta * matching}
         for name, value in expected.items():
@@ -485,18 +503,23 @@ def test_joint_steps_are_those_of_the_method(
     assert all(parameter.grad is None for parameter in pretrained.parameters())
 
 
-def test_dropout_is_on_for_the_detectors_loss_alone(tiny: Callable[..., Params]) -> None:
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_dropout_is_on_for_the_detectors_loss_and_as_published_for_the_matching_term(
+    tiny: Callable[..., Params], order: str
+) -> None:
     settings, batch = tiny().training, batches(1)[0]
     sums = []
     for dropout in (0.0, 0.8):
+        chosen = detecting(dropout=dropout, order=order, learning_rate=1e-9)
         detector = detector_for(SMALL, dropout=dropout)
         step = structures.joint_step(
-            small(seed=1).train(), small(seed=2).eval(), detector, settings, detecting(dropout=dropout), torch.float32
+            small(seed=1).train(), small(seed=2).eval(), detector, settings, chosen, torch.float32
         )
         sums.append(step.run(*batch))
-    assert torch.equal(sums[0]["matching_loss"], sums[1]["matching_loss"])
-    assert torch.equal(sums[0]["loss"], sums[1]["loss"])
-    assert not torch.equal(sums[0]["detector_loss"], sums[1]["detector_loss"])
+    without, with_dropout = sums
+    assert torch.equal(without["matching_loss"], with_dropout["matching_loss"]) == (order == "before")
+    assert torch.equal(without["classification_loss"], with_dropout["classification_loss"])
+    assert not torch.equal(without["detector_loss"], with_dropout["detector_loss"])
 
 
 def test_plain_steps_are_cross_entropy(tiny: Callable[..., Params]) -> None:

@@ -3,6 +3,8 @@
 Method: "A Simple Structure For Building A Robust Model", arXiv 2204.11596, section on the detector.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -113,9 +115,7 @@ class TransformerDetector(nn.Module):
                 f"{HEADS} heads; use another centre, detector.tokens or network"
             )
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.position = nn.Parameter(torch.empty(1, count + 1, dim))
-        nn.init.trunc_normal_(self.position, std=0.02)
-        nn.init.trunc_normal_(self.class_token, std=0.02)
+        self.position = nn.Parameter(torch.zeros(1, count + 1, dim))
         self.dropout = Dropout(settings.dropout)
         self.layers = nn.ModuleList(Layer(dim, settings.dropout) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(dim)
@@ -158,9 +158,9 @@ def _to_centre(shape: tuple[int, int, int], centre: tuple[int, int, int]) -> nn.
         return nn.Sequential(*(nn.Conv2d(wanted if step else channels, wanted, 3, 2, 1) for step in range(halvings)))
     doublings = _halvings(goal, size)
     if doublings and goal == tuple(side * 2**doublings for side in size):
-        return nn.Sequential(
-            *(nn.ConvTranspose2d(wanted if step else channels, wanted, 2, 2) for step in range(doublings))
-        )
+        # As published, the channels are halved with each doubling of the sides: 512 → 256 → 128 for layer4.
+        widths = [channels, *(wanted * 2**left for left in reversed(range(doublings)))]
+        return nn.Sequential(*(nn.ConvTranspose2d(*pair, 2, 2) for pair in itertools.pairwise(widths)))
     # Any other ratio: one convolution, of the stride and the kernel that end in exactly that size.
     smaller = size[0] > goal[0]
     large, small = (size, goal) if smaller else (goal, size)

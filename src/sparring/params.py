@@ -217,6 +217,7 @@ class Detector(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     alpha: NotNegative
     beta: NotNegative
+    order: Literal["before", "after"]
     learning_rate: Positive
 
 

@@ -28,9 +28,11 @@ def joint_step(
     """Joint training with the detector ("ours"): arXiv 2204.11596, equation 1.
 
     The net learns by alpha × cross-entropy + beta × SmoothL1(z_net, z_pretrained), z being the detector's class token;
-    the detector by cross-entropy on the pretrained net's maps. Both z's use the detector as it was before its step,
-    without dropout; the matching term reaches neither the detector nor the pretrained net.
+    the detector by cross-entropy on the pretrained net's maps. The matching term reaches neither the detector nor the
+    pretrained net. Its two z's come from the detector before its step and without dropout, or, where
+    `detector.order` is `after`, from the detector after its step and with dropout, as in the published code.
     """
+    after = detector_settings.order == "after"
     optimizer = training.sgd(net, settings.learning_rate, settings)
     detector_optimizer = training.sgd(detector, detector_settings.learning_rate, settings)
 
@@ -52,27 +54,36 @@ def joint_step(
     classify_of_all = distributed.parallel(net, classify)
     detect_of_all = distributed.parallel(detector, detect)
 
-    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
-        whole, labels, adversarial = len(labels), distributed.mine(labels), distributed.mine(adversarial)
-        detector.eval().requires_grad_(False)
+    def teach_net(images: Tensor, labels: Tensor, source_maps: dict[str, Tensor], whole: int) -> dict[str, Tensor]:
+        detector.train(after).requires_grad_(False)
         with training.autocast(images.device, dtype), torch.no_grad():
-            source_maps = pretrained.maps(images, last=detector.last_map)
             wanted = detector.token(source_maps)
         loss, classification, matching, logits = classify_of_all(images, labels, wanted)
         training.update(optimizer, distributed.weighted(loss, whole))
+        return {
+            "loss": loss.detach() * len(labels),
+            "accuracy": (logits.argmax(1) == labels).sum(),
+            "classification_loss": classification.detach() * len(labels),
+            "matching_loss": matching.detach() * len(labels),
+        }
 
+    def teach_detector(source_maps: dict[str, Tensor], adversarial: Tensor, whole: int) -> dict[str, Tensor]:
         detector.train().requires_grad_(True)
         detection, guess = detect_of_all(source_maps, adversarial)
         training.update(detector_optimizer, distributed.weighted(detection, whole))
-        count = len(labels)
         return {
-            "loss": loss.detach() * count,
-            "accuracy": (logits.argmax(1) == labels).sum(),
-            "classification_loss": classification.detach() * count,
-            "matching_loss": matching.detach() * count,
-            "detector_loss": detection.detach() * count,
+            "detector_loss": detection.detach() * len(adversarial),
             "detector_accuracy": (guess.argmax(1) == adversarial).sum(),
         }
+
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        whole, labels, adversarial = len(labels), distributed.mine(labels), distributed.mine(adversarial)
+        with training.autocast(images.device, dtype), torch.no_grad():
+            source_maps = pretrained.maps(images, last=detector.last_map)
+        if after:
+            of_detector = teach_detector(source_maps, adversarial, whole)
+            return teach_net(images, labels, source_maps, whole) | of_detector
+        return teach_net(images, labels, source_maps, whole) | teach_detector(source_maps, adversarial, whole)
 
     return training.Step(run, [optimizer, detector_optimizer], (detector,))
 
