@@ -657,6 +657,30 @@ def test_a_compiled_copy_does_the_same(
     np.testing.assert_allclose(compiled.columns["l2"], plain.columns["l2"], atol=2e-3)
 
 
+def test_a_compiled_attack_leaves_no_library_that_a_kill_has_cut_short(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    seen: list[list[Path]] = []
+
+    def compiler(function: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
+        folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        seen.append(list(folder.rglob("*")))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "library.so").write_bytes(b"")
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(engine, "worth_compiling", lambda *arguments: True)
+    with pytest.raises(KeyboardInterrupt):
+        generation.attack_splits(tiny(), "fgsm")
+    assert list(files.PARTIAL.rglob("library.so"))
+    generation.attack_splits(tiny(), "fgsm")
+    assert seen[:2] == [[], []] and not list(files.PARTIAL.iterdir())
+
+
 def test_without_a_compiler_it_goes_on(
     net: ResNet, images: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

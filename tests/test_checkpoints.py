@@ -290,3 +290,18 @@ def test_the_timing_counts_all_runs_of_a_training(
         train(tiny(**CHANGES), "adv")
     train(tiny(**CHANGES), "adv")
     assert 1000 < YAML(typ="safe").load(files.TIMINGS / "train-adv.json")["seconds"] < 1100
+
+
+def test_what_nobody_goes_on_from_is_removed_and_the_rest_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    long_ago = time.time() - checkpoints.ABANDONED - 60
+    for name in ("train-old", "train-new"):
+        (files.PARTIAL / name).mkdir(parents=True)
+        (files.PARTIAL / name / "0.pt").write_bytes(b"state")
+    for path in ("train-old/0.pt", "train-old", "train-new", "watch.json"):
+        (files.PARTIAL / path).touch()
+        os.utime(files.PARTIAL / path, (long_ago, long_ago))
+    checkpoints.folder("train-ours", {}, [], CPU, torch.float32)
+    assert {path.name for path in files.PARTIAL.iterdir()} == {"train-new", "watch.json"}

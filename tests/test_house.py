@@ -12,7 +12,7 @@ PACKAGE = ROOT / "src" / "sparring"
 FLOORS = [
     {"params"},
     {"files"},
-    {"device", "store", "networks", "transforms"},
+    {"device", "store", "networks", "transforms", "watch"},
     {"progress", "detector", "attacks", "sampler", "checkpoints", "distributed"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
     {"structures", "whitebox", "exchange", "corruptions"},

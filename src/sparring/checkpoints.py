@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from sparring.params import root
 
 CODE = Path(__file__).parent
 SHARE = 0.02  # of the time may go into saving
+ABANDONED = 14 * 86400  # seconds without a change, after which nobody is taken to go on from an unfinished run
 
 
 def folder(name: str, settings: object, inputs: Iterable[Path], device: torch.device, dtype: torch.dtype) -> Path:
@@ -26,14 +28,28 @@ def folder(name: str, settings: object, inputs: Iterable[Path], device: torch.de
 
     Its name ends in a digest of all that decides the run's bytes, so that no other run ever takes it: settings (plain
     values and sections of params.yaml), the content of the input files, the hardware, torch's version and our code.
+    Folders of runs that were abandoned are removed.
     """
+    unfinished = root() / files.PARTIAL
+    _remove_abandoned(unfinished)
     facts = [settings, str(device), hardware(device), str(dtype), torch.__version__]
     text = json.dumps(facts, sort_keys=True, default=lambda section: section.model_dump())
     found = hashlib.sha256(text.encode())
     for path in [*inputs, *sorted(CODE.rglob("*.py"))]:
         with path.open("rb") as file:
             found.update(hashlib.file_digest(file, "sha256").digest())
-    return root() / files.PARTIAL / f"{name}-{found.hexdigest()[:16]}"
+    return unfinished / f"{name}-{found.hexdigest()[:16]}"
+
+
+def _remove_abandoned(unfinished: Path) -> None:
+    now = time.time()
+    for run in sorted(unfinished.glob("*/")):
+        try:
+            last = max(path.stat().st_mtime for path in [run, *run.rglob("*")])
+        except FileNotFoundError:  # another process has just finished it
+            continue
+        if now - last > ABANDONED:
+            shutil.rmtree(run, ignore_errors=True)
 
 
 class Checkpoint:

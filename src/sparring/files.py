@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sparring.params import InputError
 
+SOURCE = Path("data/source.json")
 CLEAN = Path("data/clean")
 ADVERSARIAL = Path("data/adversarial")
 UNSEEN = Path("data/unseen")

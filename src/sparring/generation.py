@@ -47,11 +47,12 @@ def attack_splits(params: Params, name: str) -> None:
         }
         channels_last(net, device)
         count = sum(map(len, clean.values()))
-        compiled = engine.worth_compiling(net, attack, train.image.shape[1:], count, device)
-        model = engine.Fast(net, device, dtype, compiled=compiled)
         settings = [origin, params.seed, params.deterministic, params.store.model_dump(exclude={"memory_budget"})]
         inputs = [files.CLEAN / f"{split}.parquet" for split in dict.fromkeys(("train", *splits))]
         unfinished = checkpoints.folder(name, settings, inputs, device, dtype)
+        if compiled := engine.worth_compiling(net, attack, train.image.shape[1:], count, device):
+            engine.compile_below(unfinished / "compiled")
+        model = engine.Fast(net, device, dtype, compiled=compiled)
         with progress.bar(f"attack@{name}", count) as advance:
             for split in splits:
                 metadata = train.metadata | {"split": split} | origin

@@ -87,6 +87,8 @@ def _attacked(
     images, rank = test[np.sort(order)], np.argsort(order)
     shape = test.image.shape[1:]
     compiled = any(engine.worth_compiling(net, attack, shape, count, device) for attack, count in runs.values())
+    if compiled:
+        engine.compile_below(folder / "compiled")
     model = engine.Fast(net, device, torch.float32, compiled=compiled)
     clean = predict(images).assign(l2=np.float32(0), linf=np.float32(0))
     right = (clean["prediction"] == clean["label"]).to_numpy(bool)

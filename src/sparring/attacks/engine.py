@@ -2,8 +2,11 @@
 and storage, where the original model decides in float32 what an attacked image is worth."""
 
 import math
+import os
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,6 +89,15 @@ def worth_compiling(net: Classifier, attack: Attack, shape: tuple[int, ...], cou
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.eval()(probe)
     return runs * counter.get_total_flops() >= WORTH_COMPILING[device.type]
+
+
+def compile_below(folder: Path) -> None:
+    """Have torch.compile keep its files in a folder, begun anew.
+
+    A process that is killed while it compiles leaves a library cut short, on which the next one to find it would fail.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def run(
