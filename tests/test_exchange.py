@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import sparring
 from sparring import __main__ as command_line
-from sparring import evaluation, exchange, files, networks, statistics
+from sparring import evaluation, exchange, files, networks, programs, statistics
 from sparring.params import InputError, Network, Params
 
 RESNET = "{name: resnet, blocks: [1, 1, 1, 1], width: 4}"
@@ -160,10 +161,12 @@ def test_bad_calls_end_in_one_line_and_another_exit_status(
 
 
 def test_a_program_for_other_images_is_one_line(program: Path, project: Path) -> None:
-    net = exchange._program(program, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    net = programs.read(program, cpu)
     for classes, size, says in ((7, 16, "tells 10 classes apart"), (10, 24, "cannot read 2 images of 3×24×24")):
         with pytest.raises(InputError, match=says) as caught:
-            exchange._check(net, program, classes, size, torch.device("cpu"))
+            model = exchange._Model(net, program, classes, None, cpu)
+            exchange._check(model, program, np.empty((0, size, size, 3), np.uint8), cpu)
         assert "\n" not in str(caught.value)
 
 
@@ -203,7 +206,7 @@ def test_a_program_runs_nothing_but_its_operations(program: Path, project: Path)
     assert Path("sprung").exists()
     Path("sprung").unlink()
     images = torch.rand(2, 3, 16, 16)
-    net = exchange._program(tampered, torch.device("cpu"))
+    net = programs.read(tampered, torch.device("cpu"))
     torch.testing.assert_close(net(images), sparring.load(files.PRETRAINED)(images))
     assert not Path("sprung").exists()
 
@@ -225,6 +228,6 @@ def test_a_program_that_could_do_more_is_refused(
     program: Path, project: Path, old: bytes, new: bytes, says: str
 ) -> None:
     with pytest.raises(InputError, match=says) as caught:
-        exchange._program(tamper(program, replace(old, new)), torch.device("cpu"))
+        programs.read(tamper(program, replace(old, new)), torch.device("cpu"))
     assert "\n" not in str(caught.value)
     assert not Path("sprung").exists()

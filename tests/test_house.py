@@ -12,7 +12,7 @@ PACKAGE = ROOT / "src" / "sparring"
 FLOORS = [
     {"params"},
     {"files"},
-    {"device", "store", "networks", "transforms", "watch"},
+    {"device", "store", "networks", "transforms", "watch", "programs"},
     {"progress", "detector", "attacks", "sampler", "checkpoints", "distributed"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
     {"structures", "whitebox", "exchange", "corruptions"},

@@ -81,30 +81,46 @@ def export(
     print(f"{file}: {structure}, from {source}")
 
 
-@app.command()
+@app.command(
+    epilog="For example: python -m sparring evaluate-model mine.safetensors --network "
+    "'{name: resnet, blocks: [2, 2, 2, 2], width: 64}' --mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616"
+)
 def evaluate_model(
     path: Annotated[Path, typer.Argument(help="A .safetensors file, or a .pt2 file of torch.export.")],
     network: Annotated[
         str | None,
         typer.Option(help="What a safetensors file holds, as network in params.yaml: vgg11_bn, or {name: resnet, …}."),
     ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="What the model wants subtracted from each channel, or from all; with --std.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="What it wants each channel, or all, divided by after that; with --mean.")
+    ] = None,
     data: Annotated[Path, typer.Option(help="The folder with clean/, adversarial/ and unseen/.")] = Path("data"),
     to: Annotated[Path | None, typer.Option("--json", help="A file to write the figures to, too.")] = None,
 ) -> None:
     """Evaluate a model of your own on all stored test and held-out images, clean and under each attack.
 
-    It takes images (N, 3, H, W) in [0, 1], not normalised, and gives logits. For example:
-    python -m sparring evaluate-model mine.safetensors --network '{name: resnet, blocks: [2, 2, 2, 2], width: 64}'
+    It takes images (N, 3, H, W) in [0, 1], normalised by --mean and --std where you give them, and gives logits.
     """
     from sparring import exchange, statistics, tables
 
     values = params.load()
     chosen = None if network is None else params.network(network, "--network")
+    scaling = exchange.scaling(mean, std)
     with files.images_below(data):
-        rows = exchange.evaluate(values, path, chosen)
+        rows = exchange.evaluate(values, path, chosen, scaling)
     rows = rows.assign(correct=rows["label"] == rows["prediction"])
     accuracy = statistics.accuracies(rows, ["split", "attack"])
     print(tables.grid(tables.own_model(values, accuracy)))
+    clean = rows[rows["attack"] == params.CLEAN]
+    if (guessed := statistics.as_if_guessed(clean)) is not None:
+        print(
+            f"warning: {path} gets {clean['correct'].mean():.3f} of the clean images right, no more than guessing does "
+            f"({guessed:.3f}); check its normalisation (--mean, --std), the order of its classes and its image size",
+            file=sys.stderr,
+        )
     if to is not None:
         with files.replacing(to) as temporary:
             figures = accuracy[["accuracy", "ci_low", "ci_high", "images"]].reset_index().to_dict("records")

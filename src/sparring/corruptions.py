@@ -96,7 +96,7 @@ def evaluate(params: Params, structure: str) -> None:
     device = choose(params)
     with progress.timed(f"corruptions@{structure}", device) as done:
         clean = store.read(files.CLEAN / f"{SPLIT}.parquet")
-        classes = len(clean.metadata["classes"])
+        classes = clean.metadata["classes"]
         nets = {
             seed: evaluation.trained(params, structure, seed, classes, device)
             for seed in evaluation.seeds_of(params, structure)

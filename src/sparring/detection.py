@@ -69,7 +69,7 @@ def detect(params: Params, name: str) -> None:
         clean = {
             split: store.read(files.CLEAN / f"{split}.parquet") for split in ("train", "validation", *EVALUATED_SPLITS)
         }
-        classes = len(clean["train"].metadata["classes"])
+        classes = clean["train"].metadata["classes"]
         pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         source = networks.digest(pretrained)
         channels_last(pretrained, device)

@@ -1,6 +1,6 @@
 """Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ def evaluate(params: Params, structure: str) -> None:
     device = choose(params)
     with progress.timed(f"evaluate@{structure}", device) as done:
         clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
-        classes = len(clean["test"].metadata["classes"])
+        classes = clean["test"].metadata["classes"]
         pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         source = networks.digest(pretrained)
         channels_last(pretrained, device)
@@ -54,7 +54,9 @@ def seeds_of(params: Params, structure: str) -> list[int]:
     return [params.seed] if structure == BASELINE else params.seeds
 
 
-def trained(params: Params, structure: str, seed: int, classes: int, device: torch.device) -> Classifier:
+def trained(
+    params: Params, structure: str, seed: int, classes: int | Sequence[str], device: torch.device
+) -> Classifier:
     """A structure's net (`baseline`: the pretrained one) as it was trained with one seed, on the device."""
     path = files.PRETRAINED if structure == BASELINE else files.model(structure, seed)
     net = networks.load(params.network, classes, params.data.image_size, path)
@@ -63,7 +65,12 @@ def trained(params: Params, structure: str, seed: int, classes: int, device: tor
 
 
 def models(
-    params: Params, structure: str, seed: int, pretrained: Classifier, classes: int, device: torch.device
+    params: Params,
+    structure: str,
+    seed: int,
+    pretrained: Classifier,
+    classes: int | Sequence[str],
+    device: torch.device,
 ) -> tuple[Classifier, TransformerDetector | None]:
     """A structure as it was trained with one seed, on the device: its net, and its detector where it has one."""
     if structure == BASELINE:
@@ -111,8 +118,7 @@ def classified(net: nn.Module, images: store.Images, size: int, device: torch.de
     """A row an image: index, label, prediction, confidence; `size` images at a time."""
     probabilities = networks.predict(net, images.image, size, device)
     rows = pd.DataFrame({"index": images.index, "label": images.label})
-    rows["prediction"] = probabilities.argmax(1) if len(rows) else np.empty(0, np.int64)
-    rows["confidence"] = probabilities.max(1, initial=0) if len(rows) else np.empty(0, np.float32)
+    rows["prediction"], rows["confidence"] = probabilities.argmax(1), probabilities.max(1)
     return rows
 
 
@@ -128,7 +134,7 @@ def predicted(
     size = params.store.batch_size
     rows = classified(net, images, size, device)
     rows["detector_score"] = pd.Series(np.nan, rows.index, dtype="float32")
-    if detector is not None and len(rows):
+    if detector is not None:
         rows["detector_score"] = _scores(pretrained, detector, images.image, size, device)
     return rows
 
@@ -138,7 +144,7 @@ def _scores(
     pretrained: Classifier, detector: TransformerDetector, stored: np.ndarray, size: int, device: torch.device
 ) -> np.ndarray:
     """The detector's probability (N,) that an image is adversarial, from the pretrained net's maps of it."""
-    parts = []
+    parts = [np.empty(0, np.float32)]
     for start in range(0, len(stored), size):
         maps = pretrained.eval().maps(networks.to_images(stored[start : start + size], device), last=detector.last_map)
         parts.append(detector(maps).softmax(1)[:, 1].cpu().numpy())

@@ -5,40 +5,36 @@ Nothing is unpickled, and no file that is read can run code of its own.
 
 import io
 import json
-import re
+import math
+import shlex
 from pathlib import Path
-from typing import Any, NoReturn
-from zipfile import BadZipFile, ZipFile
 
+import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
-from torch._ops import OpOverload
 
-from sparring import evaluation, files, networks, progress, store
-from sparring.device import channels_last, choose
+from sparring import evaluation, files, networks, programs, progress, store
+from sparring.device import channels_last, choose, rng
 from sparring.networks import Classifier
 from sparring.params import EVALUATED_SPLITS, InputError, Network, Params
+from sparring.programs import FACTS
 
 PROGRAM = ".pt2"
 TENSORS = ".safetensors"
-FACTS = "sparring.json"  # in a program, what is known of the model
-# Of an archive of torch.export, what a copy of it needs, and all that such parts may be called.
-PARTS = re.compile(
-    r"archive_format|archive_version|byteorder|\.data/\w+|models/model\.json|data/sample_inputs/model\.pt"
-    r"|data/weights/(weight_\d+|\w+\.json)|data/constants/(tensor_\d+|\w+\.json)"
+# What DataParallel, DistributedDataParallel and torch.compile put before the name of every tensor.
+PREFIXES = ("module.", "_orig_mod.")
+# Of all dictionaries in a checkpoint, the one with most tensors, each with memory of its own.
+CONVERT = (
+    "import sys, torch, safetensors.torch as s; "
+    "a = [torch.load(sys.argv[1], map_location='cpu', weights_only=True)]; "
+    "[a.extend(v for v in d.values() if isinstance(v, dict)) for d in a]; "
+    "d = max(a, key=lambda d: sum(map(torch.is_tensor, d.values()))); "
+    "s.save_file({k: v.detach().clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"
 )
-PLAIN = re.compile(r"[\w.]*")
-SIZES = re.compile(r"(Symbol\('\w+'|[A-Z][A-Za-z]*\(|[a-z]+\d+|, \w+=True|[\d\s,()+*/-])*")
-OPERATORS = {"getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le"}
-OPERATORS |= {"gt", "ge"}
-# One tensor in, one out, as torch.export writes it.
-LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
-INPUT = {"type": "builtins.tuple", "context": "null", "children_spec": [LEAF]}
-KEYWORDS = {"type": "builtins.dict", "context": "[]", "children_spec": []}
-ONE_IN = json.dumps([1, {"type": "builtins.tuple", "context": "null", "children_spec": [INPUT, KEYWORDS]}])
-ONE_OUT = json.dumps([1, LEAF])
+PROBE = 8  # stored images that a model is tried on, and as many of noise
+
+Scaling = tuple[list[float], list[float]]  # mean and standard deviation, of each channel or of all
 
 
 def load(path: str | Path) -> Classifier:
@@ -77,46 +73,151 @@ def export(source: Path, target: Path) -> None:
         temporary.write_bytes(written.getvalue())
 
 
-def evaluate(params: Params, path: Path, network: Network | None) -> pd.DataFrame:
+def scaling(mean: str | None, std: str | None) -> Scaling | None:
+    """The options --mean and --std as numbers, one or three each; None where neither is given.
+
+    Raises InputError for one without the other, for anything else than such numbers, and for a std that is not above 0.
+    """
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        given, absent, neutral = ("--std", "--mean", 0) if mean is None else ("--mean", "--std", 1)
+        raise InputError(f"{given} is given without {absent}; give both ({absent} {neutral} leaves the images alone)")
+    numbers = _numbers("--mean", mean), _numbers("--std", std)
+    if min(numbers[1]) <= 0:
+        raise InputError(f"--std is {std}; give numbers above 0, by which the images are divided")
+    return numbers
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise InputError(f"{option} is {text}; give three numbers, as in 0.5,0.4,0.3, or one for all channels")
+    return numbers
+
+
+def evaluate(params: Params, path: Path, network: Network | None, scaling: Scaling | None = None) -> pd.DataFrame:
     """Predict all clean and attacked test and held-out images with the model in a file, as `evaluation.evaluate` does.
 
     path: a safetensors file, of Sparring or of the architecture `network`; or a program of torch.export.
+    scaling: what the model wants its images normalised by.
     Returns columns index, split, seed (0), attack, label, prediction, confidence. Raises InputError where the file
-    cannot be read, or its model is not one for these classes and images.
+    cannot be read, or its model is not one for these classes and images, or no fixed function that gives numbers.
     """
     device = choose(params)
     clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
     facts = clean["test"].metadata
-    classes, size = len(facts["classes"]), int(facts["shape"][0])
-    net = _read(path, network, classes, size, device)
-    _check(net, path, classes, size, device)
+    net, names = _read(path, network, len(facts["classes"]), int(facts["shape"][0]), device)
+    model = _Model(net, path, len(facts["classes"]), scaling, device)
+    _check(model, path, clean["test"].image, device)
+    mend = "use a model of these classes, or, where the two mean the same, a file that does not name them"
+    model.order = networks.class_order(path, names, facts["classes"], mend)
     parts = []
     folders = evaluation.stored_folders(params)
     with progress.bar(f"evaluate {path.name}", sum(map(len, clean.values())) * (1 + len(folders))) as advance:
         for split, attack, images in evaluation.versions(clean, folders, None):
-            rows = evaluation.classified(net, images, params.store.batch_size, device)
+            rows = evaluation.classified(model, images, params.store.batch_size, device)
             parts.append(rows.assign(split=split, attack=attack, seed=0))
             advance(len(rows))
     return pd.concat(parts, ignore_index=True)
 
 
-def _read(path: Path, network: Network | None, classes: int, size: int, device: torch.device) -> nn.Module:
+class _Model(nn.Module):
+    """A model from elsewhere as evaluation wants it: images (N, 3, H, W) in [0, 1] → logits (N, classes), float32.
+
+    order: where the model has each of the data's classes; None where it has them in the same order.
+    Raises InputError where the model cannot read the images, or gives anything else than a number for each class.
+    """
+
+    def __init__(self, net: nn.Module, path: Path, classes: int, scaling: Scaling | None, device: torch.device) -> None:
+        super().__init__()
+        self.run = [net]  # in a list, so that it is no part of this module: a program refuses to be set to eval mode
+        self.path, self.classes = path, classes
+        self.scaling = [torch.tensor(numbers, device=device).view(-1, 1, 1) for numbers in scaling or ()]
+        self.order: list[int] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        count, size = len(images), images.shape[-1]
+        if self.scaling:
+            images = (images - self.scaling[0]) / self.scaling[1]
+        try:
+            logits = self.run[0](images)
+        except Exception as error:  # whatever a program raises
+            raise InputError(
+                f"{self.path} cannot read {count} images of 3×{size}×{size} at a time ({programs.line(error)}); "
+                "export it for that size, with a dynamic batch"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
+            raise InputError(f"{self.path} does not give one row of logits for each image")
+        if logits.shape[1] != self.classes:
+            raise InputError(
+                f"{self.path} tells {logits.shape[1]} classes apart; the stored images have {self.classes}"
+            )
+        logits = logits.float()
+        if not logits.isfinite().all():
+            raise InputError(
+                f"{self.path} gives {networks.no_number(logits)} for an image in [0, 1]; a model to be measured has to "
+                "give a number for each class"
+            )
+        return logits if self.order is None else logits[:, self.order]
+
+
+@torch.no_grad()
+def _check(model: _Model, path: Path, stored: np.ndarray, device: torch.device) -> None:
+    """Raise InputError unless the model is a fixed function of each image, whatever stands before it or beside it.
+
+    stored: (N, H, W, 3) clean images, of which the first are tried; N may be 0.
+    """
+    noise = rng(0, "evaluate-model", "noise").integers(0, 256, (PROBE, *stored.shape[1:]), np.uint8)
+    images = torch.cat([networks.to_images(part, device) for part in (noise, stored[:PROBE])])
+    for count in (2, 3):
+        model(images[:count])
+    logits = model(images)
+    # Sums in another order differ in their last digits, and a whole net's in more of them: half of all are left to it.
+    bound = math.sqrt(_rounding(model.run[0])) * float(logits.abs().max())
+    asked = [("when it is asked again", "dropout is", len(images))]
+    asked += [("beside other images", "statistics of the batch are", count) for count in (2, 1)]
+    for when, what, count in asked:
+        off = float((torch.cat([model(part) for part in images.split(count)]) - logits).abs().max())
+        if off > bound:
+            raise InputError(
+                f"{path} gives an image other logits {when} (by up to {off:.2g}; rounding explains {bound:.1g}): "
+                f"{what} left on; set the model to eval mode before it is exported"
+            )
+
+
+def _rounding(net: nn.Module) -> float:
+    """The step from 1 to the next number in the coarsest floating-point format that a net or program computes in."""
+    values = [*net.state_dict().values()]
+    if isinstance(net, torch.fx.GraphModule):
+        values += [node.meta.get("val") for node in net.graph.nodes]
+    formats = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
+    return max(torch.finfo(dtype).eps for dtype in formats | {torch.float32})
+
+
+def _read(
+    path: Path, network: Network | None, classes: int, size: int, device: torch.device
+) -> tuple[nn.Module, object]:
+    """The model in a file, in eval mode, and what the file says its classes are."""
     if not path.is_file():
         raise InputError(f"{path} is missing; name a {TENSORS} or a {PROGRAM} file")
     if path.suffix == PROGRAM:
         if network is not None:
             raise InputError(f"{path} is a program, which has its architecture in it; leave out --network")
-        return _program(path, device)
+        return programs.read(path, device), programs.facts(path).get("classes")
     if path.suffix != TENSORS:
+        arguments = f"{shlex.quote(str(path))} {shlex.quote(str(path.with_suffix(TENSORS)))}"
         raise InputError(
             f"{path} is neither {TENSORS} nor {PROGRAM}; a pickle can run any code when it is read, so convert it "
-            'where you trust it: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{path}', weights_only=True), 'model{TENSORS}')\""
+            f'where you trust it: python -c "{CONVERT}" {arguments}'
         )
     try:
         facts = networks.noted(path)
     except InputError as error:
-        raise InputError(f"{path} is not a safetensors file ({_line(error.__cause__ or error)})") from error
+        raise InputError(f"{path} is not a safetensors file ({programs.line(error.__cause__ or error)})") from error
     if network is None:
         if facts is None:
             raise InputError(f"{path} does not say its architecture; name it, as in --network vgg11_bn")
@@ -128,7 +229,7 @@ def _read(path: Path, network: Network | None, classes: int, size: int, device: 
         raise InputError(f"{path} is for images of {trained} pixels; the stored ones have {size}")
     net = networks.create(network, classes, size)
     _fill(net, path, classes, size)
-    return channels_last(net, device)
+    return channels_last(net.eval(), device), names
 
 
 def _network(facts: dict[str, object], path: Path) -> Network:
@@ -140,8 +241,10 @@ def _network(facts: dict[str, object], path: Path) -> Network:
 
 def _fill(net: nn.Module, path: Path, classes: int, size: int) -> None:
     """The file's tensors into the net, whose last layer tells `classes` apart."""
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = _plain(networks.read(path))
+    # How many batches BatchNorm has averaged over, which older files leave out and evaluation does not read.
+    counters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith("num_batches_tracked")}
+    tensors = counters | tensors
     wrong = networks.misfits(net, tensors)
     if not wrong:
         net.load_state_dict(tensors)
@@ -156,128 +259,9 @@ def _fill(net: nn.Module, path: Path, classes: int, size: int) -> None:
     )
 
 
-def _check(net: nn.Module, path: Path, classes: int, size: int, device: torch.device) -> None:
-    """Raise InputError unless the net makes of images of this size, however many, logits of so many classes."""
-    for count in (2, 3):
-        try:
-            with torch.no_grad():
-                logits = net.eval()(torch.zeros(count, 3, size, size, device=device))
-        except Exception as error:  # whatever a program raises
-            raise InputError(
-                f"{path} cannot read {count} images of 3×{size}×{size} at a time ({_line(error)}); export it for that "
-                "size, with a dynamic batch"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
-            raise InputError(f"{path} does not give one row of logits for each image")
-        if logits.shape[1] != classes:
-            raise InputError(f"{path} tells {logits.shape[1]} classes apart; the stored images have {classes}")
-
-
-class _Program(nn.Module):
-    """A program as other nets are: torch's own refuses to be set to eval mode, in which it always is."""
-
-    def __init__(self, run: nn.Module) -> None:
-        super().__init__()
-        self.run = [run]  # in a list, so that it is no part of this module
-
-    def forward(self, images: Tensor) -> Any:
-        return self.run[0](images)
-
-
-def _program(path: Path, device: torch.device) -> nn.Module:
-    from torch.export.passes import move_to_device_pass
-
-    try:
-        program = torch.export.load(_harmless(path))
-        return _Program(move_to_device_pass(program, device).module(check_guards=False))
-    except InputError:
-        raise
-    except Exception as error:  # whatever a broken archive makes torch raise
-        raise InputError(f"{path} cannot be read as a program of torch.export ({_line(error)})") from error
-
-
-def _harmless(path: Path) -> io.BytesIO:
-    """A copy of an archive of torch.export, with its graph and its plain tensors alone.
-
-    torch.export.load by itself unpickles example inputs, some tensors and objects, loads compiled libraries, imports
-    what trees of arguments name, and evaluates sizes and guards as Python. The copy has no such part. What it does
-    have is checked to be operations on tensors, by names that can be nothing else. Raises InputError where it is not.
-    """
-    copy = io.BytesIO()
-    try:
-        with ZipFile(path) as old, ZipFile(copy, "w") as new:
-            for name in dict.fromkeys(old.namelist()):
-                part = name.partition("/")[2]
-                if not PARTS.fullmatch(part):
-                    continue
-                content = b"" if part.startswith("data/sample_inputs/") else old.read(name)
-                if part == "models/model.json":
-                    content = json.dumps(_graph(json.loads(content), path)).encode()
-                elif part.endswith(".json"):
-                    _check_payload(json.loads(content), path)
-                new.writestr(f"model/{part}", content)
-    except (BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a program of torch.export ({_line(error)})") from error
-    copy.seek(0)
-    return copy
-
-
-def _check_payload(payload: dict[str, Any], path: Path) -> None:
-    for name, entry in payload["config"].items():
-        if entry["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
-            _refuse(path, f"{name} is pickled")
-
-
-def _graph(program: dict[str, Any], path: Path) -> dict[str, Any]:
-    module = program["graph_module"]
-    (signature,) = (entry["signature"] for entry in module["module_call_graph"] if entry["fqn"] == "")
-    if [json.loads(signature[key]) for key in ("in_spec", "out_spec")] != [json.loads(ONE_IN), json.loads(ONE_OUT)]:
-        raise InputError(f"{path} does not take one tensor of images and give one of logits")
-    signature |= {"in_spec": "", "out_spec": ""}
-    # What modules the nodes came from matters to nobody here.
-    module["module_call_graph"] = [{"fqn": "", "signature": signature}]
-    program |= {"guards_code": [], "torch_version": ""}
-    cleaned: dict[str, Any] = _cleaned(program, path)
-    cleaned["graph_module"]["module_call_graph"][0]["signature"] |= {"in_spec": ONE_IN, "out_spec": ONE_OUT}
-    return cleaned
-
-
-def _cleaned(value: Any, path: Path) -> Any:
-    """A part of a graph without notes. Every name in it becomes Python code, so it may be a plain name only."""
-    if isinstance(value, list):
-        return [_cleaned(inner, path) for inner in value]
-    if isinstance(value, dict):
-        if isinstance(sizes := value.get("expr_str", ""), str) and SIZES.fullmatch(sizes):
-            value = value | {"expr_str": ""} if sizes else value
-        else:
-            _refuse(path, f"a size is {sizes}")
-        if "target" in value and "inputs" in value:
-            _check_operation(value["target"], path)
-        cleaned = {_cleaned(key, path): _cleaned(inner, path) for key, inner in value.items() if key != "metadata"}
-        cleaned |= {"metadata": {}} if "metadata" in value else {}
-        return cleaned | ({"expr_str": sizes} if sizes else {})
-    if isinstance(value, str) and not PLAIN.fullmatch(value):
-        _refuse(path, f"a name is {value}")
-    return value
-
-
-def _check_operation(target: str, path: Path) -> None:
-    family, _, name = target.rpartition(".")
-    if family == "_operator" and name in OPERATORS:
-        return
-    operation, _, overload = target.removeprefix("torch.ops.aten.").partition(".")
-    found = getattr(getattr(torch.ops.aten, operation, None), overload, None)
-    if target.startswith("torch.ops.aten.") and isinstance(found, OpOverload) and operation != "from_file":
-        return
-    _refuse(path, f"it calls {target}")
-
-
-def _refuse(path: Path, what: str) -> NoReturn:
-    raise InputError(
-        f"{path} is not read: {what[:200]}, and what is not plain operations on plain tensors could run any code; "
-        f"use a {TENSORS} file"
-    )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their names in the net itself, without what wrappers put before each of them."""
+    for prefix in PREFIXES * 2:  # in either order
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

@@ -37,7 +37,7 @@ def attack_splits(params: Params, name: str) -> None:
     with progress.timed(f"{'attack' if seen else 'attack_unseen'}@{name}", device, dtype) as done:
         clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in splits}
         train = clean["train"] if seen else store.read(files.CLEAN / "train.parquet")
-        classes = len(train.metadata["classes"])
+        classes = train.metadata["classes"]
         net = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         origin = {
             "attack": name,

@@ -4,8 +4,9 @@ import copy
 import hashlib
 import json
 import math
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -392,16 +393,34 @@ def noted(path: Path) -> dict[str, object] | None:
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    """Fill a module with a file's tensors. Raises InputError where they are those of another architecture."""
+    """Fill a module with a file's tensors. Raises InputError where they are those of another architecture, or no
+    numbers."""
     facts(path)
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = read(path)
     for name, (found, expected) in misfits(module, tensors).items():
         raise InputError(
             f"{path} holds another architecture than params.yaml describes: {name} is {words(found)}, not "
             f"{words(expected)}; delete it and run `dvc repro`"
         )
     module.load_state_dict(tensors)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name. Raises InputError where one of them holds NaN or infinity."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"{path} holds {no_number(tensor)} in {name}, as a failed training leaves it; train it again, with a "
+                "lower learning rate"
+            )
+    return tensors
+
+
+def no_number(tensor: Tensor) -> str:
+    """Which of the two a tensor that is not finite holds, for reading."""
+    return "NaN" if tensor.isnan().any() else "infinity"
 
 
 def misfits(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...] | None, ...]]:
@@ -412,11 +431,51 @@ def misfits(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, tuple[tu
     return {name: (found.get(name), expected.get(name)) for name in names if found.get(name) != expected.get(name)}
 
 
-def load(network: Network, classes: int, image_size: int, path: Path) -> Classifier:
-    """The classifier that params.yaml describes, for images of image_size pixels, with the tensors of a file."""
-    net = create(network, classes, image_size)
+def load(network: Network, classes: int | Sequence[str], image_size: int, path: Path) -> Classifier:
+    """The classifier that params.yaml describes, for images of image_size pixels, with the tensors of a file.
+
+    classes: how many; or the names of the data's, with which those in the file are compared: where they stand in
+    another order there, the net's logits are put in the data's. Raises InputError as `load_into` and `class_order` do.
+    """
+    number = classes if isinstance(classes, int) else len(classes)
+    net = create(network, number, image_size)
     load_into(net, path)
+    if not isinstance(classes, int):
+        order = class_order(path, facts(path).get("classes"), classes, "delete it and run `dvc repro`")
+        if order is not None:
+            _reorder(net, order)
     return net
+
+
+def class_order(path: Path, recorded: object, classes: Sequence[str], mend: str) -> list[int] | None:
+    """Where a model's file has each of the data's classes; None where that is their own order, or it has no names.
+
+    recorded: what the file at `path` says its classes are.  A line on standard error says that the order is another.
+    Raises InputError, which ends in `mend`, where the names are not those of the data.
+    """
+    if not isinstance(recorded, list):
+        return None
+    names = [str(name) for name in recorded]
+    if len(names) != len(classes):
+        raise InputError(f"{path} names {len(names)} classes, the stored images {len(classes)}; {mend}")
+    different = [number for number, pair in enumerate(zip(names, classes, strict=True)) if pair[0] != pair[1]]
+    if not different:
+        return None
+    first = different[0]
+    says = f"{path} calls class {first} {names[first]}, the stored images call it {classes[first]}"
+    if sorted(names) != sorted(classes) or len(set(names)) < len(names):
+        raise InputError(f"{says}; {mend}")
+    print(f"note: {says}; the logits are put in the order of the stored images' classes", file=sys.stderr)
+    return [names.index(name) for name in classes]
+
+
+def _reorder(net: Classifier, order: list[int]) -> None:
+    """Make logit k of a net, in place, what was logit order[k]."""
+    tensors = net.state_dict()
+    last = list(tensors)[-1].rpartition(".")[0]
+    for name, tensor in tensors.items():
+        if name.rpartition(".")[0] == last:
+            tensor.copy_(tensor[order])
 
 
 def words(shape: tuple[int, ...] | None) -> str:
@@ -431,8 +490,11 @@ def predict(net: nn.Module, stored: np.ndarray, batch_size: int, device: torch.d
     Every prediction that is stored or counted comes from here, so that no two of them can disagree.
     """
     net.eval()
+    if not len(stored):  # the number of classes is what the net gives one image
+        stored = np.resize(np.arange(256, dtype=np.uint8), (1, *stored.shape[1:]))
+        return predict(net, stored, 1, device)[:0]
     parts = [
         net(to_images(stored[start : start + batch_size], device)).softmax(1).cpu().numpy()
         for start in range(0, len(stored), batch_size)
     ]
-    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+    return np.concatenate(parts)

@@ -108,6 +108,18 @@ def accuracies(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return table[["accuracy", "ci_low", "ci_high", "images", "sd"]]
 
 
+def as_if_guessed(rows: pd.DataFrame) -> float | None:
+    """The accuracy of guessing, where that of a model is not above it by more than its 95 % interval; else None.
+
+    rows: predictions of one model on clean images.  To guess is to name the most frequent class for every image.
+    """
+    if rows.empty:
+        return None
+    guessed = float(rows["label"].value_counts(normalize=True).max())
+    low, _ = wilson(int(rows["correct"].sum()), len(rows))
+    return guessed if low <= guessed else None
+
+
 def paired_difference(rows: pd.DataFrame, structure: str, other: str) -> tuple[float, float, float]:
     """Accuracy of `structure` minus that of `other` on the same images: (difference, ci_low, ci_high), 95 %.
 

@@ -137,7 +137,7 @@ def train(params: Params, name: str) -> None:
     with progress.timed(f"train@{name}", device, dtype, distributed.size()) as done:
         inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
-        classes = len(clean.metadata["classes"])
+        classes = clean.metadata["classes"]
         attacks = list(params.attacks) if structure.stored else []
         pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         gallery = training.gallery(params, attacks, networks.digest(pretrained), device)
@@ -154,7 +154,7 @@ def train(params: Params, name: str) -> None:
             # A finished seed's state is its last checkpoint: after an interruption nothing of it is trained again.
             checkpoint = checkpoints.Checkpoint(unfinished / f"{seed}.pt")
             once = params.model_copy(update={"seed": seed})
-            net = training.create(once, "target", classes)
+            net = training.create(once, "target", len(classes))
             channels_last(net, device)
             detector = None
             if structure.detector == "none":

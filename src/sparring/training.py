@@ -338,10 +338,9 @@ def fit(
                     f"{name}: {broken[0]} is {means[broken[0]]} in epoch {epoch}; "
                     f"lower training.learning_rate ({settings.learning_rate})"
                 )
-            means["validation_accuracy"] = float("nan")
-            if len(validation):
-                predicted = networks.predict(kept[0], validation.image, params.store.batch_size, device).argmax(1)
-                means["validation_accuracy"] = float((predicted == validation.label).mean())
+            predicted = networks.predict(kept[0], validation.image, params.store.batch_size, device).argmax(1)
+            # pandas' mean of no images is NaN, without a warning.
+            means["validation_accuracy"] = float(pd.Series(predicted == validation.label).mean())
             if settings.keep == "best" and all(
                 means["validation_accuracy"] > row["validation_accuracy"] for row in history
             ):

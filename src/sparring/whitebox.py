@@ -43,7 +43,7 @@ def attack_structure(params: Params, structure: str) -> None:
     with progress.timed(f"whitebox@{structure}", device) as done:
         path = files.CLEAN / "test.parquet"
         test = store.read(path)
-        classes = len(test.metadata["classes"])
+        classes = test.metadata["classes"]
         order = draw(test.index, test.label, params.seed)[: params.whitebox.images]
         pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         channels_last(pretrained, device)
