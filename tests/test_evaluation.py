@@ -162,12 +162,20 @@ def missing_rows(settings: Params) -> str:
     return r"strong/test\.parquet holds 119 rows, the clean set 120; delete it"
 
 
+def renamed_class(settings: Params) -> str:
+    path = files.ADVERSARIAL / "fgsm" / "test.parquet"
+    found = store.read(path)
+    names = found.metadata["classes"]
+    store.write(path, [found], found.metadata | {"classes": [names[0], names[2], names[1], *names[3:]]})
+    return r"fgsm/test\.parquet: class 1 is 2, in the clean set 1; delete it"
+
+
 def missing_store(settings: Params) -> str:
     shutil.rmtree(files.ADVERSARIAL / "deepfool")
     return r"deepfool/test\.parquet is missing; `dvc repro` makes it"
 
 
-@pytest.mark.parametrize("spoil", [foreign_model, moved_rows, missing_rows, missing_store])
+@pytest.mark.parametrize("spoil", [foreign_model, moved_rows, missing_rows, renamed_class, missing_store])
 def test_a_store_that_does_not_belong_here_is_one_line(
     project: Path, tiny: Callable[..., Params], spoil: Callable[[Params], str]
 ) -> None:

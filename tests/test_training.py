@@ -159,7 +159,7 @@ def test_predictions_do_not_depend_on_batches(net: ResNet, digits: Images) -> No
     np.testing.assert_allclose(networks.predict(net, digits.image, 7, CPU), whole, atol=1e-5)
     np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
     assert (whole.argmax(1) == digits.label).mean() > 0.7
-    assert networks.predict(net, digits.image[:0], 7, CPU).shape[0] == 0
+    assert networks.predict(net, digits.image[:0], 7, CPU).shape == (0, 10)
 
 
 # The detector

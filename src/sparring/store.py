@@ -178,7 +178,8 @@ def _pixels(chunk: pa.Array, shape: tuple[int, int, int], dtype: type) -> np.nda
 
 
 def check_rows(clean: Images, other: Images, path: Path) -> None:
-    """Raise InputError unless `other` (read from `path`) holds the same images, in the same order, as the clean set."""
+    """Raise InputError unless `other` (read from `path`) holds the same images, in the same order, as the clean set,
+    and its labels mean the same classes."""
     if len(other) != len(clean):
         raise InputError(f"{path} holds {len(other)} rows, the clean set {len(clean)}; delete it and run `dvc repro`")
     wrong = np.flatnonzero((other.index != clean.index) | (other.label != clean.label))
@@ -188,6 +189,11 @@ def check_rows(clean: Images, other: Images, path: Path) -> None:
             f"{path}: row {row} has index {other.index[row]} and label {other.label[row]}, the clean set "
             f"{clean.index[row]} and {clean.label[row]}; delete it and run `dvc repro`"
         )
+    for number, names in enumerate(zip(*(each.metadata.get("classes", []) for each in (other, clean)), strict=False)):
+        if names[0] != names[1]:
+            raise InputError(
+                f"{path}: class {number} is {names[0]}, in the clean set {names[1]}; delete it and run `dvc repro`"
+            )
 
 
 def check_source(images: Images, digest: str, path: Path) -> None:

@@ -1,0 +1,386 @@
+"""Models from elsewhere: what is no fixed function of numbers is refused, and conventions of others are understood."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import sparring
+from sparring import __main__ as command_line
+from sparring import evaluation, exchange, files, networks, programs, store
+from sparring.params import InputError, Network, Params
+
+RESNET = "{name: resnet, blocks: [1, 1, 1, 1], width: 4}"
+DIGITS = [str(digit) for digit in range(10)]
+MIXED = [DIGITS[number] for number in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
+CPU = torch.device("cpu")
+
+
+def measured(*arguments: str) -> pd.DataFrame:
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(["evaluate-model", *arguments, "--json", "out.json"])
+    assert not stop.value.code
+    return pd.DataFrame(json.loads(Path("out.json").read_text())).set_index(["split", "attack"])
+
+
+def refused(match: str, *arguments: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        command_line.app(["evaluate-model", *arguments], standalone_mode=False)
+    assert "\n" not in str(caught.value)
+    assert not Path("out.json").exists()
+
+
+def exported(net: nn.Module, facts: dict[str, Any] | None = None, size: int = 16) -> str:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(net, (torch.rand(2, 3, size, size),), dynamic_shapes=({0: batch},))
+    more = {} if facts is None else {programs.FACTS: json.dumps(facts)}
+    torch.export.save(program, "mine.pt2", extra_files=more)
+    return "mine.pt2"
+
+
+class Told(nn.Module):
+    """A linear classifier with something before or after it."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor] | None = None, after: Any = None, **modules: nn.Module):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3 * 16 * 16, 10)
+        self.before, self.after = before, after
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.linear((images if self.before is None else self.before(images)).flatten(1))
+        return logits if self.after is None else self.after(logits)
+
+
+# A fixed function that gives numbers
+
+
+@pytest.mark.parametrize(("number", "what"), [(float("nan"), "NaN"), (float("inf"), "infinity")])
+def test_weights_that_are_no_numbers_are_refused_with_the_path(
+    project: Path, tiny: Callable[..., Params], number: float, what: str
+) -> None:
+    net, facts = sparring.load(files.PRETRAINED), networks.facts(files.PRETRAINED)
+    with torch.no_grad():
+        net.get_parameter("layer2.0.conv1.weight")[0, 0, 0, 0] = number
+    networks.save_model(net, files.PRETRAINED, facts)
+    save_file(load_file(files.PRETRAINED), "bare.safetensors")
+    says = rf"holds {what} in layer2\.0\.conv1\.weight, .*train it again"
+    refused(f"^models/pretrained.safetensors {says}", "models/pretrained.safetensors")
+    refused(f"^bare.safetensors {says}", "bare.safetensors", "--network", RESNET)
+    for load in (
+        lambda: sparring.load(files.PRETRAINED),
+        lambda: networks.load(tiny().network, DIGITS, 16, files.PRETRAINED),
+        lambda: evaluation.evaluate(tiny(), "baseline"),
+    ):
+        with pytest.raises(InputError, match=f"^models/pretrained.safetensors {says}"):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Told(after=lambda logits: logits + (logits - logits).log() * 0), "NaN for an image"),
+        (lambda: Told(after=lambda logits: logits.relu().log()), "infinity for an image"),
+        (lambda: Told(before=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
+        (lambda: Told(after=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
+        (lambda: Told(before=nn.BatchNorm2d(3)), "other logits beside other images .*: statistics of the batch are"),
+        (lambda: Told(before=lambda images: images - images.mean(0)), "beside other images .* set the model to eval"),
+        (lambda: Told(before=lambda images: images + images.new_tensor(range(16)) * images.shape[0]), "beside other"),
+    ],
+)
+def test_what_is_no_fixed_function_of_numbers_is_refused(
+    project: Path, make: Callable[[], nn.Module], says: str
+) -> None:
+    refused(rf"^mine\.pt2 gives .*{says}", exported(make().train()))
+
+
+def test_no_number_for_one_stored_image_is_refused(project: Path) -> None:
+    """The first images that the model is tried on are others."""
+    last = store.read(files.CLEAN / "heldout.parquet").image[-1:]
+    mean = networks.to_images(last, CPU).mean((1, 2, 3), keepdim=True)
+
+    def spoil(images: Tensor) -> Tensor:
+        off = (images.mean((1, 2, 3), keepdim=True) - mean).abs()
+        return images / (off > 1e-5)
+
+    path = Path(exported(Told(before=spoil)))
+    model = exchange._Model(programs.read(path, CPU), path, 10, None, CPU)
+    exchange._check(model, path, store.read(files.CLEAN / "test.parquet").image, CPU)
+    refused(r"^mine\.pt2 gives (NaN|infinity) for an image", str(path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_no_difference(project: Path, dtype: torch.dtype) -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = sparring.load(files.PRETRAINED).to(dtype)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images.to(dtype))
+
+    assert measured(exported(Rounded().eval())).loc[("test", "clean"), "accuracy"] > 0.7
+
+
+# Conventions of checkpoints
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_names_with_a_prefix_and_batch_norm_without_counters(project: Path, prefix: str) -> None:
+    wanted = measured(str(files.PRETRAINED))
+    tensors = load_file(files.PRETRAINED)
+    assert any(name.endswith("num_batches_tracked") for name in tensors)
+    few = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    save_file({prefix + name: tensor for name, tensor in few.items()}, "mine.safetensors")
+    pd.testing.assert_frame_equal(measured("mine.safetensors", "--network", RESNET), wanted)
+    few.pop("fc.bias")
+    save_file(few, "mine.safetensors")
+    Path("out.json").unlink()
+    refused(r"fc\.bias is absent, not 10;", "mine.safetensors", "--network", RESNET)
+
+
+def awkward(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The same tensors as safetensors refuses to write them: one memory for several, strides, parameters, no tensor."""
+    memory = torch.cat([tensor.flatten() for tensor in tensors.values() if tensor.is_floating_point()])
+    found: dict[str, Any] = OrderedDict(epoch=3)
+    start = 0
+    for name, tensor in tensors.items():
+        found[name] = tensor
+        if tensor.is_floating_point():
+            found[name] = memory[start : start + tensor.numel()].view(tensor.shape)
+            start += tensor.numel()
+    found["fc.weight"] = nn.Parameter(tensors["fc.weight"].T.contiguous().T)
+    assert not found["fc.weight"].is_contiguous()
+    return found
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: tensors,
+        lambda tensors: {"net": tensors, "acc": 0.9, "epoch": 3},
+        lambda tensors: {
+            "epoch": 3,
+            "arch": "resnet",
+            "state_dict": {f"module.{key}": tensors[key] for key in tensors},
+        },
+        lambda tensors: {"args": {"lr": torch.tensor(0.1)}, "model": tensors, "optimizer": momentum(tensors)},
+        lambda tensors: {"state": {"model": tensors, "best": None}},
+    ],
+)
+def test_the_printed_command_converts_a_checkpoint(
+    project: Path, wrap: Callable[[dict[str, Any]], dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = measured(str(files.PRETRAINED))
+    tensors = {key: value for key, value in awkward(load_file(files.PRETRAINED)).items() if isinstance(value, Tensor)}
+    torch.save(wrap({"epoch": 3} | tensors if wrap(tensors) is tensors else tensors), "it's mine.pth")
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        command_line.main(["evaluate-model", "it's mine.pth"])
+    says = capfd.readouterr().err
+    command = says[says.index("python -c") :]
+    assert says.count("\n") == 1 and "weights_only=True" in command
+    where = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", command], env=where, check=True)
+    pd.testing.assert_frame_equal(measured("it's mine.safetensors", "--network", RESNET), wanted)
+
+
+def momentum(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What an optimizer keeps of all these tensors."""
+    state = {number: {"momentum_buffer": tensor.clone()} for number, tensor in enumerate(tensors.values())}
+    return {"state": state, "param_groups": [{"lr": 0.1, "params": list(state)}]}
+
+
+# Normalised images
+
+
+class Normalised(nn.Module):
+    """The pretrained net for images that are normalised by these numbers."""
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.net = sparring.load(files.PRETRAINED)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images * self.std + self.mean)
+
+
+@pytest.mark.parametrize(("mean", "std"), [("0.45,0.5,0.55", "0.05,0.04,0.03"), ("0.5", "0.04")])
+def test_a_model_for_normalised_images_is_told_of_and_mended(
+    project: Path, capsys: pytest.CaptureFixture[str], mean: str, std: str
+) -> None:
+    wanted = measured(str(files.PRETRAINED))
+    assert capsys.readouterr().err == ""
+    numbers = [[float(part) for part in text.split(",")] for text in (mean, std)]
+    model = exported(Normalised(*numbers).eval())
+    accuracy = measured(model).xs("clean", level="attack")
+    assert (accuracy["accuracy"] < 0.3).all()
+    told = capsys.readouterr().err
+    right = (accuracy["accuracy"] * accuracy["images"]).sum() / accuracy["images"].sum()
+    assert told == (
+        f"warning: mine.pt2 gets {right:.3f} of the clean images right, no more than guessing does (0.106); check its "
+        "normalisation (--mean, --std), the order of its classes and its image size\n"
+    )
+    found = measured(model, "--mean", mean, "--std", std)
+    assert capsys.readouterr().err == ""
+    pd.testing.assert_frame_equal(found, wanted, atol=0.026)  # rounding may move a held-out image of 40
+
+
+def test_classes_in_an_order_that_the_file_does_not_say_are_told_of(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Far below chance is no better than chance."""
+    tensors = load_file(files.PRETRAINED)
+    last = {name: tensors[name].roll(1, 0) for name in ("fc.weight", "fc.bias")}
+    save_file(tensors | last, "mine.safetensors")
+    assert measured("mine.safetensors", "--network", RESNET).loc[("test", "clean"), "accuracy"] < 0.05
+    assert "no more than guessing does (0.106); check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ["--mean", "0.5,0.5", "--std", "1"],
+            "--mean is 0.5,0.5; give three numbers, as in 0.5,0.4,0.3, or one for all",
+        ),
+        (["--mean", "0.5", "--std", "1,1,1,1"], "--std is 1,1,1,1; give three numbers"),
+        (["--mean", "half", "--std", "1"], "--mean is half; give three numbers"),
+        (["--mean", "0.5", "--std", ""], "--std is ; give three numbers"),
+        (["--mean", "0.5", "--std", "nan"], "--std is nan; give three numbers"),
+        (["--mean", "0.5", "--std", "0.2,0,0.2"], "--std is 0.2,0,0.2; give numbers above 0"),
+        (["--mean", "0.5", "--std", "-1"], "--std is -1; give numbers above 0"),
+        (["--mean", "0.5"], r"--mean is given without --std; give both \(--std 1 leaves the images alone\)"),
+        (["--std", "0.5"], r"--std is given without --mean; give both \(--mean 0 leaves the images alone\)"),
+    ],
+)
+def test_a_normalisation_that_is_none_is_one_line(project: Path, options: list[str], says: str) -> None:
+    refused(f"^{says}", "models/pretrained.safetensors", *options)
+
+
+# The same integer, another class
+
+
+def renamed(classes: list[str], path: Path = Path("mine.safetensors")) -> Path:
+    """The pretrained net as one that was trained with its classes in this order."""
+    tensors, facts = load_file(files.PRETRAINED), networks.facts(files.PRETRAINED)
+    order = [DIGITS.index(name) if name in DIGITS else number for number, name in enumerate(classes)]
+    net = sparring.load(files.PRETRAINED)
+    net.load_state_dict(tensors | {name: tensors[name][order] for name in ("fc.weight", "fc.bias")})
+    networks.save_model(net, path, facts | {"classes": classes})
+    return path
+
+
+@pytest.mark.parametrize("program", [False, True])
+def test_the_same_classes_in_another_order_are_put_in_the_datas(
+    project: Path, capsys: pytest.CaptureFixture[str], program: bool
+) -> None:
+    wanted = measured(str(files.PRETRAINED))
+    path = renamed(MIXED)
+    if program:
+        exchange.export(path, path := Path("mine.pt2"))
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(measured(str(path)), wanted, atol=0.026)
+    assert capsys.readouterr().err == (
+        f"note: {path} calls class 0 3, the stored images call it 0; the logits are put in the order of the stored "
+        "images' classes\n"
+    )
+
+
+@pytest.mark.parametrize("program", [False, True])
+@pytest.mark.parametrize("classes", [[*DIGITS[:4], "four", *DIGITS[5:]], [*DIGITS[:4], "3", *DIGITS[5:]]])
+def test_other_classes_are_one_line(project: Path, classes: list[str], program: bool) -> None:
+    path = renamed(classes)
+    if program:
+        exchange.export(path, path := Path("mine.pt2"))
+    refused(
+        f"^{path} calls class 4 {classes[4]}, the stored images call it 4; use a model of these classes, or", str(path)
+    )
+
+
+@pytest.mark.parametrize("noted", [b"no JSON", b"[1]"])
+def test_what_a_program_notes_has_to_be_readable(project: Path, noted: bytes) -> None:
+    program = torch.export.export(Told(), (torch.rand(2, 3, 16, 16),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    torch.export.save(program, "mine.pt2", extra_files={programs.FACTS: noted.decode()})
+    refused(r"^mine\.pt2: its sparring\.json cannot be read \(.+\); export it again", "mine.pt2")
+
+
+def test_the_stages_compare_names_too(
+    project: Path, tiny: Callable[..., Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation.evaluate(tiny(), "baseline")
+    path = files.PREDICTIONS / "baseline.parquet"
+    wanted = pd.read_parquet(path)
+    original = networks.load(tiny().network, DIGITS, 16, files.PRETRAINED)
+    capsys.readouterr()
+    renamed(MIXED, Path("mixed.safetensors")).replace(files.PRETRAINED)
+    evaluation.evaluate(tiny(), "baseline")
+    pd.testing.assert_frame_equal(pd.read_parquet(path), wanted)
+    assert (
+        "note: models/pretrained.safetensors calls class 0 3, the stored images call it 0;" in capsys.readouterr().err
+    )
+    found = networks.load(tiny().network, DIGITS, 16, files.PRETRAINED)
+    assert networks.digest(found) == networks.digest(original)
+    networks.save_model(original, files.PRETRAINED, {"classes": [*DIGITS[:9], "nine"]})
+    with pytest.raises(InputError, match=r"calls class 9 nine, the stored images call it 9; delete it and run `dvc"):
+        evaluation.evaluate(tiny(), "baseline")
+    networks.save_model(original, files.PRETRAINED, {"classes": DIGITS[:9]})
+    with pytest.raises(InputError, match=r"names 9 classes, the stored images 10; delete it and run `dvc"):
+        evaluation.evaluate(tiny(), "baseline")
+
+
+@pytest.mark.parametrize("name", ["resnet", "squeezenet1_1", "mobilenet_v3_small"])
+def test_any_last_layer_is_put_in_another_order(name: str, tmp_path: Path) -> None:
+    resnet = {"blocks": [1, 1, 1, 1], "width": 4} if name == "resnet" else {}
+    network = Network.model_validate({"name": name, **resnet})
+    torch.manual_seed(0)
+    net = networks.create(network, 10, 32)
+    for tensor in [*net.parameters()][-2:]:
+        nn.init.normal_(tensor, 0, 0.1)  # torchvision's is 0 in some nets
+    networks.save_model(net, tmp_path / "net.safetensors", {"classes": MIXED})
+    found = networks.load(network, DIGITS, 32, tmp_path / "net.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+    wanted = net.eval()(images)[:, [MIXED.index(digit) for digit in DIGITS]]
+    assert not torch.allclose(wanted, net(images))
+    torch.testing.assert_close(found.eval()(images), wanted)
+
+
+# No images, and help
+
+
+def test_of_no_images_there_are_predictions_of_every_class(project: Path, digits: store.Images) -> None:
+    none = digits[:0]
+    path = exported(Told())
+    model = exchange._Model(programs.read(Path(path), CPU), Path(path), 10, None, CPU)
+    for net in (sparring.load(files.PRETRAINED), model):
+        found = networks.predict(net, none.image, 7, CPU)
+        assert found.shape == (0, 10) and found.dtype == np.float32
+        rows = evaluation.classified(net, none, 7, CPU)
+        assert rows.empty and rows["prediction"].dtype == np.int64 and rows["confidence"].dtype == np.float32
+
+
+def test_help_ends_with_an_example_that_is_true(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = CliRunner().invoke(command_line.app, ["evaluate-model", "--help"]).stdout
+    words = shlex.split(shown.rpartition("For example:")[2])
+    assert words[:4] == ["python", "-m", "sparring", "evaluate-model"]
+    net = networks.create(Network.model_validate({"name": "resnet", "blocks": [2, 2, 2, 2], "width": 64}), 10, 16)
+    networks.save_model(net, Path(words[4]), {})
+    found = measured(*words[4:])
+    assert found["images"].loc[("test", "clean")] == 120
