@@ -12,8 +12,10 @@ PACKAGE = ROOT / "src" / "sparring"
 FLOORS = [
     {"params"},
     {"files"},
-    {"device", "store", "networks", "transforms", "watch", "programs"},
+    {"device", "store", "networks", "transforms", "watch", "programs", "sources"},
+    {"decode", "splits"},
     {"progress", "detector", "attacks", "sampler", "checkpoints", "distributed"},
+    {"folders", "parquet"},
     {"datasets", "generation", "training", "evaluation", "profiles"},
     {"structures", "whitebox", "exchange", "corruptions"},
     {"detection"},

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from PIL import ImageColor
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -53,6 +54,12 @@ def root() -> Path:
     return here
 
 
+def outputs(classes: list[str]) -> str:
+    """Which output of a classifier is which class, as `0 cat, 1 dog`; of more than twelve, ten and the last."""
+    numbered = [f"{number} {name}" for number, name in enumerate(classes)]
+    return ", ".join(numbered if len(numbered) <= 12 else [*numbered[:10], "…", numbered[-1]])
+
+
 def _share(value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError("it is a share, so 0 to 1")
@@ -77,6 +84,7 @@ class Data(Section):
     source: Literal["digits", "cifar10", "parquet", "folder"]
     path: str | None
     group_pattern: str | None
+    background: str
     image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
     train: Count
     validation: CountOrNone
@@ -94,6 +102,17 @@ class Data(Section):
             if groups != 1:
                 raise ValueError("it needs exactly one (…) that captures the name of the group")
         return pattern
+
+    @field_validator("background")
+    @classmethod
+    def _is_opaque(cls, colour: str) -> str:
+        try:
+            channels = ImageColor.getrgb(colour)
+        except ValueError as error:
+            raise ValueError(f"{_shown(colour)} is no colour; use a name like white, or '#rrggbb'") from error
+        if len(channels) != 3:
+            raise ValueError(f"{_shown(colour)} is transparent itself; leave its last part out")
+        return colour
 
     @model_validator(mode="after")
     def _has_path(self) -> "Data":

@@ -32,6 +32,7 @@ from sparring.params import (
     Params,
     Row,
     only,
+    outputs,
     row_params,
 )
 
@@ -1070,6 +1071,7 @@ def _making(results: Results) -> list[str | tables.Table]:
         shown |= {"detector": params.detector, "detection": params.detection}
     shown |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}
     parts.append("\n".join(f"- {name}: {_words(value)}" for name, value in shown.items()))
+    parts.append(f"Classes, by the number of their output: {outputs(results.classes)}.")
     if not results.timings:
         return parts
     machines = {f"{timing.get('hardware', '?')}, torch {timing.get('torch', '?')}" for timing in results.timings}
