@@ -24,7 +24,7 @@ from sparring.sources import BATCH, Encoded, Source, location, some
 
 CLEAN = Path("data/clean")
 DOWNLOADS = "data/downloads"
-FEW_LEVELS = 16  # an image whose levels span less is nearly constant
+FEW_LEVELS = 16  # an image whose levels span no more is nearly constant, as 12 bits are that are kept in 16
 
 
 def prepare(params: Params) -> None:
@@ -122,10 +122,10 @@ def _remarks(image: np.ndarray, several: list[str]) -> list[str]:
         names = some(sorted(set(several)), 3)
         remarks.append(f"images with several frames or pages, of which the first is taken: {names}")
     levels = image.reshape(len(image), -1)
-    flat = sum(int(each.max()) - int(each.min()) < FEW_LEVELS for each in levels)
+    flat = sum(int(each.max()) - int(each.min()) <= FEW_LEVELS for each in levels)
     if 2 * flat > len(image):
         remarks.append(
-            f"{flat:,} of {len(image):,} images are nearly constant: their levels span less than {FEW_LEVELS} of 256; "
+            f"{flat:,} of {len(image):,} images are nearly constant: their levels span {FEW_LEVELS} of 255 or less; "
             f"look at some, and at the range of their pixels"
         )
     return remarks

@@ -84,9 +84,9 @@ def _decode(name: str, encoded: Encoded, size: int, background: str, several: li
                 raise _Refused(too_large)
             if getattr(image, "is_animated", False) and image.format not in STILL:
                 several.append(name)
-            image.draft(None, (2 * size, 2 * size))  # a large JPEG at a half, a quarter or an eighth, but twice `size`
-            ImageOps.exif_transpose(image, in_place=True)
-            return _at_size(_opaque(_in_8_bits(image), background), size)
+            reduced = _reduced(image, size)
+            ImageOps.exif_transpose(reduced, in_place=True)
+            return _at_size(_opaque(_in_8_bits(reduced), background), size)
     except _Refused:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -94,6 +94,16 @@ def _decode(name: str, encoded: Encoded, size: int, background: str, several: li
     except Exception as error:  # Pillow's decoders let out whatever a broken file provokes: SyntaxError, struct.error …
         reason = "not in an image format" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise _Refused(f"is no readable image ({reason}); mend it or remove it") from error
+
+
+def _reduced(image: Image.Image, size: int) -> Image.Image:
+    """A large JPEG at its final size, by way of a half, a quarter or an eighth that is at least twice as large."""
+    whole = image.size
+    drafted = image.draft(None, (2 * size, 2 * size))
+    if drafted is None or image.size == whole:
+        return image
+    # The box, since the last column and row of the reduced image may reach beyond the whole one's edge.
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=drafted[1])
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

@@ -128,7 +128,7 @@ def _unwrapped(folder: _Folder, classes: set[str]) -> _Folder:
     """The folder itself or, where all it has is one folder which has only folders, that one, and so on."""
     while not folder.images and len(folder.filled) == 1:
         inner = folder.filled[0]
-        if inner.images or inner.name in classes or _kind(inner.name) not in (None, "train"):
+        if inner.images or inner.name in classes or _kind(inner.name) not in (None, "train", _kind(folder.name)):
             break
         folder = inner
     return folder

@@ -201,13 +201,13 @@ class _Table:
                 if np.searchsorted(rows, start) < np.searchsorted(rows, end):
                     for batch in opened.iter_batches(BATCH, row_groups=[number], columns=[self.image]):
                         here = rows[slice(*np.searchsorted(rows, [start, start + len(batch)]))]
-                        yield self._named(batch.column(0).take(pa.array(here - start)), here)
+                        yield self._named(batch.column(0), here, start)
                         start += len(batch)
                 start = end
 
-    def _named(self, column: pa.Array, rows: np.ndarray) -> list[tuple[str, Encoded]]:
-        encoded = (pc.struct_field(column, "bytes") if self.in_struct else column).to_pylist()
-        return [(f"{self.file}: row {row}", each) for row, each in zip(rows, encoded, strict=True)]
+    def _named(self, column: pa.Array, rows: np.ndarray, start: int) -> list[tuple[str, Encoded]]:
+        encoded = pc.struct_field(column, "bytes") if self.in_struct else column
+        return [(f"{self.file}: row {row}", encoded[row - start].as_py()) for row in rows.tolist()]
 
     def _fail(self, row: int, what: str) -> None:
         raise InputError(f"{self.file}: row {row}: {what}")
