@@ -23,8 +23,8 @@ FLOORS = [
 # What reads files only and stands apart from what runs models.
 READERS = [
     {"params"},
-    {"files"},
-    {"store"},
+    {"files", "escape"},
+    {"store", "lettering"},
     {"statistics"},
     {"tables"},
     {"figures", "page", "compare"},

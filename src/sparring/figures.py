@@ -1,6 +1,6 @@
 """The report's figures, each as PNG and as SVG: same data, same bytes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sparring.lettering import families, short
 from sparring.params import CLEAN, CORRUPTIONS, STRENGTHS
 
 COLOURS = (
@@ -26,6 +27,7 @@ COLOURS = (
 )  # Okabe & Ito: safe for all eyes
 HATCHES = ("", "//", "..", "xx")  # tells bars apart in print, and once the colours are used up
 DASHES = ("-", "--", ":", "-.")
+LONGEST = 20  # characters of a structure's name that a legend has room for
 MAGNIFICATIONS = (1, 2, 5, 10, 20, 50, 100)
 STYLE = {
     "font.size": 9.0,
@@ -35,6 +37,7 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "legend.frameon": False,
+    "text.parse_math": False,  # no text here is a formula, and two `$` in names would begin and end one
     "svg.hashsalt": "sparring",  # its names within a file would be drawn anew each time
     "image.composite_image": False,  # each picture by itself: in SVG ten times faster than all as one
 }
@@ -50,9 +53,12 @@ class Example:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of that size in inches, saved to `path`, and as SVG beside it, when the block ends well."""
-    with style.context(["default", STYLE]):
+def _figure(path: Path, width: float, height: float, texts: Iterable[str] = ()) -> Iterator[Figure]:
+    """A figure of that size in inches, saved to `path`, and as SVG beside it, when the block ends well.
+
+    texts: what is drawn of names that may be in any script.
+    """
+    with style.context(["default", STYLE | {"font.family": families(texts)}]):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
@@ -66,10 +72,11 @@ def gallery(path: Path, names: Sequence[str], clean: Example, attacked: Sequence
     names: (R,) the images' classes.
     """
     columns, count = 1 + 2 * len(attacked), len(names)
-    with _figure(path, 0.82 * columns + 1.1, 0.85 * count + 0.9) as figure:
+    texts = [short(name) for example in (clean, *attacked) for name in (*names, *example.prediction)]
+    with _figure(path, 0.82 * columns + 1.1, 0.85 * count + 0.9, texts) as figure:
         axes = figure.subplots()  # a single one for all pictures: an axes for each takes ten times as long
         axes.set_xticks([])
-        axes.set_yticks(np.arange(count) + 0.41, [_short(name) for name in names])
+        axes.set_yticks(np.arange(count) + 0.41, [short(name) for name in names])
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
@@ -89,7 +96,7 @@ def gallery(path: Path, names: Sequence[str], clean: Example, attacked: Sequence
 
 
 def _column(axes: Axes, left: int, title: str, pictures: np.ndarray, colour: str = "black") -> None:
-    axes.text(left + 0.46, -0.06, title, fontsize=8, ha="center", va="bottom", color=colour)
+    axes.text(left + 0.46, -0.06, _lines(title), fontsize=8, ha="center", va="bottom", color=colour)
     for row, picture in enumerate(pictures):
         box = (left + 0.05, left + 0.87, row + 0.82, row)
         axes.imshow(picture, interpolation="none", extent=box, aspect="equal")  # SVG: the pixels as they are
@@ -98,17 +105,18 @@ def _column(axes: Axes, left: int, title: str, pictures: np.ndarray, colour: str
 def _guesses(axes: Axes, left: int, example: Example, names: Sequence[str]) -> None:
     for row, (prediction, name) in enumerate(zip(example.prediction, names, strict=True)):
         weight = "normal" if prediction == name else "bold"
-        axes.text(left + 0.46, row + 0.83, _short(prediction), fontsize=7, ha="center", va="top", weight=weight)
+        axes.text(left + 0.46, row + 0.83, short(prediction), fontsize=7, ha="center", va="top", weight=weight)
+
+
+def _lines(title: str, limit: int = 12) -> str:
+    """A title whose lines are names, each short."""
+    return "\n".join(short(line, limit) for line in title.split("\n"))
 
 
 def magnification(change: np.ndarray) -> int:
     """The largest round factor at which all but 5 % of the values still fit between black and white."""
     largest = float(np.quantile(np.abs(change), 0.95)) if change.size else 0.0
     return max([factor for factor in MAGNIFICATIONS if factor * largest <= 0.5], default=1)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 12 else name[:11] + "…"
 
 
 def curves(path: Path, histories: dict[str, pd.DataFrame]) -> None:
@@ -119,13 +127,13 @@ def curves(path: Path, histories: dict[str, pd.DataFrame]) -> None:
         for number, (name, history) in enumerate(histories.items()):
             colour, marker = COLOURS[number % len(COLOURS)], "o" if len(history) <= 30 else ""
             look = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.4}
-            dash = DASHES[number // len(COLOURS) % len(DASHES)]
-            panels[0].plot(history["epoch"] + 1, history["loss"], label=name, linestyle=dash, **look)
+            dash, label = DASHES[number // len(COLOURS) % len(DASHES)], short(name, LONGEST)
+            panels[0].plot(history["epoch"] + 1, history["loss"], label=label, linestyle=dash, **look)
             panels[1].plot(history["epoch"] + 1, history["accuracy"], color=colour, linestyle=":", linewidth=1.2)
             if history["validation_accuracy"].notna().any():
                 panels[1].plot(history["epoch"] + 1, history["validation_accuracy"], linestyle=dash, **look)
             if "detector_accuracy" in history:
-                panels[2].plot(history["epoch"] + 1, history["detector_accuracy"], label=name, linestyle=dash, **look)
+                panels[2].plot(history["epoch"] + 1, history["detector_accuracy"], label=label, linestyle=dash, **look)
         panels[0].set(title="Training loss", ylim=(0, None))
         panels[1].set(title="Accuracy\n(dotted: training images, solid: validation images)", ylim=(0, 1.02))
         if detectors:
@@ -154,13 +162,13 @@ def accuracy_by_attack(path: Path, table: pd.DataFrame, titles: dict[str, str]) 
                 rows["accuracy"],
                 width * 0.94,
                 yerr=_bars(rows),
-                label=structure,
+                label=short(structure, LONGEST),
                 color=COLOURS[number % len(COLOURS)],
                 hatch=HATCHES[number % len(HATCHES)],
                 edgecolor="white",
                 error_kw={"elinewidth": 0.9, "ecolor": "#222222", "capsize": 2},
             )
-        axes.set_xticks(np.arange(len(titles)), list(titles.values()))
+        axes.set_xticks(np.arange(len(titles)), [_lines(title) for title in titles.values()])
         axes.set(
             ylabel="accuracy", ylim=(0, 1.02), title="Accuracy on the test images, clean and under each stored attack"
         )
@@ -197,7 +205,7 @@ def mixture(path: Path, table: pd.DataFrame) -> None:
                 color="#777777",
                 fillstyle="none",
             )
-        axes.set_yticks(np.arange(len(structures)), structures)
+        axes.set_yticks(np.arange(len(structures)), [short(structure, LONGEST) for structure in structures])
         axes.set(xlabel="accuracy on the mixture", ylim=(len(structures) - 0.5, -0.5))
         figure.legend(loc="outside upper center", ncols=3)
 
@@ -223,7 +231,7 @@ def whitebox_curve(path: Path, table: pd.DataFrame) -> None:
                 np.arange(len(levels)) + 0.06 * number,
                 rows["accuracy"],
                 _bars(rows),
-                label=str(name),
+                label=short(str(name), LONGEST),
                 color=COLOURS[number % len(COLOURS)],
                 linestyle=DASHES[number // len(COLOURS) % len(DASHES)],
                 marker="o",
@@ -249,9 +257,9 @@ def detector_roc_by_attack(path: Path, panels: dict[str, dict[str, tuple[np.ndar
             axes.axvline(0.05, color="#bbbbbb", linewidth=0.8)
             for number, (name, (false, true)) in enumerate(lines.items()):
                 look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-                axes.plot(false, true, label=name, **look)
+                axes.plot(false, true, label=short(name, LONGEST), **look)
             axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
-            axes.set_title(title, fontsize=9)
+            axes.set_title(_lines(title, LONGEST), fontsize=9)
         for axes in grid[len(panels) :]:
             axes.remove()
         figure.supxlabel("clean images accused (grey line: 5 %)", fontsize=9)
@@ -272,22 +280,23 @@ def corruptions(path: Path, table: pd.DataFrame) -> None:
                 shown = rows[rows["corruption"].isin([CLEAN, name])]
                 colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
                 panel.fill_between(shown["strength"], shown["ci_low"], shown["ci_high"], color=colour, alpha=0.15, lw=0)
-                panel.plot(shown["strength"], shown["accuracy"], dash, marker="o", ms=3, color=colour, label=structure)
+                look = {"marker": "o", "ms": 3, "color": colour, "label": short(str(structure), LONGEST)}
+                panel.plot(shown["strength"], shown["accuracy"], dash, **look)
             panel.set(title=name, ylim=(0, 1.02), xticks=[0, *STRENGTHS])
         figure.supxlabel("strength (0: clean)", fontsize="medium")
         figure.supylabel("accuracy, held-out images", fontsize="medium")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
 
 
-def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """A ROC line for each detector. lines: legend → (false-positive rates, true-positive rates)."""
+def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray, str]]) -> None:
+    """A ROC line for each detector. lines: its name → (false-positive rates, true-positive rates, area below)."""
     with _figure(path, 4.6, 4.6) as figure:
         axes: Axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1, label="chance")
         axes.axvline(0.05, color="#bbbbbb", linewidth=0.8)
-        for number, (name, (false, true)) in enumerate(lines.items()):
-            dash = DASHES[number // len(COLOURS) % len(DASHES)]
-            axes.plot(false, true, color=COLOURS[number % len(COLOURS)], linestyle=dash, label=name)
+        for number, (name, (false, true, area)) in enumerate(lines.items()):
+            dash, label = DASHES[number // len(COLOURS) % len(DASHES)], f"{short(name, LONGEST)} (area {area})"
+            axes.plot(false, true, color=COLOURS[number % len(COLOURS)], linestyle=dash, label=label)
         axes.set(
             xlabel="clean images accused",
             ylabel="adversarial images found",
@@ -323,7 +332,7 @@ def success(path: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
                 edgecolor="white",
                 error_kw={"elinewidth": 0.9, "ecolor": "#222222", "capsize": 2},
             )
-        axes.set_xticks(np.arange(len(titles)), list(titles.values()))
+        axes.set_xticks(np.arange(len(titles)), [_lines(title) for title in titles.values()])
         axes.set(ylabel="success", ylim=(0, 1.02), title="Success on the pretrained net, test images")
         axes.grid(visible=False, axis="x")
         figure.legend(loc="outside lower center", ncols=3)
@@ -335,28 +344,33 @@ def confusion(path: Path, matrices: dict[str, np.ndarray], names: Sequence[str])
     across = min(3, len(matrices))
     down = -(-len(matrices) // across)
     side = 1.2 + 0.26 * len(names) if few else 4.2
-    with _figure(path, across * side, down * (side + 0.35)) as figure:
+    texts = [short(name) for name in names]
+    with _figure(path, across * side, down * (side + 0.35), texts) as figure:
         panels = list(figure.subplots(down, across, squeeze=False).flat)
         for panel, (name, counts) in zip(panels, matrices.items(), strict=False):
             share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
             panel.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-            panel.set(title=name, xlabel="taken for", ylabel="true class")
+            panel.set(title=short(name, LONGEST), xlabel="taken for", ylabel="true class")
             panel.grid(visible=False)
             if few:
-                panel.set_xticks(np.arange(len(names)), [_short(text) for text in names], rotation=90)
-                panel.set_yticks(np.arange(len(names)), [_short(text) for text in names])
+                panel.set_xticks(np.arange(len(names)), texts, rotation=90)
+                panel.set_yticks(np.arange(len(names)), texts)
                 for row, column in zip(*np.nonzero(counts), strict=True):
                     colour = "white" if share[row, column] > 0.5 else "black"
-                    text = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
-                    panel.text(column, row, f"{counts[row, column]}", **text)
+                    look = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
+                    panel.text(column, row, f"{counts[row, column]}", **look)
         for panel in panels[len(matrices) :]:
             panel.set_visible(False)
 
 
 def failures(path: Path, rows: dict[str, tuple[np.ndarray, list[str]]]) -> None:
-    """A row a structure. rows: its name → (R, H, W, 3) uint8 images and what to write below each."""
+    """A row a structure. rows: its name → (R, H, W, 3) uint8 images and what to write below each.
+
+    What is written is lines of names that `short` has made.
+    """
     columns = max(len(images) for images, _ in rows.values())
-    with _figure(path, 1.05 * columns + 1.1, 1.45 * len(rows) + 0.2) as figure:
+    written = [text for _, texts in rows.values() for text in texts]
+    with _figure(path, 1.05 * columns + 1.1, 1.45 * len(rows) + 0.2, written) as figure:
         axes = figure.subplots()
         for number, (images, texts) in enumerate(rows.values()):
             for column, (image, text) in enumerate(zip(images, texts, strict=True)):
@@ -364,7 +378,7 @@ def failures(path: Path, rows: dict[str, tuple[np.ndarray, list[str]]]) -> None:
                 axes.imshow(image, interpolation="none", extent=box, aspect="auto")
                 axes.text(column + 0.5, number + 0.67, text, fontsize=6.5, ha="center", va="top")
         axes.set(xlim=(0, columns), ylim=(len(rows), 0), xticks=[])
-        axes.set_yticks(np.arange(len(rows)) + 0.32, list(rows))
+        axes.set_yticks(np.arange(len(rows)) + 0.32, [short(name, LONGEST) for name in rows])
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from sparring import tables
+from sparring import escape, tables
 from sparring.tables import Table
 
 SHARE = re.compile(r"([01]\.\d{3})(?: ± [\d.]+)? \[")  # as tables.with_interval prints an accuracy
@@ -89,6 +90,7 @@ def html(title: str, sections: Sequence[Section], figures: Path) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -100,6 +102,17 @@ def html(title: str, sections: Sequence[Section], figures: Path) -> str:
         for section in sections
     ]
     return environment.get_template("page.html").render(title=title, sections=shown) + "\n"
+
+
+def _printable(value: Any) -> Any:
+    """What autoescape does not care for: characters that HTML or UTF-8 does not have. Markup has none."""
+    return escape.printable(value, "\n") if type(value) is str else value
+
+
+def isolated(name: str) -> str:
+    """A name for text in a line: one that runs from right to left, or turns the direction, leaves its neighbours be."""
+    turns = {"R", "AL", "AN", "RLE", "RLO", "LRE", "LRO", "PDF", "RLI", "LRI", "FSI", "PDI"}
+    return f"\u2068{name}\u2069" if any(unicodedata.bidirectional(each) in turns for each in name) else name
 
 
 def png(image: np.ndarray) -> str:

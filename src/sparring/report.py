@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from sparring import figures, files, page, robustness, statistics, store, tables
+from sparring import escape, figures, files, page, robustness, statistics, store, tables
+from sparring.lettering import short
 from sparring.page import Figure, Gallery, Section, Thumbnails
 from sparring.params import (
     ABLATED,
@@ -409,7 +411,7 @@ def _ablation_facts(params: Params, rows: dict[str, Row], clean: dict[str, store
 
 
 def _paper_note(params: Params, clean: dict[str, store.Images]) -> str:
-    source = clean["train"].metadata["source"]
+    source = escape.markdown(clean["train"].metadata["source"])
     note = (
         "The paper's figures are for CIFAR-10, a ResNet-34 and 150 epochs (arXiv 2204.11596v2); ours are for "
         f"{source} ({len(clean['train'])} training, {len(clean['test'])} test, {len(clean['heldout'])} held-out "
@@ -423,7 +425,7 @@ def _paper_note(params: Params, clean: dict[str, store.Images]) -> str:
 
 def _seed_note(results: Results) -> list[str]:
     seeds = results.predictions.groupby("structure")["seed"].nunique()
-    several = [f"{name} {count}" for name, count in seeds.items() if count > 1]
+    several = [f"{escape.markdown(str(name))} {count}" for name, count in seeds.items() if count > 1]
     if not several:
         return []
     return [
@@ -607,20 +609,22 @@ def _glance(results: Results, numbers: Numbers) -> tables.Table:
 def _opening(results: Results, numbers: Numbers) -> list[str]:
     params, clean, mixture = results.params, results.clean, numbers.mixture.tidy
     unseen = f", and {len(params.unseen_attacks)} that nobody trained on" if params.unseen_attacks else ""
-    others = [name for name, structure in params.structures.items() if structure.online]
+    attacks, structures = ([escape.markdown(name) for name in each] for each in (params.attacks, params.structures))
+    others = [escape.markdown(name) for name, structure in params.structures.items() if structure.online]
     online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
+    source = escape.markdown(clean["train"].metadata["source"])
     lines = [
-        f"Data: {clean['train'].metadata['source']}, {len(results.classes)} classes, {len(clean['train'])} training, "
-        f"{len(clean['test'])} test and {len(clean['heldout'])} held-out images. Opponents: {', '.join(params.attacks)}"
+        f"Data: {source}, {len(results.classes)} classes, {len(clean['train'])} training, "
+        f"{len(clean['test'])} test and {len(clean['heldout'])} held-out images. Opponents: {', '.join(attacks)}"
         f"{unseen}. Each attacked every image once, on the pretrained net, and the results were stored; the "
-        f"structures ({', '.join(params.structures) or 'none'}) were trained on them{online} for "
+        f"structures ({', '.join(structures) or 'none'}) were trained on them{online} for "
         f"{params.training.epochs} epochs and are compared with the pretrained net itself (`{BASELINE}`)."
     ]
     bullets = []
     for split in EVALUATED_SPLITS:
         rows = mixture[(mixture["split"] == split) & mixture["accuracy"].notna()]
         found = [
-            f"{row.structure} {tables.with_interval(row.accuracy, row.ci_low, row.ci_high, row.sd)}"
+            f"{escape.markdown(row.structure)} {tables.with_interval(row.accuracy, row.ci_low, row.ci_high, row.sd)}"
             for row in tables.rows(rows)
         ]
         if found:
@@ -636,9 +640,10 @@ def _aimed_at_themselves(numbers: Numbers) -> list[str]:
     worst = robustness.worst(numbers.whitebox.tidy)
     if worst.empty:
         return []
-    found = [f"{name} {tables.with_interval(*worst.loc[name, list(tables.ACCURACY)])}" for name in worst.index]
+    names = {name: escape.markdown(str(name)) for name in worst.index}
+    found = [f"{names[name]} {tables.with_interval(*worst.loc[name, list(tables.ACCURACY)])}" for name in names]
     accuracy = worst["accuracy"]
-    lower = [str(name) for name in worst.index if BASELINE in worst.index and accuracy[name] < accuracy[BASELINE]]
+    lower = [names[name] for name in names if BASELINE in names and accuracy[name] < accuracy[BASELINE]]
     warning = f"; lower than {BASELINE}, whatever they gain above: {', '.join(lower)}" if lower else ""
     count = int(worst["images"].max())
     return [
@@ -664,7 +669,8 @@ def _differences(results: Results, numbers: Numbers, split: str) -> list[str]:
         found = numbers.of(split, name, other)
         low, high = found["difference_low"], found["difference_high"]
         verdict = "" if low > 0 or high < 0 else "; zero is within the interval, so this run does not tell them apart"
-        lines.append(f"{name} minus {other}: {tables.signed(found['difference'], low, high)}{verdict}")
+        pair = f"{escape.markdown(name)} minus {escape.markdown(other)}"
+        lines.append(f"{pair}: {tables.signed(found['difference'], low, high)}{verdict}")
     return lines
 
 
@@ -849,7 +855,7 @@ def _gallery_images(
     answers = {
         (row.structure, row.attack, row.Index): {
             "taken": results.classes[row.prediction],
-            "text": f"{results.classes[row.prediction]}, {row.confidence:.0%}",
+            "text": f"{page.isolated(results.classes[row.prediction])}, {row.confidence:.0%}",
         }
         for row in tables.rows(rows.set_axis(rows["index"]).drop(columns="index"))
     }
@@ -919,16 +925,13 @@ def _failures_section(results: Results, folder: Path) -> Section:
     if wrong.empty:
         return Section(title, [*parts, "No structure misclassifies any of them."])
     shown: dict[str, tuple[np.ndarray, list[str]]] = {}
+    drawn: dict[str, tuple[np.ndarray, list[str]]] = {}
     for name in results.structures:
         rows = wrong[wrong["structure"] == name]
         if len(rows):
-            texts = [
-                f"{results.classes[row.label]}, taken for {results.classes[row.prediction]}\n{row.attack}, "
-                f"{row.confidence:.0%}"
-                for row in tables.rows(rows)
-            ]
-            shown[name] = (_pictures(results, rows), texts)
-    figures.failures(folder / "failures.png", shown)
+            shown[name] = (_pictures(results, rows), _answers(results, rows, page.isolated))
+            drawn[name] = (shown[name][0], _answers(results, rows, short))
+    figures.failures(folder / "failures.png", drawn)
     parts.append(
         Thumbnails(
             "failures",
@@ -941,6 +944,15 @@ def _failures_section(results: Results, folder: Path) -> Section:
         )
     )
     return Section(title, parts)
+
+
+def _answers(results: Results, rows: pd.DataFrame, text: Callable[[str], str]) -> list[str]:
+    """Of each prediction the class, the answer and the attack, whose names `text` makes fit to be shown."""
+    classes = [text(name) for name in results.classes]
+    return [
+        f"{classes[row.label]}, taken for {classes[row.prediction]}\n{text(row.attack)}, {row.confidence:.0%}"
+        for row in tables.rows(rows)
+    ]
 
 
 def _pictures(results: Results, rows: pd.DataFrame) -> np.ndarray:
@@ -991,7 +1003,7 @@ def _detector_section(results: Results, numbers: Numbers, folder: Path) -> Secti
         if found["adversarial"].nunique() == 2:
             adversarial, score = found["adversarial"].to_numpy(bool), found["detector_score"].to_numpy(float)
             auroc = statistics.detector_metrics(adversarial, score)["auroc"]
-            lines[f"{name} (area {tables.number(auroc)})"] = statistics.roc(adversarial, score)
+            lines[name] = (*statistics.roc(adversarial, score), tables.number(auroc))
     if lines:
         figures.detector_roc(folder / "detector_roc.png", lines)
         several = ", all trainings together" if len(results.params.seeds) > 1 else ""
@@ -1023,8 +1035,8 @@ def _detector_verdicts(results: Results, found: pd.DataFrame, aimed: pd.DataFram
     joint = aimed[aimed["split"] == "test"].set_index(["method", "attack"])["joint"]
     known = " and ".join(f"{title} {tables.number(every[name])}" for name, title in tables.METHOD_TITLES.items())
     return [
-        f"On test images, the detector of {name} has an AUROC of {tables.number(every[name])} over {statistics.ALL} "
-        f"({known}). Of the images attacked by one who sees the classifier alone, a share of "
+        f"On test images, the detector of {escape.markdown(name)} has an AUROC of {tables.number(every[name])} over "
+        f"{statistics.ALL} ({known}). Of the images attacked by one who sees the classifier alone, a share of "
         f"{tables.number(joint[(name, 'unaware')])} is still classified right or accused; by one who sees the "
         f"detector too, {tables.number(joint[(name, 'adaptive')])}."
         for name in results.detectors
@@ -1070,8 +1082,9 @@ def _making(results: Results) -> list[str | tables.Table]:
     if results.detectors:
         shown |= {"detector": params.detector, "detection": params.detection}
     shown |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}
-    parts.append("\n".join(f"- {name}: {_words(value)}" for name, value in shown.items()))
-    parts.append(f"Classes, by the number of their output: {outputs(results.classes)}.")
+    parts.append("
+".join(f"- {name}: {escape.markdown(_words(value))}" for name, value in shown.items()))
+    parts.append(f"Classes, by the number of their output: {escape.markdown(outputs(results.classes))}.")
     if not results.timings:
         return parts
     machines = {f"{timing.get('hardware', '?')}, torch {timing.get('torch', '?')}" for timing in results.timings}
@@ -1080,7 +1093,8 @@ def _making(results: Results) -> list[str | tables.Table]:
     rows = [{title: str(timing.get(key, "-")) for key, title in columns.items()} for timing in results.timings]
     total = sum(float(timing.get("seconds", 0)) for timing in results.timings)
     caption = f"The time of each stage; {total:.0f} s in all."
-    return [*parts, f"Hardware: {'; '.join(sorted(machines))}.", tables.plain("timings", caption, pd.DataFrame(rows))]
+    hardware = escape.markdown("; ".join(sorted(machines)))
+    return [*parts, f"Hardware: {hardware}.", tables.plain("timings", caption, pd.DataFrame(rows))]
 
 
 def _words(value: Any) -> str:

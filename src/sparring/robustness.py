@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sparring import figures, files, statistics, tables
+from sparring import escape, figures, files, statistics, tables
 from sparring.page import Figure, Section
 from sparring.params import AUTOATTACK, BASELINE, CLEAN, MORE_STEPS, SQUARE, Attack, InputError, Params
 from sparring.tables import Table
@@ -239,7 +239,10 @@ def _without_radius(found: pd.DataFrame) -> list[str]:
     free = found[(found["radius"] == "") & found["l2_median"].notna()]
     if free.empty:
         return []
-    lengths = [f"{row.attack} on {row.structure} {row.l2_median:.2f}" for row in tables.rows(free)]
+    lengths = [
+        f"{escape.markdown(row.attack)} on {escape.markdown(row.structure)} {row.l2_median:.2f}"
+        for row in tables.rows(free)
+    ]
     return [
         "An attack without a radius goes as far as it must, so its accuracy alone says nothing: the median L2 length "
         f"of its successes is {', '.join(lengths)}. In a worst case it counts where it stays within the radius."
@@ -277,9 +280,9 @@ def warnings(found: pd.DataFrame) -> list[str]:
     """A line for each structure that an attacker without a bound does not bring to zero.  found: from `checks`."""
     ends = found[(found["check"] == UNBOUNDED) & ~found["passed"].astype(bool)]
     return [
-        f"**Warning: gradients may be masked.** {row.structure} still classifies a share of {row.accuracy:.3f} of "
-        f"{row.images:.0f} images correctly under {row.compared}, where any image can be made grey: its white-box "
-        "figures cannot be taken for its robustness."
+        f"**Warning: gradients may be masked.** {escape.markdown(row.structure)} still classifies a share of "
+        f"{row.accuracy:.3f} of {row.images:.0f} images correctly under {escape.markdown(row.compared)}, where any "
+        "image can be made grey: its white-box figures cannot be taken for its robustness."
         for row in tables.rows(ends)
     ]
 

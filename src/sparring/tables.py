@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sparring import statistics
+from sparring import escape, statistics
 from sparring.params import (
     BASELINE,
     CLEAN,
@@ -102,8 +102,8 @@ def attack_title(params: Params, attack: str) -> str:
 
 
 def grid(frame: pd.DataFrame) -> str:
-    """A frame as a Markdown table; its cells are printed as they are."""
-    text: str = frame.to_markdown(index=False, disable_numparse=True)
+    """A frame as a Markdown table that shows headings and cells as they are."""
+    text: str = _escaped(frame, escape.markdown).to_markdown(index=False, disable_numparse=True)
     return text
 
 
@@ -646,19 +646,24 @@ def markdown(table: Table) -> str:
     """The caption, the frames to read and the notes."""
     parts = [f"**{table.label}** {table.caption}" if table.label else table.caption]
     for heading, frame in table.wide.items():
-        parts += [f"*{heading}*"] if heading else []
+        parts += [f"*{escape.markdown(heading)}*"] if heading else []
         parts.append(grid(frame))
     return "\n\n".join([*parts, *table.notes]) + "\n"
 
 
 def latex(table: Table) -> str:
-    """One table environment a frame; needs the package booktabs."""
+    """One table environment a frame; needs the package booktabs, and a font encoding with the letters (T1)."""
     parts = []
     for heading, frame in table.wide.items():
         caption = f"{table.caption} {heading}." if heading else table.caption
         label = "-".join(["tab:" + table.name, *heading.lower().split()[:1]])
-        parts.append(frame.to_latex(index=False, escape=True, caption=caption, label=label))
+        text = _escaped(frame, escape.latex)
+        parts.append(text.to_latex(index=False, escape=False, caption=escape.latex(caption), label=label))
     return "\n".join(parts)
+
+
+def _escaped(frame: pd.DataFrame, how: Callable[[str], str]) -> pd.DataFrame:
+    return frame.astype(str).map(how).set_axis([how(str(name)) for name in frame.columns], axis=1)
 
 
 def save(table: Table, folder: Path) -> None:

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sparring import files
-from sparring.params import PARAMS_FILE, Data, InputError, root
+from sparring.params import Data, root
+from sparring.sources import existing
 
 THREADS = 4
 REMEMBERED = "watch.json"  # in files.PARTIAL: digests of the files that were read before
@@ -24,10 +25,7 @@ def watch(data: Data) -> None:
     """
     facts: dict[str, object] = {"source": data.source}
     if data.source in ("folder", "parquet"):
-        top = root() / str(data.path)
-        if not top.exists():
-            raise InputError(f"{PARAMS_FILE}: data.path is {data.path}; there is no {top}")
-        facts |= _facts(top)
+        facts |= _facts(existing(data))
     with files.replacing(files.SOURCE) as path:
         path.write_text(json.dumps(facts, indent=2) + "\n")
 
