@@ -12,8 +12,8 @@ PACKAGE = ROOT / "src" / "sparring"
 FLOORS = [
     {"params"},
     {"files"},
-    {"device", "store", "networks", "transforms", "watch", "programs", "sources"},
-    {"decode", "splits"},
+    {"device", "store", "networks", "transforms", "programs", "sources"},
+    {"decode", "splits", "watch"},
     {"progress", "detector", "attacks", "sampler", "checkpoints", "distributed"},
     {"folders", "parquet"},
     {"datasets", "generation", "training", "evaluation", "profiles"},

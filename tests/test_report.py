@@ -61,6 +61,12 @@ def make_project(**changes: Any) -> Params:
         metadata = {"shape": SHAPE, "classes": CLASSES, "source": "made-up images"}
         store.write(Path(f"data/clean/{split}.parquet"), [clean[split]], metadata)
         start += count
+    write_results(params, clean, generator)
+    return params
+
+
+def write_results(params: Params, clean: dict[str, store.Images], generator: np.random.Generator) -> None:
+    """All that the report needs beside the clean images."""
     for attack in [*params.attacks, *params.unseen_attacks]:
         seen = attack in params.attacks
         for split in ("train", "test", "heldout") if seen else ("test", "heldout"):
@@ -85,7 +91,6 @@ def make_project(**changes: Any) -> Params:
     }
     timing |= {"device": "cpu", "precision": "float32", "torch": "2"}
     Path("data/timings/attack-fgsm.json").write_text(json.dumps(timing))
-    return params
 
 
 def write_attack(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sparring import decode, folders, parquet, progress, splits, store
-from sparring.params import SPLITS, Data, InputError, Params, outputs
+from sparring.params import SPLITS, Data, InputError, Params, one_line, outputs
 from sparring.sources import BATCH, Encoded, Source, location, some
 
 CLEAN = Path("data/clean")
@@ -38,7 +38,7 @@ def prepare(params: Params) -> None:
         source = open_source(params.data)
         rows, image, remarks = _drawn(source, params.data, params.seed)
         for remark in source.remarks + remarks:
-            print(f"warning: {remark}", file=sys.stderr)
+            print(f"warning: {one_line(remark)}", file=sys.stderr)
         _write_all(params, source, rows, image)
         print(f"prepare: the outputs of a classifier are {outputs(source.classes)}")
         sizes = ", ".join(f"{len(rows[name]):,} {name}" for name in SPLITS)

@@ -11,8 +11,8 @@ from matplotlib.font_manager import FontProperties
 
 from sparring.escape import code_point
 
-# Nobody can read these fonts: signs for formulas, boxes for what other fonts lack, and colours that are not drawn.
-UNREADABLE = ("cm", "STIX", "Last Resort", "Noto Color", "Apple Color")
+# Nobody can read these fonts: parts of formulas, boxes for what other fonts lack, and colours that are not drawn.
+UNREADABLE = ("cm", "STIXSize", "STIXNonUnicode", "Last Resort", "Noto Color", "Apple Color")
 WEIGHTS = ("normal", "bold")
 # Controls, surrogates, characters that nobody assigned, and line breaks; formats turn the direction of what follows.
 HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}

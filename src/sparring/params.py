@@ -44,6 +44,14 @@ STRENGTHS = (1, 2, 3, 4, 5)
 class InputError(Exception):
     """Bad input, told in one line that names the thing, the value and the mend."""
 
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks and other controls, which names of files and classes may have, as in `\\n`."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
 
 def root() -> Path:
     """The main repository, also from the copy below .dvc/tmp in which DVC runs queued experiments."""
@@ -436,10 +444,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+LONGEST_NAME = 100
+
+
 def _names(entries: dict[str, Any], reserved: tuple[str, ...]) -> None:
     for name in entries:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", str(name)) or name in reserved:
             raise ValueError(f"{name} cannot be a name here; use letters, digits, - and _, not {', '.join(reserved)}")
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"{name[:20]}… has {len(name)} characters; files bear such names, so use {LONGEST_NAME}")
 
 
 def _attacks(entries: Any, reserved: tuple[str, ...]) -> Any:

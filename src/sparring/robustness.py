@@ -264,7 +264,7 @@ def checks_table(params: Params, found: pd.DataFrame) -> Table:
         wide.append(row)
     return Table(
         "checks",
-        "Sanity checks of the white-box attacks: with each verdict, both accuracies in the order of `compared`.",
+        "Sanity checks of the white-box attacks: with each verdict, both accuracies in the order of “compared”.",
         found,
         {"": pd.DataFrame(wide, columns=["check", "compared", "images", *structures])},
         [
