@@ -244,13 +244,20 @@ def with_loss(params: Params, loss: str) -> Params:
     return params.model_copy(update={"attacks": params.attacks | {"fgsm": odd}})
 
 
+def few(fgsm: str = "fgsm", bim: str = "bim") -> dict[str, Any]:
+    """The default parameters, changed so that there are two attacks, of these names."""
+    values = YAML(typ="safe").load(test_report.ROOT / "profiles" / "digits.yaml")
+    names = {fgsm: "fgsm", bim: "bim"}
+    attacks = {name: {"method": method} | values["attacks"][method] for name, method in names.items()}
+    drawn = {section: values[section] | {"weights": {}} for section in ("sampler", "fixed")}
+    return values | drawn | {"attacks": attacks, "unseen_attacks": {}}
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
     """A finished run with two attacks, in the current folder, all but the report."""
     with inside(tmp_path_factory.mktemp("names")):
-        values = YAML(typ="safe").load(test_report.ROOT / "profiles" / "digits.yaml")
-        attacks = {name: values["attacks"][name] for name in ("fgsm", "bim")}
-        yield make_project(attacks=attacks, unseen_attacks={})
+        yield make_project(**few() | {"structures": {}})  # which leaves the pretrained net, and takes half as long
 
 
 @pytest.fixture
@@ -308,10 +315,9 @@ def test_folders_called_like_prices_reach_the_report(tmp_path: Path, monkeypatch
         folder.mkdir(parents=True)
         for number in range(30):
             Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
-    values = YAML(typ="safe").load(test_report.ROOT / "profiles" / "digits.yaml")
+    values = few()
     values["data"] |= {"source": "folder", "path": "pri|ces", "image_size": 8, "train": 30, "test": 30, "heldout": 30}
     values["data"]["validation"] = 0
-    values["attacks"] = {name: values["attacks"][name] for name in ("fgsm", "bim")}
     params = parameters.validate(values)
     datasets.prepare(params)
     clean = {split: store.read(Path(f"data/clean/{split}.parquet")) for split in ("train", *EVALUATED_SPLITS)}
@@ -332,10 +338,7 @@ def test_long_names_of_structures_and_attacks(tmp_path: Path, monkeypatch: pytes
         long: {"opponents": "sampler", "detector": "detector"},
         "a-_b": {"opponents": "fixed", "detector": "none"},
     }
-    values = YAML(typ="safe").load(test_report.ROOT / "profiles" / "digits.yaml")
-    params = make_project(
-        attacks={"y" * 100: values["attacks"]["fgsm"], "c_-d": values["attacks"]["bim"]}, structures=structures
-    )
+    params = make_project(**few("y" * 100, "c_-d") | {"structures": structures})
     with quiet():
         report.render(params)
     shown = Names(Path("reports/index.html").read_text()).words

@@ -81,7 +81,7 @@ def write_results(params: Params, clean: dict[str, store.Images], generator: np.
     Path("data/history").mkdir()
     for name in ("pretrained", *params.structures):
         write_history(name, params)
-    Path("data/timings").mkdir()
+    Path("data/timings").mkdir(exist_ok=True)
     timing = {
         "stage": "attack@fgsm",
         "seconds": 2.0,
