@@ -1082,8 +1082,7 @@ def _making(results: Results) -> list[str | tables.Table]:
     if results.detectors:
         shown |= {"detector": params.detector, "detection": params.detection}
     shown |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}
-    parts.append("
-".join(f"- {name}: {escape.markdown(_words(value))}" for name, value in shown.items()))
+    parts.append("\n".join(f"- {name}: {escape.markdown(_words(value))}" for name, value in shown.items()))
     parts.append(f"Classes, by the number of their output: {escape.markdown(outputs(results.classes))}.")
     if not results.timings:
         return parts
