@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -270,7 +271,16 @@ def test_the_summary_says_who_is_weaker_than_the_baseline_when_aimed_at(project:
     line = told([])
     assert all(f"{name} 1.000 [" in line for name in (BASELINE, *project.structures)) and "lower" not in line
     line = told(["adv"])
-    assert "adv 0.000 [" in line and line.endswith("]; lower than baseline, whatever they gain above: adv.")
+    assert "adv 0.000 [" in line and line.endswith(
+        "]; in this one training lower than baseline beyond chance, whatever they gain above: adv."
+    )
+    path = Path("data/whitebox/ours.parquet")
+    rows = pd.read_parquet(path)
+    one = rows["index"] == rows["index"].min()
+    rows.assign(prediction=(rows["label"] + one) % 4).to_parquet(path)
+    report.render(project)
+    assert "ours 0.980 [" in Path("reports/report.md").read_text()
+    assert "beyond chance, whatever they gain above: adv." in Path("reports/report.md").read_text()
 
 
 def test_success_counts_only_images_that_were_right_before(project: Params, undrawn: None) -> None:
@@ -425,18 +435,28 @@ def test_the_papers_claims_are_judged_by_the_numbers(project: Params, undrawn: N
     assert len(claims) == 2 * (2 + len(project.attacks)) * 3
     for split in EVALUATED_SPLITS:
         verdicts = claims.loc[(split, "mixture"), "verdict"]
-        assert verdicts[("adv", BASELINE)] == "reproduced"
-        assert verdicts[("ours", BASELINE)] == "not shown"
-        assert verdicts[("ours", "adv")] == "contradicted"
-        assert claims.loc[(split, CLEAN, "adv", BASELINE), "verdict"] == "contradicted"  # the paper's adv loses there
+        assert verdicts[("adv", BASELINE)] == "on the paper's side"
+        assert verdicts[("ours", BASELINE)] == "not told apart"
+        assert verdicts[("ours", "adv")] == "on the other side"
+        # The paper's adv loses there.
+        assert claims.loc[(split, CLEAN, "adv", BASELINE), "verdict"] == "on the other side"
     assert claims.loc[("test", "mixture", "adv", BASELINE), ["paper", "difference"]].tolist() == [0.1686, 1]
     page = Path("reports/report.md").read_text()
-    assert "Reproduced: that adv beats baseline on the mixture (paper +0.169; here +1.000 [" in page
-    assert "Not reproduced, as zero lies within the interval: that ours beats baseline on the mixture" in page
-    assert "Contradicted: that ours beats adv on the mixture (paper +0.022; here -1.000 [" in page
-    assert "Each structure was trained once. The intervals are over images, so " in page
+    beats = "that adv beats baseline on the mixture (paper +0.169; here +1.000 ["
+    assert f"In this one training on the paper's side: {beats}" in page
+    assert "In this one training not told apart: that ours beats baseline on the mixture" in page
+    assert (
+        "In this one training on the other side: that ours beats adv on the mixture (paper +0.022; here -1.000" in page
+    )
+    assert "single attacks, in this one training on test images: 3 on the paper's side, 7 not told apart, 11 on" in page
+    assert "Each structure was trained once, so nothing is reproduced or contradicted here: " in page
+    assert "## The paper's claims, in one training\n" in page
+    assert not re.search("reproduced(?! or contradicted here)|contradicted(?! here)", page, re.IGNORECASE)
     assert "On another data set the paper's figures are for orientation only." in page
-    assert "On test images, our interval contains 0 of the 24 accuracies in the paper's Tables 2 and 4; " in page
+    assert (
+        "On test images, our interval over images contains 0 of the 24 accuracies in the paper's Tables 2 and 4; "
+        in page
+    )
 
 
 def test_the_papers_figures_stand_beside_ours(project: Params, undrawn: None) -> None:
@@ -635,51 +655,57 @@ def test_paired_difference_agrees_with_bonett_and_price() -> None:
     ours = np.repeat([1, 1, 0, 0], [40, 15, 5, 30]).astype(bool)
     theirs = np.repeat([1, 0, 1, 0], [40, 15, 5, 30]).astype(bool)
     rows = pd.concat(
-        pd.DataFrame({"structure": name, "index": range(90), "correct": correct})
+        pd.DataFrame({"split": "test", "structure": name, "seed": 0, "index": range(90), "correct": correct})
         for name, correct in (("ours", ours), ("theirs", theirs))
     )
-    difference, low, high = statistics.paired_difference(rows, "ours", "theirs")
+    compared = statistics.comparisons(rows, ["ours", "theirs", "absent"], ["split"])
+    difference, low, high = compared.loc[("test", "ours", "theirs"), list(DIFFERENCE)]
     gain, loss = 16 / 92, 6 / 92
     half = 1.959963984540054 * np.sqrt((gain + loss - (gain - loss) ** 2) / 92)
     assert difference == pytest.approx(10 / 90)
     assert (low, high) == pytest.approx((gain - loss - half, gain - loss + half))
-    assert np.isnan(statistics.paired_difference(rows, "ours", "absent")).all()
+    assert compared.loc[("test", "ours", "absent"), list(DIFFERENCE)].isna().all()
 
 
-def structures_of(**right: list[int]) -> pd.DataFrame:
-    """Predictions of structures for the same images: of each the images, by number of right trainings of two."""
+DIFFERENCE = ("difference", "difference_low", "difference_high")
+
+
+def compared(**right: list[int]) -> pd.DataFrame:
+    """Structures against each other, and against one without predictions, on the same images: of each the images, by
+    number of right trainings of two."""
     frames = [
         pd.DataFrame({"structure": name, "index": range(len(counts)), "seed": seed, "correct": np.array(counts) > seed})
         for name, counts in right.items()
         for seed in (0, 1)
     ]
-    return pd.concat(frames, ignore_index=True)
+    rows = pd.concat(frames, ignore_index=True).assign(split="test")
+    return statistics.comparisons(rows, [*right, "absent"], ["split"]).loc["test"]
 
 
 def test_mcnemar_has_known_values() -> None:
-    rows = structures_of(a=[2] * 10 + [0] * 2 + [2] * 30, b=[0] * 10 + [2] * 2 + [2] * 30)
-    more, less, p = statistics.mcnemar(rows, "a", "b")
+    a = [2] * 10 + [0] * 2 + [2] * 30
+    found = compared(a=a, b=[0] * 10 + [2] * 2 + [2] * 30, same=a)[["more", "less", "p"]]
+    more, less, p = found.loc[("a", "b")]
     assert (more, less) == (10, 2)
     assert p == pytest.approx(2 * (1 + 12 + 66) / 2**12)
-    assert statistics.mcnemar(rows, "b", "a") == (2, 10, p)
-    assert statistics.mcnemar(rows, "a", "a") == (0, 0, 1.0)
-    assert np.isnan(statistics.mcnemar(rows, "a", "absent")[2])
+    assert found.loc[("b", "a")].tolist() == [2, 10, p]
+    assert found.loc[("a", "same")].tolist() == [0, 0, 1.0]
+    assert np.isnan(found.loc[("a", "absent"), "p"])
 
 
 @settings(deadline=None, max_examples=30)
 @given(counts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
 def test_mcnemar_counts_an_image_for_the_one_with_more_right_trainings(counts: list[tuple[int, int]]) -> None:
-    rows = structures_of(a=[count for count, _ in counts], b=[count for _, count in counts])
-    more, less, p = statistics.mcnemar(rows, "a", "b")
+    found = compared(a=[count for count, _ in counts], b=[count for _, count in counts])
+    more, less, p = found.loc[("a", "b"), ["more", "less", "p"]]
     assert more == sum(first > second for first, second in counts)
     assert less == sum(first < second for first, second in counts)
     n = more + less
     assert p == pytest.approx(min(1, 2 * sum(math.comb(n, k) for k in range(min(more, less) + 1)) / 2**n))
-    found = statistics.comparisons(rows.assign(split="test"), ["a", "b"], ["split"]).loc[("test", "b", "a")]
-    assert (found["more"], found["less"], found["p"]) == (less, more, p)
-    assert tuple(found[["difference", "difference_low", "difference_high"]]) == statistics.paired_difference(
-        rows, "b", "a"
-    )
+    assert found.loc[("b", "a"), ["more", "less", "p"]].tolist() == [less, more, p]
+    difference, low, high = found.loc[("a", "b"), list(DIFFERENCE)]
+    assert difference == pytest.approx(np.mean([first - second for first, second in counts]) / 2)
+    assert found.loc[("b", "a"), list(DIFFERENCE)].tolist() == pytest.approx([-difference, -high, -low])
 
 
 def test_detector_metrics() -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,30 +127,41 @@ def render_leave_one_out(params: Params) -> None:
     Raises InputError as `render` does.
     """
     clean = _clean()
-    facts = []
-    for attack in params.attacks:
-        settings = only(params, attack)
-        for structure in settings.structures:
-            found = {"with": _predictions(settings, structure, clean)}
-            with files.results_below(files.LEAVE_ONE_OUT / attack):
-                found["without"] = _predictions(settings, structure, clean)
-            rows = pd.concat([part.assign(structure=name) for name, part in found.items()], ignore_index=True)
-            on_clean, rows = rows[rows["attack"] == CLEAN], rows[rows["attack"] == attack]
-            accuracy = statistics.accuracies(rows, ["split", "structure"]).to_dict("index")
-            for split, part in rows.groupby("split", sort=False):
-                fact: dict[str, Any] = {"split": split, "attack": attack, "structure": structure}
-                for name in found:
-                    one = accuracy[(split, name)]
-                    fact |= {f"{name}_accuracy": one["accuracy"], f"{name}_low": one["ci_low"]}
-                    fact |= {f"{name}_high": one["ci_high"], f"{name}_sd": one["sd"], "images": one["images"]}
-                for name, pairs in (("difference", part), ("clean", on_clean[on_clean["split"] == split])):
-                    difference = statistics.paired_difference(pairs, "without", "with")
-                    fact |= dict(zip((name, f"{name}_low", f"{name}_high"), difference, strict=True))
-                fact |= dict(zip(("more", "less", "p"), statistics.mcnemar(part, "without", "with"), strict=True))
-                facts.append(fact)
+    facts = [
+        fact
+        for attack in params.attacks
+        for structure in only(params, attack).structures
+        for fact in _left_out(params, attack, structure, clean)
+    ]
     table = tables.leave_one_out(params, pd.DataFrame(facts).set_index(["split", "attack", "structure"]))
     _publish_table(table, files.LEAVE_ONE_OUT_REPORTS)
     print(f"leave one out: {len(params.attacks)} attacks", flush=True)
+
+
+def _left_out(params: Params, attack: str, structure: str, clean: dict[str, store.Images]) -> list[dict[str, Any]]:
+    """Of a structure trained with all attacks and without one, what tables.leave_one_out shows; a dict a split."""
+    settings = only(params, attack)
+    predictions = {"with": _predictions(settings, structure, clean)}
+    with files.results_below(files.LEAVE_ONE_OUT / attack):
+        predictions["without"] = _predictions(settings, structure, clean)
+    rows = pd.concat([part.assign(structure=name) for name, part in predictions.items()], ignore_index=True)
+    rows = rows[rows["attack"].isin([CLEAN, attack])]
+    accuracy = statistics.accuracies(rows, ["split", "attack", "structure"]).to_dict("index")
+    compared = statistics.comparisons(rows, ("without", "with"), ["split", "attack"]).to_dict("index")
+    facts = []
+    for split in rows["split"].unique():
+        fact: dict[str, Any] = {"split": split, "attack": attack, "structure": structure}
+        for name in predictions:
+            one = accuracy[(split, attack, name)]
+            fact |= {f"{name}_accuracy": one["accuracy"], f"{name}_low": one["ci_low"], f"{name}_high": one["ci_high"]}
+            fact[f"{name}_sd"] = one["sd"]
+        under, on_clean = (compared[(split, version, "without", "with")] for version in (attack, CLEAN))
+        fact |= {name: under[name] for name in ("more", "less", "p", "trainings", "images")}
+        for name, difference in (("difference", under), ("clean", on_clean)):
+            fact |= {name: difference["difference"], f"{name}_side": difference["side"]}
+            fact |= {f"{name}_{end}": difference[f"difference_{end}"] for end in ("low", "high", "sd")}
+        facts.append(fact)
+    return facts
 
 
 def _publish_table(table: tables.Table, folder: Path) -> None:
@@ -335,7 +346,7 @@ def _timings(params: Params) -> list[dict[str, Any]]:
 @dataclass(frozen=True)
 class Numbers:
     """The tables that others are made from, and every structure against every other (statistics.comparisons by split
-    and attack)."""
+    and attack), in the worst cases of white-box attacks too."""
 
     intensity: tables.Table
     mixture: tables.Table
@@ -345,6 +356,7 @@ class Numbers:
     detection: list[tables.Table]  # of tables.detectors; none where no structure has a detector
     on_mixture: pd.DataFrame
     on_attacks: pd.DataFrame
+    in_worst_cases: pd.DataFrame
 
     def of(self, split: str, structure: str, other: str) -> dict[str, Any]:
         """What the comparison of two structures on the mixture found."""
@@ -361,11 +373,12 @@ def _numbers(results: Results) -> Numbers:
     facts = statistics.attack_facts(results.stored, baseline[baseline["attack"] == CLEAN])
     by = ["split", "attack"]
     on_mixture = statistics.comparisons(results.mixture.assign(attack=tables.MIXTURE), results.structures, by)
-    differences = on_mixture.drop(columns=["more", "less", "p", "images"]).reset_index()
+    differences = on_mixture[[*tables.DIFFERENCE, "trainings"]].reset_index()
     differences = differences[differences["other"] == BASELINE].drop(columns=["attack", "other"])
     notes = [_paper_note(params, results.clean), *_seed_note(results)]
     test = results.predictions[results.predictions["split"] == "test"]
     intensity = tables.intensity(params, facts)
+    worst_cases = robustness.worst_cases(params, results.whitebox)
     return Numbers(
         intensity,
         tables.mixture(
@@ -375,11 +388,12 @@ def _numbers(results: Results) -> Numbers:
             notes,
         ),
         tables.per_attack(params, statistics.accuracies(results.predictions, ["split", "structure", "attack"]), notes),
-        robustness.table(params, robustness.accuracies(params, results.whitebox)),
+        robustness.table(params, robustness.accuracies(params, results.whitebox, worst_cases)),
         robustness.checks_table(params, robustness.checks(params, results.whitebox, test)),
         tables.detectors(params, intensity.tidy, results.scores, results.pairs) if results.detectors else [],
         on_mixture,
         statistics.comparisons(results.predictions, results.structures, by),
+        robustness.comparisons(params, worst_cases),
     )
 
 
@@ -430,7 +444,7 @@ def _seed_note(results: Results) -> list[str]:
         return []
     return [
         f"Trained more than once: {', '.join(several)}. Figures are then means over the trainings, ± their standard "
-        "deviation; the interval in brackets counts each image once and does not contain that deviation."
+        "deviation; an accuracy's interval in brackets counts each image once and does not contain that deviation."
     ]
 
 
@@ -556,7 +570,9 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
         _mixture_section(results, numbers),
         _attacks_section(results, numbers, folder),
         *beside,
-        robustness.section(results.params, results.whitebox, numbers.whitebox, numbers.checks, folder),
+        robustness.section(
+            results.params, results.whitebox, numbers.whitebox, numbers.in_worst_cases, numbers.checks, folder
+        ),
         _corruptions_section(results, folder),
         _opponents_section(results, numbers, folder),
         _failures_section(results, folder),
@@ -632,7 +648,9 @@ def _opening(results: Results, numbers: Numbers) -> list[str]:
             bullets.append(f"- {title}, accuracy on a mixture of clean and attacked images: {', '.join(found)}.")
             bullets += [f"  - {line}" for line in _differences(results, numbers, split)]
     bullets += _aimed_at_themselves(numbers)
-    return [*lines, *(["\n".join(bullets)] if bullets else [])]
+    count = tables.trainings(numbers.on_mixture)
+    notes = [f"{tables.differences_note(count)} {tables.chance_note(count)}"] if params.structures and bullets else []
+    return [*lines, *(["\n".join(bullets)] if bullets else []), *notes]
 
 
 def _aimed_at_themselves(numbers: Numbers) -> list[str]:
@@ -642,9 +660,13 @@ def _aimed_at_themselves(numbers: Numbers) -> list[str]:
         return []
     names = {name: escape.markdown(str(name)) for name in worst.index}
     found = [f"{names[name]} {tables.with_interval(*worst.loc[name, list(tables.ACCURACY)])}" for name in names]
-    accuracy = worst["accuracy"]
-    lower = [names[name] for name in names if BASELINE in names and accuracy[name] < accuracy[BASELINE]]
-    warning = f"; lower than {BASELINE}, whatever they gain above: {', '.join(lower)}" if lower else ""
+    case = ("test", f"{robustness.WORST}, {robustness.ANY}")
+    sides = numbers.in_worst_cases["side"]
+    lower = [names[name] for name in names if sides.get((*case, name, BASELINE), 0) < 0]
+    warning = ""
+    if lower:
+        scope = _scope(tables.trainings(numbers.in_worst_cases))
+        warning = f"; {scope}lower than {BASELINE} beyond chance, whatever they gain above: {', '.join(lower)}"
     count = int(worst["images"].max())
     return [
         f"- Attackers who aim at each structure itself, worst case on {count} test images: {', '.join(found)}{warning}."
@@ -667,11 +689,20 @@ def _differences(results: Results, numbers: Numbers, split: str) -> list[str]:
     lines = []
     for name, other in pairs:
         found = numbers.of(split, name, other)
-        low, high = found["difference_low"], found["difference_high"]
-        verdict = "" if low > 0 or high < 0 else "; zero is within the interval, so this run does not tell them apart"
+        verdict = f"{_scope(found['trainings'])}{'beyond chance' if found['side'] else 'not told apart'}"
+        equivalent = ", within ±1 point" if found["equivalent"] else ""
         pair = f"{escape.markdown(name)} minus {escape.markdown(other)}"
-        lines.append(f"{pair}: {tables.signed(found['difference'], low, high)}{verdict}")
+        lines.append(f"{pair}: {_signed(found)}; {verdict}{equivalent}")
     return lines
+
+
+def _signed(found: Mapping[Any, Any]) -> str:
+    return tables.signed(*(found[name] for name in ("difference", "difference_low", "difference_high")))
+
+
+def _scope(trainings: int) -> str:
+    """What stands before a verdict that is of one training and of no other."""
+    return "in this one training " if trainings == 1 else ""
 
 
 def _paper_sections(results: Results, numbers: Numbers) -> list[Section]:
@@ -683,13 +714,15 @@ def _paper_sections(results: Results, numbers: Numbers) -> list[Section]:
     shown = [table for table in (claims, beside) if len(table.tidy)]
     detector = [_paper_detector(results, name) for name in results.detectors if name == "ours"]
     verdicts = _verdicts(claims.tidy)
-    if len(claims.tidy) and not _seed_note(results):
+    title = "What was reproduced, and what was not"
+    if len(claims.tidy) and tables.trainings(claims.tidy) == 1:
+        title = "The paper's claims, in one training"
         verdicts.append(
-            "Each structure was trained once. The intervals are over images, so the same claims may come out otherwise "
-            "in another training; `seeds` in params.yaml asks for several."
+            "Each structure was trained once, so nothing is reproduced or contradicted here: another training may "
+            f"come out otherwise. {tables.chance_note(1)}"
         )
     texts = [" ".join(verdicts), " ".join([*_within(beside.tidy), *detector]), note]
-    sections = [Section("What was reproduced, and what was not", [text for text in texts if text])]
+    sections = [Section(title, [text for text in texts if text])]
     return [*sections, *([Section("The paper's tables beside ours", shown)] if shown else [])]
 
 
@@ -697,42 +730,36 @@ def _verdicts(claims: pd.DataFrame) -> list[str]:
     """What the run says of the paper's claims: each on the mixture in words, those of its Table 4 counted."""
     if claims.empty:
         return ["No two of the paper's structures were trained and measured here, so none of its claims was tried."]
-    found: dict[str, list[str]] = {}
+    count = tables.trainings(claims)
+    same, neither, opposite = words = tables.verdicts(count)
+    scope, differs = _scope(count), "not the same on test and on held-out images"
+    said: dict[str, list[str]] = {word: [] for word in (same, differs, neither, opposite)}
     on_mixture = claims[claims["attack"] == tables.MIXTURE]
     for (structure, other), rows in on_mixture.groupby(["structure", "other"], sort=False):
-        here = [
-            f"{tables.signed(row.difference, row.difference_low, row.difference_high)} on "
-            f"{tables.SPLIT_TITLES[row.split].lower()}"
-            for row in tables.rows(rows)
-        ]
-        verdicts = list(dict.fromkeys(rows["verdict"]))
-        verdict = verdicts[0] if len(verdicts) == 1 else "in part"
-        claim = (
-            f"that {structure} beats {other} on the mixture"
-            if rows["paper"].iloc[0] > 0
-            else (f"that {structure} falls behind {other} on the mixture")
+        verdict = rows["verdict"].iloc[0] if rows["verdict"].nunique() == 1 else differs
+        here = " and ".join(
+            f"{_signed(row)} on {tables.SPLIT_TITLES[row['split']].lower()}"
+            + (f", {row['verdict']}" if verdict == differs else "")
+            + (", within ±1 point" if row["equivalent"] else "")
+            for row in rows.to_dict("records")
         )
-        found.setdefault(verdict, []).append(
-            f"{claim} (paper {tables.signed(rows['paper'].iloc[0])}; here {' and '.join(here)})"
-        )
-    titles = {
-        "reproduced": "Reproduced",
-        "in part": "Reproduced on some images and not on others",
-        "not shown": "Not reproduced, as zero lies within the interval",
-        "contradicted": "Contradicted",
-    }
-    sentences = [f"{title}: {'; '.join(found[verdict])}." for verdict, title in titles.items() if verdict in found]
+        paper = rows["paper"].iloc[0]
+        claim = f"that {structure} {'beats' if paper > 0 else 'falls behind'} {other} on the mixture"
+        said[verdict].append(f"{claim} (paper {tables.signed(paper)}; here {here})")
+    sentences = [f"{_capital(f'{scope}{verdict}')}: {'; '.join(texts)}." for verdict, texts in said.items() if texts]
     single = claims[(claims["attack"] != tables.MIXTURE) & (claims["split"] == claims["split"].iloc[0])]
     if len(single):
         counts = single["verdict"].value_counts()
-        parts = ", ".join(
-            f"{counts.get(verdict, 0)} {verdict}" for verdict in ("reproduced", "not shown", "contradicted")
-        )
+        parts = ", ".join(f"{counts.get(word, 0)} {word}" for word in words)
         sentences.append(
             f"Of the {len(single)} differences that the paper's Table 4 states for clean images and single attacks, "
-            f"on {tables.SPLIT_TITLES[single['split'].iloc[0]].lower()}: {parts}."
+            f"{scope}on {tables.SPLIT_TITLES[single['split'].iloc[0]].lower()}: {parts}."
         )
     return sentences
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _within(beside: pd.DataFrame) -> list[str]:
@@ -742,8 +769,8 @@ def _within(beside: pd.DataFrame) -> list[str]:
         inside = rows["within"]
         above = int((rows["minus_paper"] > 0)[~inside].sum())
         sentences.append(
-            f"On {tables.SPLIT_TITLES[str(split)].lower()}, our interval contains {int(inside.sum())} of the "
-            f"{len(rows)} accuracies in the paper's Tables 2 and 4; of the others, ours is above {above} and below "
+            f"On {tables.SPLIT_TITLES[str(split)].lower()}, our interval over images contains {int(inside.sum())} of "
+            f"the {len(rows)} accuracies in the paper's Tables 2 and 4; of the others, ours is above {above} and below "
             f"{len(rows) - int(inside.sum()) - above}."
         )
     return sentences
@@ -751,18 +778,21 @@ def _within(beside: pd.DataFrame) -> list[str]:
 
 def _paper_detector(results: Results, structure: str) -> str:
     published = _published_detector(results.params)
+    trainings = results.mixture.loc[results.mixture["structure"] == structure, "seed"].nunique()
     verdicts = []
     for split in EVALUATED_SPLITS:
         majority = _detector_metrics(results, structure, split)["majority"]
         found = _detector_accuracy(results, structure, split)
         if majority is not None:
+            low, _ = statistics.over_trainings(*found, trainings)
             verdicts.append(
                 f"{tables.with_interval(*found)} on {tables.SPLIT_TITLES[split].lower()}, which "
-                f"{'beats' if found[1] > majority else 'does not beat'} always giving the commoner answer "
-                f"({tables.number(majority)})"
+                f"{'beats' if low > majority else 'does not beat'} always giving the commoner answer "
+                f"({tables.number(majority)}) beyond chance"
             )
     paper = f" (paper {published:.4f})" if published is not None else ""
-    return f"The detector's accuracy on the mixture{paper} is {' and '.join(verdicts)}." if verdicts else ""
+    accuracy = _capital(f"{_scope(trainings)}the detector's accuracy on the mixture{paper}")
+    return f"{accuracy} is {' and '.join(verdicts)}." if verdicts else ""
 
 
 def _published_detector(params: Params) -> float | None:
@@ -775,13 +805,8 @@ def _published_detector(params: Params) -> float | None:
 
 
 def _mixture_section(results: Results, numbers: Numbers) -> Section:
-    return Section(
-        "Accuracy on the mixture", [numbers.mixture, *_mcnemar(results, "table2_mcnemar", numbers.on_mixture)]
-    )
-
-
-def _mcnemar(results: Results, name: str, compared: pd.DataFrame) -> list[tables.Table]:
-    return [tables.mcnemar(results.params, name, compared)] if len(compared) else []
+    compared = tables.mcnemar(results.params, "table2_mcnemar", numbers.on_mixture)
+    return Section("Accuracy on the mixture", [numbers.mixture, *compared])
 
 
 def _attacks_section(results: Results, numbers: Numbers, folder: Path) -> Section:
@@ -791,7 +816,7 @@ def _attacks_section(results: Results, numbers: Numbers, folder: Path) -> Sectio
         folder / "accuracy_by_attack.csv", index=False, float_format="%.6g", lineterminator="\n"
     )
     parts: list[str | tables.Table | Figure] = [numbers.per_attack]
-    parts += _mcnemar(results, "table4_mcnemar", numbers.on_attacks)
+    parts += tables.mcnemar(results.params, "table4_mcnemar", numbers.on_attacks)
     if test["images"].any():
         figures.accuracy_by_attack(folder / "accuracy_by_attack.png", test, _titles(results.params))
         caption = f"Accuracy on the test images by attack, with 95 % intervals; white-box for {BASELINE}, "

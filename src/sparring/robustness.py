@@ -19,8 +19,9 @@ MUCH = 0.02  # of accuracy, that more steps may take away
 RULE = (
     "How they are decided: each compares two accuracies on the same images and *passes* unless the 95 % interval of "
     "their paired difference lies wholly on the wrong side of zero, or for more steps of "
-    f"{MUCH:g}. Few images make wide intervals, so a pass on few images says little. The last check has no interval: "
-    "one image that is still classified correctly fails it."
+    f"{MUCH:g}. It is an interval over images alone, as the question is about these very nets. Few images make wide "
+    "intervals, so a pass on few images says little. The last check has no interval: one image that is still "
+    "classified correctly fails it."
 )
 
 
@@ -64,11 +65,12 @@ def radius(attack: Attack) -> str:
     return "" if attack.l2 is None else f"L2 {attack.l2:g}"
 
 
-def worst_cases(params: Params, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Radius, and ANY → a row per (structure, seed, index) with `correct`: whether the image withstood every attack.
+def worst_cases(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per (radius, structure, seed, index) with `correct`: whether the image withstood every attack.
 
     Whatever attack made an image, it counts for each ball that it lies in: those of `whitebox.attacks` and AutoAttack.
-    A clean image lies in all of them. Without any ball, every image counts for ANY.
+    A clean image lies in all of them. Without any ball, every image counts for ANY,
+    which stands where else a radius stands.
     """
     attacks = [params.whitebox.runs[name][0] for name in _in_table(params)]
     balls = {radius(attack): attack for attack in attacks if radius(attack)}
@@ -80,7 +82,7 @@ def worst_cases(params: Params, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
             inside[name] = rows["l2"] <= attack.l2 * (1 + 1e-4)
     inside[ANY] = np.logical_or.reduce(list(inside.values())) if inside else rows["linf"].notna()
     keys = ["structure", "seed", "index"]
-    return {name: _withstood(rows[within], keys) for name, within in inside.items() if params.whitebox.images}
+    return pd.concat([_withstood(rows[within], keys).assign(radius=name) for name, within in inside.items()])
 
 
 def _withstood(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -92,27 +94,29 @@ def _in_table(params: Params) -> list[str]:
     return [name for name in params.whitebox.runs if name in (*params.whitebox.attacks, AUTOATTACK)]
 
 
-def accuracies(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
+def accuracies(params: Params, rows: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
     """Columns attack, radius, structure, accuracy, ci_low, ci_high, images, sd, l2_median (of the changes that fool),
-    in the order of the table: clean, each attack, then the worst cases."""
+    in the order of the table: clean, each attack, then the worst cases.
+
+    cases: from `worst_cases`.
+    """
     single = statistics.accuracies(rows, ["attack", "structure"])
     fooled = rows[~rows["correct"] & (rows["linf"] > 0)].groupby(["attack", "structure"])["l2"].median()
     single = single.assign(l2_median=fooled.reindex(single.index).astype(float)).reset_index()
     radii = {name: radius(params.whitebox.runs[name][0]) for name in _in_table(params)}
     single = single[single["attack"].isin([CLEAN, *radii])].assign(radius=single["attack"].map(radii).fillna(""))
-    worst = [
-        statistics.accuracies(found, ["structure"]).reset_index().assign(attack=WORST, radius=name)
-        for name, found in worst_cases(params, rows).items()
-    ]
+    worst = statistics.accuracies(cases, ["radius", "structure"]).reset_index().assign(attack=WORST)
     columns = ["attack", "radius", "structure", "accuracy", "ci_low", "ci_high", "images", "sd", "l2_median"]
-    return pd.concat([single, *worst], ignore_index=True).reindex(columns=columns)
+    return pd.concat([single, worst], ignore_index=True).reindex(columns=columns)
 
 
-def comparisons(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
-    """Every structure against every other in each worst case, as statistics.comparisons by split and attack."""
-    cases = [found.assign(split="test", attack=f"{WORST}, {name}") for name, found in worst_cases(params, rows).items()]
-    structures = (BASELINE, *params.structures)
-    return statistics.comparisons(pd.concat(cases), structures, ["split", "attack"])
+def comparisons(params: Params, cases: pd.DataFrame) -> pd.DataFrame:
+    """Every structure against every other in each worst case, as statistics.comparisons by split and attack.
+
+    cases: from `worst_cases`.
+    """
+    rows = cases.assign(split="test", attack=WORST + ", " + cases["radius"])
+    return statistics.comparisons(rows, (BASELINE, *params.structures), ["split", "attack"])
 
 
 def curve(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
@@ -196,8 +200,9 @@ def _paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[
     both = lower[[*keys, "correct"]].merge(other[[*keys, "correct"]], on=keys, suffixes=("", "_other"))
     if both.empty:
         return {"images": 0, "passed": None}
-    frames = [both.assign(structure=WORST), both.assign(structure="other", correct=both["correct_other"])]
-    _, low, high = statistics.paired_difference(pd.concat(frames), WORST, "other")
+    frames = [both.assign(structure="lower"), both.assign(structure="other", correct=both["correct_other"])]
+    compared = statistics.comparisons(pd.concat(frames).assign(split="test"), ("lower", "other"), ["split"])
+    low, high = compared[["image_low", "image_high"]].to_numpy(float)[0]  # the first is `lower` against `other`
     facts = {
         "images": both["index"].nunique(),
         "accuracy": both["correct"].mean(),
@@ -310,18 +315,18 @@ def worst(accuracy: pd.DataFrame) -> pd.DataFrame:
     return accuracy[accuracy["radius"] == ANY].set_index("structure")
 
 
-def section(params: Params, rows: pd.DataFrame, accuracy: Table, found: Table, folder: Path) -> Section:
+def section(
+    params: Params, rows: pd.DataFrame, accuracy: Table, compared: pd.DataFrame, found: Table, folder: Path
+) -> Section:
     """The report's section, warnings first; draws whitebox_curve into `folder`, with its figures as .csv.
 
-    rows: from `read`.  accuracy: from `table`.  found: from `checks_table`.
+    rows: from `read`.  accuracy: from `table`.  compared: from `comparisons`.  found: from `checks_table`.
     """
     title = "White-box: attacks aimed at each structure itself"
     if accuracy.tidy.empty:
         return Section(title, ["No white-box attack was run (`whitebox.images`), or there are no test images."])
     parts: list[str | Table | Figure] = [*warnings(found.tidy), accuracy]
-    compared = comparisons(params, rows)
-    if len(compared):
-        parts.append(tables.mcnemar(params, "whitebox_mcnemar", compared, ["test"]))
+    parts += tables.mcnemar(params, "whitebox_mcnemar", compared, ["test"])
     points = curve(params, rows)
     if len(points):
         points.to_csv(folder / "whitebox_curve.csv", index=False, float_format="%.6g", lineterminator="\n")

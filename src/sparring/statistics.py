@@ -6,20 +6,29 @@ source model), `l2` and `linf` (in [0, 1] units).
 """
 
 import itertools
+import math
 import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import binomtest, norm, rankdata, t
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from sparring.params import CLEAN, InputError
 
 LEVEL = 0.95
+POINT = 0.01  # of accuracy: structures that differ by less are equivalent
+# How far a difference in accuracy between two structures, each trained once with the same seed, moves from one seed to
+# another, as a standard deviation. It stands in where structures are trained once, so that nothing can be measured.
+# From the mixtures of docs/results/cifar_small/seeds.md: the root mean square over the three pairs of `adv`, `ours` and
+# `classical`, on test and on held-out images. Three structures with three seeds leave (3 - 1) (3 - 1) degrees of
+# freedom, as pairs share structures and the splits share nets.
+SPREAD, SPREAD_FREEDOM = 0.020, 4
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -120,67 +129,90 @@ def as_if_guessed(rows: pd.DataFrame) -> float | None:
     return guessed if low <= guessed else None
 
 
-def paired_difference(rows: pd.DataFrame, structure: str, other: str) -> tuple[float, float, float]:
-    """Accuracy of `structure` minus that of `other` on the same images: (difference, ci_low, ci_high), 95 %.
+def over_trainings(value: float, low: float, high: float, sd: float, trainings: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy, or of a difference, over other images and over other trainings: (low, high).
 
-    rows: predictions with one attack an image, as on the mixture. The interval is Bonett & Price's (2012) for paired
-    shares, which adds one image to each side of the disagreements: it holds for few images too. nan without images.
+    low, high: the 95 % interval over images alone.  sd: the standard deviation between the trainings; where there is
+    but one, SPREAD takes its place. The trainings alone give Student's t-interval. Its half-width and the distance of
+    each end of the other from the value are added in squares, as independent errors are (Zou & Donner, 2008).
     """
-    return _paired_difference(_gains(_shares(rows), structure, other))
+    spread, freedom = (sd, trainings - 1) if trainings > 1 else (SPREAD, SPREAD_FREEDOM)
+    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * spread / math.sqrt(trainings)
+    return value - math.hypot(value - low, half), value + math.hypot(high - value, half)
 
 
-def mcnemar(rows: pd.DataFrame, structure: str, other: str) -> tuple[int, int, float]:
-    """McNemar's (1947) exact, two-sided test of two structures on the same images: (more, less, p).
+def paired_difference(gains: np.ndarray) -> dict[str, float]:
+    """Accuracy of a structure minus that of another on the same images, and whether chance could have made it.
 
-    rows: predictions with one attack an image.  more, less: images that only `structure`, only `other` gets right; of
-    several trainings, images that the one gets right in a larger share of its trainings than the other.  p: how
-    probable a split at least as uneven is where neither is better; 1 where they never disagree, nan without images.
+    gains: (images, trainings): 1 where only the first of them gets an image right, -1 where only the other, else 0.
+    Returns, nan or 0 without images:
+    difference, and difference_sd, its standard deviation between trainings, nan for a single one;
+    image_low, image_high: the 95 % interval over images alone, that of Bonett & Price (2012) for paired shares, which
+    adds one image to each side of the disagreements, so that it holds for few images too;
+    difference_low, difference_high: of several trainings as `over_trainings`, of a single one the same as over images;
+    side: 1 above zero and -1 below it, beyond chance, else 0: the side of `over_trainings`, for a single training too;
+    equivalent: 1 where several trainings were compared and their interval lies within ±POINT, else 0;
+    trainings.
     """
-    return _mcnemar(_gains(_shares(rows), structure, other))
+    images, trainings = gains.shape
+    if not images:
+        columns = ("difference", "difference_sd", "image_low", "image_high", "difference_low", "difference_high")
+        return dict.fromkeys(columns, math.nan) | {"side": 0, "equivalent": 0, "trainings": 0}
+    with_two = np.append(gains.mean(1), [1.0, -1.0])
+    half = norm.ppf((1 + LEVEL) / 2) * with_two.std() / np.sqrt(len(with_two))
+    over_images = float(with_two.mean() - half), float(with_two.mean() + half)
+    difference = float(gains.mean())
+    sd = float(gains.mean(0).std(ddof=1)) if trainings > 1 else math.nan
+    low, high = over_trainings(difference, *over_images, sd, trainings)
+    shown = (low, high) if trainings > 1 else over_images
+    return {
+        **{"difference": difference, "difference_sd": sd, "image_low": over_images[0], "image_high": over_images[1]},
+        **{"difference_low": shown[0], "difference_high": shown[1], "side": int(low > 0) - int(high < 0)},
+        **{"equivalent": int(trainings > 1 and low > -POINT and high < POINT), "trainings": trainings},
+    }
+
+
+COMPARED = ["structure", "other", "difference", "difference_sd", "difference_low", "difference_high"]
+COMPARED += ["image_low", "image_high", "side", "equivalent", "trainings", "more", "less", "p", "images"]
 
 
 def comparisons(rows: pd.DataFrame, structures: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
     """Every structure against every other on the same images, in both directions.
 
     rows: predictions; within each group of `by`, one attack an image.  Index: `by`, structure, other.
-    Columns: difference, difference_low, difference_high (as `paired_difference`), more, less, p (as `mcnemar`), images.
+    Trainings are paired by seed; a structure with a single one, as the baseline is, meets each of the other's with it.
+    Columns: those of `paired_difference`; more, less: images that only `structure`, only `other` gets right, of several
+    trainings those that the one gets right more often than the other; p: of McNemar's (1947) exact, two-sided test, how
+    probable a split at least as uneven is where neither is better, 1 where they never disagree, nan without images;
+    images.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for key, group in rows.groupby(list(by), sort=False):
-        shares = _shares(group)
+        right = group.pivot(index="index", columns=["structure", "seed"], values="correct").astype(float)
         for structure, other in itertools.permutations(structures, 2):
-            gains = _gains(shares, structure, other)
-            found.append((*key, structure, other, *_paired_difference(gains), *_mcnemar(gains), len(gains)))
-    index = [*by, "structure", "other"]
-    columns = ["difference", "difference_low", "difference_high", "more", "less", "p", "images"]
-    return pd.DataFrame(found, columns=[*index, *columns]).set_index(index)
+            names = dict(zip([*by, "structure", "other"], [*key, structure, other], strict=True))
+            gains = _gains(right, structure, other)
+            found.append({**names, **paired_difference(gains), **_mcnemar(gains), "images": len(gains)})
+    return pd.DataFrame(found, columns=[*by, *COMPARED]).set_index([*by, "structure", "other"])
 
 
-def _shares(rows: pd.DataFrame) -> pd.DataFrame:
-    """For each image (row) and structure (column), the share of its trainings that get the image right."""
-    return rows.groupby(["structure", "index"])["correct"].mean().unstack("structure")
-
-
-def _gains(shares: pd.DataFrame, structure: str, other: str) -> np.ndarray:
-    if structure not in shares or other not in shares:
-        return np.empty(0)
-    gains: np.ndarray = (shares[structure] - shares[other]).to_numpy(float)
+def _gains(right: pd.DataFrame, structure: str, other: str) -> np.ndarray:
+    """(images, trainings), as `paired_difference` takes it; right: a row an image, columns structure and seed."""
+    if not {structure, other} <= set(right.columns.get_level_values("structure")):
+        return np.empty((0, 0))
+    first, second = right[structure], right[other]
+    if min(first.shape[1], second.shape[1]) > 1:
+        seeds = first.columns.intersection(second.columns)
+        first, second = first[seeds], second[seeds]
+    gains: np.ndarray = first.to_numpy() - second.to_numpy()
     return gains
 
 
-def _paired_difference(gains: np.ndarray) -> tuple[float, float, float]:
-    if not len(gains):
-        return float("nan"), float("nan"), float("nan")
-    with_two = np.append(gains, [1.0, -1.0])
-    half = norm.ppf((1 + LEVEL) / 2) * with_two.std() / np.sqrt(len(with_two))
-    return float(gains.mean()), float(with_two.mean() - half), float(with_two.mean() + half)
-
-
-def _mcnemar(gains: np.ndarray) -> tuple[int, int, float]:
-    more, less = int((gains > 0).sum()), int((gains < 0).sum())
-    if not len(gains):
-        return 0, 0, float("nan")
-    return more, less, float(binomtest(more, more + less).pvalue) if more + less else 1.0
+def _mcnemar(gains: np.ndarray) -> dict[str, float]:
+    total = gains.sum(1)
+    more, less = int((total > 0).sum()), int((total < 0).sum())
+    p = float(binomtest(more, more + less).pvalue) if more + less else 1.0
+    return {"more": more, "less": less, "p": p if len(gains) else math.nan}
 
 
 def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFrame:

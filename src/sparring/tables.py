@@ -39,9 +39,16 @@ RESTORED = (
     "DeepFool .253, C&W .159), not the JPEG files that its code writes (.631, .562). Its mixture takes classes 0 to 4 "
     "clean and 5 to 9 attacked, so Table 2 is no mean of Table 4."
 )
+ASSUMED_SPREAD = (
+    "With one training of each structure, how far trainings lie apart is unknown. It is taken from the three trainings "
+    "of the profile `cifar_small`, where the difference between two structures on the mixture had a standard deviation "
+    f"of {statistics.SPREAD:.3f} (docs/results/cifar_small/seeds.md). Other data and nets may have less or more; "
+    "several `seeds` in params.yaml measure it."
+)
 
 
 ACCURACY = ("accuracy", "ci_low", "ci_high", "sd")
+DIFFERENCE = ("difference", "difference_low", "difference_high", "difference_sd")
 DETECTED = ("detector_accuracy", "detector_low", "detector_high", "detector_sd")
 MIXTURE = "mixture"  # stands where else an attack's name stands
 
@@ -89,6 +96,39 @@ def signed(value: float, *interval: float) -> str:
 def probability(p: float) -> str:
     """A p for reading, as in `0.035` and `<0.001`."""
     return "<0.001" if p < 0.0005 else number(p)
+
+
+def starred(text: str, side: float) -> str:
+    """A difference, or its p, with a star where the difference lies on a side of zero beyond chance."""
+    return f"{text} *" if side in (1, -1) else text
+
+
+def trainings(compared: pd.DataFrame) -> int:
+    """How many trainings of a structure the differences are from; 1 where nothing is compared."""
+    counts = compared["trainings"].dropna()
+    return int(counts.max()) if len(counts) else 1
+
+
+def differences_note(count: int) -> str:
+    """What the intervals of differences hold for.  count: from `trainings`."""
+    if count == 1:
+        return (
+            "Differences are paired, image by image; their 95 % interval is Bonett and Price's, over images alone: it "
+            "tells nothing of another training."
+        )
+    return (
+        f"Differences are paired, image by image and seed by seed; their 95 % interval holds for other trainings and "
+        f"other images: the half-widths of Student's t-interval over the {count} trainings and of Bonett and Price's "
+        "over images, added in squares. There is one pretrained net, and no interval holds for another. *Within ±1 "
+        "point* is said where all of the interval lies there."
+    )
+
+
+def chance_note(count: int) -> str:
+    """What `beyond chance` says of a difference.  count: from `trainings`."""
+    if count > 1:
+        return "*Beyond chance*: the 95 % interval of the difference, over trainings and images, does not contain zero."
+    return "*Beyond chance*: more than other images and another training would make together. " + ASSUMED_SPREAD
 
 
 def rows(frame: pd.DataFrame) -> Iterator[Any]:
@@ -163,7 +203,7 @@ def mixture(params: Params, accuracy: pd.DataFrame, differences: pd.DataFrame, n
     """Table 2: accuracy on the mixture.
 
     accuracy: from statistics.accuracies by split and structure.  differences: to the baseline, with the same index and
-    columns difference, difference_low, difference_high.  notes: what to say of the paper's column.
+    columns DIFFERENCE and trainings.  notes: what to say of the paper's column.
     """
     paper = paper_mixture(params)
     structures = (BASELINE, *params.structures)
@@ -175,7 +215,7 @@ def mixture(params: Params, accuracy: pd.DataFrame, differences: pd.DataFrame, n
         rows = tidy[tidy["split"] == split]
         title = SPLIT_TITLES[split].lower()
         columns[title] = _intervals(rows, *ACCURACY)
-        columns[f"minus {BASELINE}, {title}"] = _intervals(rows, "difference", "difference_low", "difference_high")
+        columns[f"minus {BASELINE}, {title}"] = _intervals(rows, *DIFFERENCE)
     columns["paper"] = [number(value, 4) for value in tidy.loc[tidy["split"] == EVALUATED_SPLITS[0], "paper"]]
     return Table(
         "table2",
@@ -185,8 +225,7 @@ def mixture(params: Params, accuracy: pd.DataFrame, differences: pd.DataFrame, n
         {"": pd.DataFrame(columns)},
         [
             "The mixture is one fixed draw, the same for every structure: each image once, clean or under one of the "
-            "seen attacks, evenly over classes and attacks. " + INTERVALS + " Differences are paired, image by image; "
-            "their interval is Bonett and Price's.",
+            "seen attacks, evenly over classes and attacks. " + INTERVALS + " " + differences_note(trainings(tidy)),
             TRANSFER,
             *notes,
         ],
@@ -237,11 +276,21 @@ def ablation(params: Params, settings: dict[str, Row], facts: pd.DataFrame, note
             f"paper, and on the mixture of Table 2, with {params.mixture.adv_ratio:g}, on which the rows can be "
             "compared. `majority` is what always giving the commoner answer would score as a detector; an image that "
             "its attack left unchanged counts as clean. " + INTERVALS + " AUROC is no share and has no such interval.",
+            _rows_note(len(params.seeds)),
             "Every stored attack was made against the pretrained net, so all these figures are *transfer*: the "
             "attacker never saw the defended models. Against one who aims at them, their accuracy can be expected to "
             "be far lower than printed here.",
             *notes,
         ],
+    )
+
+
+def _rows_note(count: int) -> str:
+    if count == 1:
+        return f"Rows differ by chance too; no interval here compares two of them. {ASSUMED_SPREAD}"
+    return (
+        f"Rows differ by chance too; no interval here compares two of them. ± is the standard deviation over {count} "
+        "trainings."
     )
 
 
@@ -450,9 +499,10 @@ def leave_one_out(params: Params, facts: pd.DataFrame) -> Table:
     """Accuracy under each attack of structures trained with all attacks and without that one.
 
     facts: by split, attack and structure, with with_accuracy, with_low, with_high, with_sd, the same of without,
-    difference, difference_low, difference_high, the same of clean (the two on clean images), more, less, p and images.
+    DIFFERENCE, difference_side and the same of clean (the two on clean images), more, less, p, trainings and images.
     """
     structures = [name for name, structure in params.structures.items() if structure.stored]
+    count = trainings(facts)
     tidy = _full(facts, [EVALUATED_SPLITS, tuple(params.attacks), structures], ["split", "attack", "structure"])
     wide = {}
     for split in EVALUATED_SPLITS:
@@ -465,9 +515,9 @@ def leave_one_out(params: Params, facts: pd.DataFrame) -> Table:
                 "trained without it": _intervals(
                     found, "without_accuracy", "without_low", "without_high", "without_sd"
                 ),
-                "without minus with": _intervals(found, "difference", "difference_low", "difference_high"),
+                "without minus with": _starred_intervals(found, "difference"),
                 "p": [probability(p) for p in found["p"]],
-                "the same two on clean images": _intervals(found, "clean", "clean_low", "clean_high"),
+                "the same two on clean images": _starred_intervals(found, "clean"),
             }
         )
     return Table(
@@ -477,10 +527,10 @@ def leave_one_out(params: Params, facts: pd.DataFrame) -> Table:
         wide,
         [
             "The two differ in nothing but the attack: weights, order and crops start from the same seeds. "
-            + INTERVALS
-            + " Differences are paired, image by image, with Bonett and Price's interval; p is that of McNemar's exact "
-            f"test. With {len(params.attacks) * len(structures)} comparisons a split, some p below 0.05 is chance.",
-            "Neither interval nor p knows that two trainings differ by chance, on all images alike. The last column "
+            + f"{INTERVALS} {differences_note(count)} p is that of McNemar's exact test, over images alone. With "
+            f"{len(params.attacks) * len(structures)} comparisons a split, some p are below 0.05 by chance, and some "
+            "differences have a star.",
+            f"`*`: beyond chance. {chance_note(count)} Two trainings also differ on all images alike. The last column "
             "has the same two's difference on clean images: what is as large there is hardly the attack's doing.",
             TRANSFER,
         ],
@@ -500,18 +550,20 @@ def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def mcnemar(params: Params, name: str, compared: pd.DataFrame, splits: Sequence[str] = EVALUATED_SPLITS) -> Table:
+def mcnemar(params: Params, name: str, compared: pd.DataFrame, splits: Sequence[str] = EVALUATED_SPLITS) -> list[Table]:
     """McNemar's exact test between any two structures, on the mixture, on the clean images and under each attack, or in
-    the worst cases.
+    the worst cases; no table where nothing is compared.
 
     compared: from statistics.comparisons by split and attack, with what `name` is beside.
     """
+    if compared.empty:
+        return []
     pairs = [(later, first) for first, later in itertools.combinations((BASELINE, *params.structures), 2)]
     attacks = list(dict.fromkeys(compared.index.get_level_values("attack")))
     index = [(*key, *pair) for key in itertools.product(splits, attacks) for pair in pairs]
     names = ["split", "attack", "structure", "other"]
     tidy = compared.reindex(pd.MultiIndex.from_tuples(index, names=names)).reset_index()
-    counts = ["more", "less", "images"]
+    counts = ["more", "less", "images", "side", "equivalent", "trainings"]
     tidy = tidy.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
     wide, tests = {}, 0
     for split in splits:
@@ -522,30 +574,32 @@ def mcnemar(params: Params, name: str, compared: pd.DataFrame, splits: Sequence[
         for attack in attacks:
             cells = [found[(attack, *pair)] for pair in pairs]
             columns[attack if attack == MIXTURE else attack_title(params, attack)] = [
-                f"{probability(cell['p'])} ({cell['more']} : {cell['less']})" if cell["images"] else "-"
+                starred(f"{probability(cell['p'])} ({cell['more']} : {cell['less']})", cell["side"])
+                if cell["images"]
+                else "-"
                 for cell in cells
             ]
         wide[SPLIT_TITLES[split]] = pd.DataFrame(columns)
     if attacks == [MIXTURE]:
         both = [frame.rename(columns={MIXTURE: title.lower()}) for title, frame in wide.items()]
         wide = {"": both[0].join(both[1].drop(columns="structures"))}
-    return Table(
-        name,
-        "McNemar's exact test between any two structures on the same images.",
-        tidy,
-        wide,
-        [
-            "p, and in brackets how many images only the first structure gets right : only the second (of several "
-            "trainings: the one in a larger share of its trainings than the other). p is how probable a split at least "
-            "as uneven is where neither is better."
-            + (
-                f" These are {tests} tests for the same images: one in twenty falls below 0.05 by chance, and one that "
-                f"is below {0.05 / tests:.2g} counts whatever the others say (Bonferroni)."
-                if tests > 1
-                else ""
-            )
-        ],
+    caption = "McNemar's exact test between any two structures on the same images."
+    return [Table(name, caption, tidy, wide, _mcnemar_notes(trainings(compared), tests))]
+
+
+def _mcnemar_notes(count: int, tests: int) -> list[str]:
+    bonferroni = (
+        f" These are {tests} tests for the same images: one in twenty falls below 0.05 by chance, and one that is "
+        f"below {0.05 / tests:.2g} counts for these nets whatever the others say (Bonferroni)."
     )
+    return [
+        "p, and in brackets how many images only the first structure gets right : only the second (of several "
+        "trainings: the one in a larger share of its trainings than the other). p is how probable a split at least as "
+        "uneven is where neither is better. It counts images alone, so it is about these very nets: two trainings of "
+        "one structure can have a small p too." + (bonferroni if tests > 1 else ""),
+        f"`*`: the accuracies differ beyond chance. {chance_note(count)}"
+        + (f" {differences_note(count)} The .csv has them." if count > 1 else ""),
+    ]
 
 
 def beside_paper(params: Params, mixture: pd.DataFrame, single: pd.DataFrame, notes: Sequence[str]) -> Table:
@@ -581,7 +635,7 @@ def paper_claims(params: Params, compared: pd.DataFrame) -> Table:
     """The differences between structures that the paper's Tables 2 and 4 state, and what this run says of each.
 
     compared: from statistics.comparisons by split and attack, of the mixture (attack `mixture`) and of each attack.
-    Its tidy frame has one row a claim and split, with `verdict`: reproduced, contradicted or not shown.
+    Its tidy frame has one row a claim and split, with `verdict`, one of `verdicts`.
     """
     figures = pd.concat(
         [
@@ -598,10 +652,9 @@ def paper_claims(params: Params, compared: pd.DataFrame) -> Table:
             paper = round(float(figures[(attack, structure)] - figures[(attack, other)]), 4)
             found = ours[(split, attack, structure, other)]
             claim = {"split": split, "attack": attack, "structure": structure, "other": other, "paper": paper}
-            verdict = _verdict(paper, found["difference_low"], found["difference_high"])
-            claims.append({**claim, **found, "verdict": verdict})
-    columns = ["split", "attack", "structure", "other", "paper"]
-    columns += ["difference", "difference_low", "difference_high", "p", "images", "verdict"]
+            claims.append({**claim, **found, "verdict": _verdict(paper, found["side"], found["trainings"])})
+    columns = ["split", "attack", "structure", "other", "paper", *DIFFERENCE]
+    columns += ["p", "images", "trainings", "equivalent", "verdict"]
     tidy = pd.DataFrame(claims, columns=columns)
     wide = {}
     for split in EVALUATED_SPLITS:
@@ -614,7 +667,7 @@ def paper_claims(params: Params, compared: pd.DataFrame) -> Table:
                     "paper": [signed(value) for value in shown["paper"]],
                     "here": [signed(row.difference, row.difference_low, row.difference_high) for row in rows(shown)],
                     "McNemar's p": [probability(p) for p in shown["p"]],
-                    "verdict": list(shown["verdict"]),
+                    "verdict": [row.verdict + ", within ±1 point" * row.equivalent for row in rows(shown)],
                 }
             )
     return Table(
@@ -622,18 +675,33 @@ def paper_claims(params: Params, compared: pd.DataFrame) -> Table:
         "The differences between structures in the paper, and here.",
         tidy,
         wide,
-        [
-            "*Reproduced*: our 95 % interval (Bonett and Price, paired) lies on the paper's side of zero, whatever the "
-            "size; *contradicted*: on the other side; *not shown*: it contains zero. With this many differences, one "
-            "or another lies on a side of zero by chance."
-        ],
+        _claims_notes(trainings(tidy)),
     )
 
 
-def _verdict(paper: float, low: float, high: float) -> str:
-    if low <= 0 <= high:
-        return "not shown"
-    return "reproduced" if (low > 0) == (paper > 0) else "contradicted"
+def verdicts(count: int) -> tuple[str, str, str]:
+    """What is said of a difference in the paper: ours has its sign beyond chance, chance could have made ours, ours has
+    the other sign beyond chance.  count: of the trainings that ours is from; one does not make a reproduction."""
+    if count == 1:
+        return "on the paper's side", "not told apart", "on the other side"
+    return "reproduced", "not shown", "contradicted"
+
+
+def _verdict(paper: float, side: int, count: int) -> str:
+    same, neither, opposite = verdicts(count)
+    if not side:
+        return neither
+    return same if (side > 0) == (paper > 0) else opposite
+
+
+def _claims_notes(count: int) -> list[str]:
+    same, neither, opposite = (f"*{word.capitalize()}*" for word in verdicts(count))
+    return [
+        f"{same}: our difference has the sign of the paper's, beyond chance and whatever its size; {opposite}: it has "
+        f"the other sign, beyond chance; {neither}: chance could have made it. With this many differences, one or "
+        f"another is beyond chance by chance. {chance_note(count)}",
+        f"{differences_note(count)} McNemar's p is over images alone.",
+    ]
 
 
 def paper_mixture(params: Params) -> "pd.Series[Any]":
@@ -683,6 +751,11 @@ def _full(frame: pd.DataFrame, levels: Sequence[Sequence[str]], names: list[str]
 
 def _intervals(frame: pd.DataFrame, *columns: str) -> list[str]:
     return [with_interval(*row) for row in frame[list(columns)].to_numpy(float)]
+
+
+def _starred_intervals(frame: pd.DataFrame, name: str) -> list[str]:
+    texts = _intervals(frame, name, f"{name}_low", f"{name}_high", f"{name}_sd")
+    return [starred(text, side) for text, side in zip(texts, frame[f"{name}_side"], strict=True)]
 
 
 def _arguments(attack: Attack) -> str:

@@ -1,0 +1,232 @@
+"""What is called a difference: few of identical methods, most real ones, in words that fit the number of trainings."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import inside
+from scipy.stats import t
+from test_report import FIGURES, make_project
+
+from sparring import report, robustness, statistics
+from sparring.params import BASELINE, CLEAN, Params
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def simulated(runs: int, trainings: int, images: int, sd: float, gap: float = 0.0) -> pd.DataFrame:
+    """What `paired_difference` says of two methods, one better by `gap`, in many experiments: a row each.
+
+    Images differ in difficulty, two trainings disagree on many, and each training is better or worse on all images by
+    a normal draw with this standard deviation.
+    """
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(runs):
+        chance = generator.uniform(0.1, 0.9 - gap, (1, images, 1))
+        shift = generator.normal(0, sd, (2, 1, trainings))
+        shift[0] += gap
+        first, second = generator.random((2, images, trainings)) < chance + shift
+        found.append(statistics.paired_difference(first.astype(int) - second.astype(int)))
+    return pd.DataFrame(found)
+
+
+def share(found: pd.Series) -> float:
+    return float(found.mean())
+
+
+@pytest.mark.parametrize("trainings", [2, 3, 5])
+def test_identical_methods_seldom_differ(trainings: int) -> None:
+    found = simulated(runs=1200, trainings=trainings, images=2000, sd=0.018)
+    by_images = (found["image_low"] > 0) | (found["image_high"] < 0)
+    assert share(by_images) > 0.25  # what an interval over images alone would have called a difference
+    assert share(found["side"] != 0) < 0.08  # about 0.03, whose own standard error is 0.005
+    outside = (found["difference_low"] > 0) | (found["difference_high"] < 0)
+    assert (outside == (found["side"] != 0)).all()
+
+
+def test_one_training_of_identical_methods_seldom_differs() -> None:
+    # Single trainings are apart by as much as the differences of cifar_small move.
+    found = simulated(runs=1200, trainings=1, images=2000, sd=statistics.SPREAD / np.sqrt(2))
+    assert share(found["side"] != 0) < 0.08
+    assert (found["difference_low"] == found["image_low"]).all()
+    assert (found["difference_high"] == found["image_high"]).all()
+    assert not found["equivalent"].any()  # one training cannot say so
+
+
+def test_a_real_difference_is_seen() -> None:
+    assert share(simulated(200, trainings=3, images=2000, sd=0.018, gap=0.15)["side"] == 1) > 0.9
+    assert share(simulated(200, trainings=5, images=2000, sd=0.018, gap=0.06)["side"] == 1) > 0.7
+    assert share(simulated(200, trainings=1, images=2000, sd=0.014, gap=0.12)["side"] == 1) > 0.9
+
+
+def test_equivalence_is_said_of_equals_and_seldom_of_others() -> None:
+    assert share(simulated(100, trainings=8, images=20_000, sd=0.002)["equivalent"]) > 0.9
+    assert share(simulated(400, trainings=8, images=5000, sd=0.002, gap=0.01)["equivalent"]) < 0.05
+    assert not simulated(200, trainings=3, images=2000, sd=0.018)["equivalent"].any()
+
+
+def test_the_interval_over_trainings_has_known_values() -> None:
+    gains = np.zeros((1000, 3), int)
+    gains[:30, 0], gains[:50, 1], gains[:10, 2] = 1, 1, 1
+    found = statistics.paired_difference(gains)
+    assert found["difference"] == pytest.approx(0.03) and found["difference_sd"] == pytest.approx(0.02)
+    alone = t.interval(0.95, 2, loc=0.03, scale=0.02 / np.sqrt(3))
+    low, high = found["difference_low"], found["difference_high"]
+    assert (0.03 - low) ** 2 == pytest.approx((0.03 - alone[0]) ** 2 + (0.03 - found["image_low"]) ** 2)
+    assert (high - 0.03) ** 2 == pytest.approx((alone[1] - 0.03) ** 2 + (found["image_high"] - 0.03) ** 2)
+    assert found["image_low"] > 0 > low and found["side"] == 0
+
+
+def test_trainings_that_agree_by_chance_are_no_proof_on_few_images() -> None:
+    gains = np.zeros((50, 3), int)
+    gains[0] = 1
+    found = statistics.paired_difference(gains)
+    assert found["difference_sd"] == 0 and found["side"] == 0 and found["difference_low"] < 0
+
+
+def test_trainings_are_paired_by_seed_and_all_meet_the_one_of_the_baseline() -> None:
+    right = {("a", 0): [1, 1, 1, 0], ("a", 1): [1, 0, 0, 0], ("b", 1): [0, 0, 0, 0], ("b", 0): [1, 1, 0, 0]}
+    right[BASELINE, 7] = [0, 0, 0, 1]
+    rows = pd.concat(
+        pd.DataFrame({"structure": name, "seed": seed, "index": range(4), "correct": np.array(values, bool)})
+        for (name, seed), values in right.items()
+    ).assign(split="test")
+    found = statistics.comparisons(rows, ["a", "b", BASELINE], ["split"]).loc["test"]
+    assert found.loc[("a", "b"), "difference"] == 0.25 and found.loc[("a", "b"), "difference_sd"] == 0  # 1/4 both times
+    of_baseline = found.loc[("a", BASELINE)]
+    assert of_baseline["difference"] == 0.25 and of_baseline["trainings"] == 2  # 2/4 and 0
+    assert of_baseline["difference_sd"] == pytest.approx(np.std([0.5, 0], ddof=1))
+    assert found.loc[(BASELINE, "a"), "difference_low"] == pytest.approx(-of_baseline["difference_high"])
+
+
+def test_the_assumed_spread_is_that_of_the_trainings_of_cifar_small() -> None:
+    text = (ROOT / "docs/results/cifar_small/seeds.md").read_text()
+    lines = re.findall(r"^\| (\w+), (test|held-out) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    accuracy = {(name, split): np.array(values, float) for name, split, *values in lines}
+    assert len(accuracy) == 6
+    variances = [
+        (accuracy[first, split] - accuracy[second, split]).var(ddof=1)
+        for split in ("test", "held-out")
+        for first, second in itertools.combinations(("adv", "ours", "classical"), 2)
+    ]
+    assert round(float(np.sqrt(np.mean(variances))), 3) == statistics.SPREAD
+
+
+# The report's words.
+
+
+def retrained(folder: str, structure: str, *shares: float) -> None:
+    """Let each training of a structure, seeds 0, 1, …, be right in such a share of the rows."""
+    path = Path(f"data/{folder}/{structure}.parquet")
+    rows = pd.read_parquet(path).sort_values(["attack", "index"])
+    place = np.random.default_rng(5).permutation(len(rows))
+    parts = [
+        rows.assign(seed=seed, prediction=(rows["label"] + (place >= share_right * len(rows))) % 4)
+        for seed, share_right in enumerate(shares)
+    ]
+    pd.concat(parts).to_parquet(path)
+
+
+@contextmanager
+def project(folder: Path) -> Iterator[Params]:
+    """A finished run to work in, all but the report, whose figures are not drawn."""
+    with inside(folder), pytest.MonkeyPatch.context() as patched:
+        for name in FIGURES:
+            patched.setattr(report.figures, name, lambda path, *_: path.with_suffix(".svg").touch())
+        yield make_project()
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The report's folder, and how often it made worst cases. Of three trainings, all of adv are good on stored attacks
+    and bad when aimed at themselves; of ours two are good and one is bad. On held-out images one of adv is bad."""
+    folder, made = tmp_path_factory.mktemp("several"), []
+    worst_cases = robustness.worst_cases
+    with project(folder) as params, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(robustness, "worst_cases", lambda *given: made.append(1) or worst_cases(*given))
+        retrained("predictions", BASELINE, 0.1)
+        retrained("predictions", "adv", 0.9, 0.88, 0.92)
+        retrained("predictions", "ours", 0.95, 0.3, 0.9)
+        path = Path("data/predictions/adv.parquet")
+        rows = pd.read_parquet(path)
+        bad = (rows["split"] == "heldout") & (rows["seed"] == 1) & (rows["attack"] != CLEAN)
+        rows.assign(prediction=(rows["label"] + bad) % 4).where(bad, rows).to_parquet(path)
+        retrained("whitebox", BASELINE, 1.0)
+        retrained("whitebox", "adv", 0.0, 0.0, 0.05)
+        retrained("whitebox", "ours", 1.0, 1.0, 0.0)
+        report.render(params)
+    return folder / "reports", len(made)
+
+
+def test_several_trainings_are_judged_by_their_spread(several: tuple[Path, int]) -> None:
+    reports, _ = several
+    claims = pd.read_csv(reports / "tables" / "claims.csv").set_index(["attack", "split", "structure", "other"])
+    verdicts = claims["verdict"].sort_index()
+    assert verdicts["mixture", "test", "adv", BASELINE] == "reproduced"
+    assert verdicts["mixture", "test", "ours", "adv"] == verdicts["mixture", "test", "ours", BASELINE] == "not shown"
+    assert verdicts[CLEAN, "test", "adv", BASELINE] == "contradicted"  # the paper's adv loses there
+    tests = pd.read_csv(reports / "tables" / "table2_mcnemar.csv").set_index(["split", "structure", "other"])
+    assert tests.loc[("test", "ours", BASELINE), "p"] < 1e-6  # images alone are sure of it
+    page = (reports / "report.md").read_text()
+    assert "## What was reproduced, and what was not\n" in page and "in this one training" not in page.lower()
+    assert "Not shown: that ours beats baseline on the mixture" in page
+    assert re.search(r"- adv minus baseline: \+0\.\d+ \[\+0\.\d+, \+\d\.\d+\]; beyond chance\n", page)
+    assert re.search(r"- ours minus adv: -0\.\d+ \[-\d\.\d+, \+\d\.\d+\]; not told apart\n", page)
+    difference = json.loads((reports / "summary.json").read_text())["differences"]["ours minus baseline"]
+    assert difference["trainings"] == 3 and difference["side"] == 0 and difference["image_low"] > 0
+
+
+def test_tables_of_several_trainings_have_the_interval_over_them(several: tuple[Path, int]) -> None:
+    tables = several[0] / "tables"
+    table2 = pd.read_csv(tables / "table2.csv").set_index(["split", "structure"])
+    assert table2.loc[("test", "ours"), "difference_low"] < 0 < table2.loc[("test", "adv"), "difference_low"]
+    assert "Student's t-interval over the 3 trainings" in (tables / "table2.md").read_text()
+    shown = (tables / "table2_mcnemar.md").read_text().splitlines()
+    stars = {line.split("|")[1].strip(): line.count(" * ") for line in shown if line.startswith("| ")}
+    assert stars["adv, baseline"] == 1 and stars["ours, baseline"] == stars["ours, adv"] == 0
+
+
+def test_verdicts_that_differ_by_split_are_each_said(several: tuple[Path, int]) -> None:
+    page = (several[0] / "report.md").read_text()
+    (line,) = (line for line in page.splitlines() if "Not the same on test" in line)
+    claim = "Not the same on test and on held-out images: that adv beats baseline on the mixture (paper +0.169; here +"
+    assert claim in line
+    assert "on test images, reproduced and +" in line and "on held-out images, not shown" in line
+
+
+def test_worst_cases_are_judged_by_the_spread_too_and_made_once(several: tuple[Path, int]) -> None:
+    reports, made = several
+    page = (reports / "report.md").read_text()
+    assert "]; lower than baseline beyond chance, whatever they gain above: adv.\n" in page
+    assert made == 1
+
+
+def test_the_summary_of_one_training_says_what_the_spread_is(tmp_path: Path) -> None:
+    with project(tmp_path) as params:
+        for structure, right in ((BASELINE, 0.1), ("adv", 0.9), ("ours", 0.92)):
+            retrained("predictions", structure, right)
+        report.render(params)
+    page = (tmp_path / "reports" / "report.md").read_text()
+    summary = page.partition("## The paper's claims, in one training\n")[0]
+    assert re.search(r"- adv minus baseline: \+0.*\]; in this one training beyond chance\n", summary)
+    assert re.search(r"- ours minus adv: .*\]; in this one training not told apart\n", summary)
+    assert "had a standard deviation of 0.020 (docs/results/cifar_small/seeds.md)" in summary
+    assert "over images alone" in (tmp_path / "reports" / "tables" / "table2.md").read_text()
+
+
+def test_an_interval_within_a_point_is_said_to_be() -> None:
+    found = {"attack": "mixture", "structure": "ours", "other": "adv", "paper": 0.0224, "verdict": "not shown"}
+    found |= {"difference": 0.001, "difference_low": -0.004, "difference_high": 0.006, "equivalent": 1, "trainings": 8}
+    claims = pd.DataFrame([found | {"split": split} for split in ("test", "heldout")])
+    (sentence,) = report._verdicts(claims)
+    assert sentence == (
+        "Not shown: that ours beats adv on the mixture (paper +0.022; here +0.001 [-0.004, +0.006] on test images, "
+        "within ±1 point and +0.001 [-0.004, +0.006] on held-out images, within ±1 point)."
+    )
