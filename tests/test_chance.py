@@ -156,8 +156,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
         retrained("predictions", "ours", 0.95, 0.3, 0.9)
         path = Path("data/predictions/adv.parquet")
         rows = pd.read_parquet(path)
-        bad = (rows["split"] == "heldout") & (rows["seed"] == 1) & (rows["attack"] != CLEAN)
-        rows.assign(prediction=(rows["label"] + bad) % 4).where(bad, rows).to_parquet(path)
+        bad = (rows["split"] == "heldout") & (rows["seed"] == 1)
+        rows.assign(prediction=rows["prediction"].where(~bad, (rows["label"] + 1) % 4)).to_parquet(path)
         retrained("whitebox", BASELINE, 1.0)
         retrained("whitebox", "adv", 0.0, 0.0, 0.05)
         retrained("whitebox", "ours", 1.0, 1.0, 0.0)
@@ -219,6 +219,40 @@ def test_the_summary_of_one_training_says_what_the_spread_is(tmp_path: Path) -> 
     assert re.search(r"- ours minus adv: .*\]; in this one training not told apart\n", summary)
     assert "had a standard deviation of 0.020 (docs/results/cifar_small/seeds.md)" in summary
     assert "over images alone" in (tmp_path / "reports" / "tables" / "table2.md").read_text()
+
+
+@pytest.mark.parametrize("trainings", [1, 3])
+def test_leave_one_out_is_judged_by_the_spread(tmp_path: Path, trainings: int) -> None:
+    """Under FGSM and without it, adv is worse each time, and ours now worse and now better."""
+    with project(tmp_path) as params:
+        for structure, without in (("adv", (0.2, 0.25, 0.2)), ("ours", (0.72, 0.3, 0.95))):
+            retrained("predictions", structure, *(0.8, 0.79, 0.81)[:trainings])
+            original = Path(f"data/predictions/{structure}.parquet").read_bytes()
+            for attack in params.attacks:
+                row = Path(f"leave_one_out/rows/{attack}/data/predictions/{structure}.parquet")
+                row.parent.mkdir(parents=True, exist_ok=True)
+                row.write_bytes(original)
+            rows = pd.read_parquet(f"data/predictions/{structure}.parquet")
+            place = rows.groupby(["seed", "split", "attack"]).cumcount() / 60
+            wrong = (rows["attack"] == "fgsm") & (place > np.array(without)[rows["seed"]])
+            rows = rows.assign(prediction=np.where(rows["attack"] == "fgsm", rows["label"] + wrong, rows["prediction"]))
+            rows.to_parquet(f"leave_one_out/rows/fgsm/data/predictions/{structure}.parquet")
+        report.render_leave_one_out(params)
+    folder = tmp_path / "leave_one_out" / "reports"
+    found = pd.read_csv(folder / "leave_one_out.csv").set_index(["split", "attack", "structure"]).sort_index()
+    adv, ours = (found.loc[("heldout", "fgsm", name)] for name in ("adv", "ours"))
+    assert adv["difference_side"] == -1 and adv["difference_high"] < 0 and adv["clean"] == adv["clean_side"] == 0
+    assert ours["difference_side"] == 0 and (adv["trainings"], ours["trainings"]) == (trainings, trainings)
+    assert (found.loc[("heldout", "bim")][["difference", "difference_side", "more", "less"]] == 0).all(axis=None)
+    text = (folder / "leave_one_out.md").read_text()
+    (line,) = (line for line in text.partition("*Held-out")[2].splitlines() if re.match(r"\| fgsm +\| adv", line))
+    cells = line.split("|")
+    assert cells[5].strip().endswith("] *") and not cells[7].strip().endswith("*")
+    if trainings == 1:
+        assert "over images alone" in text and "had a standard deviation of 0.020" in text
+    else:
+        assert ours["difference_low"] < 0 < ours["difference_high"]
+        assert "Student's t-interval over the 3 trainings" in text and "trainings of the profile" not in text
 
 
 def test_an_interval_within_a_point_is_said_to_be() -> None:

@@ -730,7 +730,12 @@ def _verdicts(claims: pd.DataFrame) -> list[str]:
     """What the run says of the paper's claims: each on the mixture in words, those of its Table 4 counted."""
     if claims.empty:
         return ["No two of the paper's structures were trained and measured here, so none of its claims was tried."]
-    count = tables.trainings(claims)
+    trainings = claims["trainings"]
+    return [text for count in trainings.unique() for text in _verdicts_of(claims[trainings == count], int(count))]
+
+
+def _verdicts_of(claims: pd.DataFrame, count: int) -> list[str]:
+    """The same of claims that were tried with this number of trainings."""
     same, neither, opposite = words = tables.verdicts(count)
     scope, differs = _scope(count), "not the same on test and on held-out images"
     said: dict[str, list[str]] = {word: [] for word in (same, differs, neither, opposite)}
