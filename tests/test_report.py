@@ -232,6 +232,8 @@ def test_numbers_agree_with_the_predictions(project: Params, undrawn: None) -> N
     report.render(project)
     summary = json.loads(Path("reports/summary.json").read_text())
     assert summary["data"] == {"source": "made-up images", "classes": 4, "train": 60, "test": 90, "heldout": 60}
+    text = Path("reports/report.md").read_text()
+    assert "Classes, by the number of their output: 0 zero, 1 one, 2 two, 3 three." in text
     rows = pd.read_parquet("data/predictions/adv.parquet")
     right = rows["label"] == rows["prediction"]
     for split, tree in (("test", summary), ("heldout", summary["heldout"])):
