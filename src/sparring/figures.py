@@ -1,5 +1,6 @@
 """The report's figures, each as PNG and as SVG: same data, same bytes."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -376,7 +377,8 @@ def failures(path: Path, rows: dict[str, tuple[np.ndarray, list[str]]]) -> None:
             for column, (image, text) in enumerate(zip(images, texts, strict=True)):
                 box = (column + 0.05, column + 0.95, number + 0.65, number)
                 axes.imshow(image, interpolation="none", extent=box, aspect="auto")
-                axes.text(column + 0.5, number + 0.67, text, fontsize=6.5, ha="center", va="top")
+                lines = "\n".join(textwrap.fill(line, 22) for line in text.split("\n"))  # no wider than the image
+                axes.text(column + 0.5, number + 0.67, lines, fontsize=6.5, ha="center", va="top")
         axes.set(xlim=(0, columns), ylim=(len(rows), 0), xticks=[])
         axes.set_yticks(np.arange(len(rows)) + 0.32, [short(name, LONGEST) for name in rows])
         axes.tick_params(length=0)
