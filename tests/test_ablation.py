@@ -83,6 +83,7 @@ def test_from_rows_to_the_table(settings: Params) -> None:
             assert found[key] == pytest.approx(value, rel=1e-5), (split, name, mixture, key)
     shown = tables.with_interval(*table.loc[("test", "full_025_1", "fixed"), ["accuracy", "ci_low", "ci_high"]])
     assert shown in written["table3.md"] and shown in written["table3.tex"]
+    assert "had a standard deviation of 0.020" in written["table3.md"]  # how far two rows of one training are apart
     both = table.xs("own", level="mixture").loc["test"]
     assert (both.loc["low_050_2"] != both.loc["full_025_1"]).any()
 
