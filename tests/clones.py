@@ -27,6 +27,7 @@ TINY = [
     "attacks.nst.steps=1",
     "whitebox.images=10",
     "whitebox.attacks.cw.steps=2",
+    "whitebox.attacks.ddn.steps=2",
     "whitebox.checks={images: 5, steps: 21, queries: 2}",
     "whitebox.curve={images: 5, eps: [8, 255]}",
 ]

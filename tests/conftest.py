@@ -30,6 +30,7 @@ from sparring.networks import ResNet
 from sparring.params import Params
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PGD: dict[str, Any] = {"steps": 5, "norm": "linf", "restarts": 1, "loss": "cross_entropy"}
 TINY: dict[str, Any] = {
     "device": "cpu",
     "precision": "float32",
@@ -45,8 +46,8 @@ TINY: dict[str, Any] = {
         "images": 24,
         "attacks": {
             "fgsm": {"eps": 0.05},
-            "pgd": {"eps": 0.05, "step": 0.02, "steps": 5, "norm": "linf", "restarts": 1},
-            "pgd_l2": {"method": "pgd", "eps": 0.5, "step": 0.2, "steps": 5, "norm": "l2", "restarts": 1},
+            "pgd": PGD | {"eps": 0.05, "step": 0.02},
+            "pgd_l2": PGD | {"method": "pgd", "eps": 0.5, "step": 0.2, "norm": "l2"},
             "cw": {"c": 1.0, "kappa": 0.0, "steps": 10, "learning_rate": 0.05, "search_steps": 1},
         },
         "checks": {"images": 12, "steps": 10, "queries": 30},

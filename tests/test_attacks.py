@@ -186,7 +186,7 @@ def test_pgd_is_as_good_as_that_of_foolbox(
     torch.manual_seed(0)  # foolbox draws its start from the global generator
     theirs = peer(abs_stepsize=step, steps=8)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=eps)[1]
     starts = torch.randn((len(images), 4, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
-    run = partial(attacks.find("pgd"), eps=eps, step=step, steps=8, norm=norm)
+    run = partial(attacks.find("pgd"), eps=eps, step=step, steps=8, norm=norm, loss="cross_entropy")
     found = run(net, images, labels, restarts=1, starts=starts)
     length = changes(found, images) if norm == "l2" else (found - images).abs().flatten(1).amax(1)
     assert length.max() <= eps + 1e-5 and length.median() > 0.9 * eps

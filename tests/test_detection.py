@@ -188,9 +188,8 @@ def test_the_adaptive_attack_fools_and_is_not_seen(net: ResNet, digits: store.Im
     frozen = networks.frozen(net)
     starts = torch.randn((60, 2, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
     reach = {"eps": 0.1, "steps": 15}
-    unaware = pgd(
-        frozen, images, labels, **reach, step=detection.step_length(**reach), norm="linf", restarts=1, starts=starts
-    )
+    single = {"step": detection.step_length(**reach), "norm": "linf", "restarts": 1, "loss": "cross_entropy"}
+    unaware = pgd(frozen, images, labels, **reach, **single, starts=starts)
     adaptive = detection.adaptive(frozen, images, labels, score=roughness, **reach, starts=starts)
     assert (adaptive - images).abs().max() <= 0.1 + 1e-6
     assert adaptive.min() >= 0 and adaptive.max() <= 1

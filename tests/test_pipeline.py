@@ -44,7 +44,7 @@ def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
     assert not rows.duplicated(["index", "split", "attack", "seed"]).any()
     assert rows["detector_score"].between(0, 1).all()
     attacked = pd.read_parquet(clone / "data/whitebox/ours.parquet")
-    assert len(attacked) == 10 * 7 + 5 * 4 and attacked["detector_score"].between(0, 1).all()
+    assert len(attacked) == 10 * 9 + 5 * 4 and attacked["detector_score"].between(0, 1).all()
     assert set(metrics["whitebox"]) == {"baseline", "adv", "ours"}
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torchattacks
+from conftest import PGD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ def test_each_seed_of_a_structure_is_attacked_and_its_detector_asked(
 ) -> None:
     params = tiny(
         seeds=[3, 4],
-        whitebox={"attacks": {"pgd": {"eps": 0.05, "step": 0.02, "steps": 5, "norm": "linf", "restarts": 1}}},
+        whitebox={"attacks": {"pgd": PGD | {"eps": 0.05, "step": 0.02}}},
         structures={"ours": {"opponents": "sampler", "detector": "detector"}},
     )
     torch.manual_seed(0)

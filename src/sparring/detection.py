@@ -14,7 +14,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from scipy.ndimage import median_filter
 from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf
@@ -25,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from sparring import corruptions, evaluation, files, networks, progress, store
+from sparring.attacks import losses
 from sparring.attacks.engine import run
 from sparring.attacks.pgd import pgd
 from sparring.detector import TransformerDetector
@@ -304,7 +304,7 @@ def adaptive(
     """PGD in L∞ on a classifier and its detector together, in two runs from random starts.
 
     A step follows the sign of a weighted sum of two gradients, each brought to length 1, so that no detector's scale
-    decides: up the cross-entropy and down the score. An image that is classified wrongly follows the score's and half
+    decides: up the cross-entropy (losses.log_odds) and down the score. An image that is classified wrongly follows the score's and half
     of the other; until then it follows the cross-entropy's, alone in the first run (as in selective PGD: Bryniarski et
     al., 2021, arXiv 2106.15023), with half of the score's in the second.
 
@@ -328,8 +328,8 @@ def adaptive(
             lowest = torch.where(better, found.detach(), lowest)
             best = torch.where(_each(better), last.detach(), best)
             if left:
-                up = _unit(F.cross_entropy(logits, labels, reduction="sum"), last)
-                down = -_unit(found.sum(), last)
+                up = _unit(losses.log_odds(logits, labels), last)
+                down = -_unit(found, last)
                 way = torch.where(_each(wrong), down + up / 2, up + weight * down).sign()
                 change = (last.detach() + step_length(eps, steps) * way - images).clamp(-eps, eps)
                 last = (images + change).clamp(0, 1)
@@ -345,10 +345,9 @@ def _each(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def _unit(value: Tensor, images: Tensor) -> Tensor:
-    """The gradient at each image, of L2 length 1 (or 0)."""
-    gradient = torch.autograd.grad(value, images)[0]
-    return gradient / _each(gradient.flatten(1).norm(dim=1).clamp(min=1e-12))
+def _unit(values: Tensor, images: Tensor) -> Tensor:
+    """The gradient (N, 3, H, W) of each image's own value, values (N,), of L2 length 1 (or 0)."""
+    return losses.unit(torch.autograd.grad(values.sum(), images)[0])
 
 
 def _aimed(
@@ -371,7 +370,9 @@ def _aimed(
     score = partial(detector_score, helper, detector)
     reach: dict[str, Any] = {"eps": settings.eps, "steps": settings.steps}
     attacks: dict[str, Callable[..., Tensor]] = {
-        "unaware": partial(pgd, step=step_length(settings.eps, settings.steps), norm="linf", restarts=1, **reach),
+        "unaware": partial(
+            pgd, step=step_length(settings.eps, settings.steps), norm="linf", restarts=1, loss="cross_entropy", **reach
+        ),
         "adaptive": partial(adaptive, score=score, **reach),
     }
     for start in range(0, len(clean), size):

@@ -332,6 +332,7 @@ class PGD(Section):
     steps: Count
     norm: Literal["linf", "l2"]
     restarts: Count
+    loss: Literal["cross_entropy", "margin"]
 
 
 class DDN(Section):

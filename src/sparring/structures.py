@@ -118,6 +118,7 @@ def online_attack(
             steps=settings.steps,
             norm="linf",
             restarts=1,
+            loss="cross_entropy",
             starts=distributed.mine(starts),
         )
         net.train()

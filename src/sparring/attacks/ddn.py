@@ -3,6 +3,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks.losses import log_odds, unit
+
 
 def ddn(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, gamma: float, start: float) -> Tensor:
     """Decoupled direction and norm, a minimal-norm L2 attack (Rony et al., 2019, arXiv 1811.09600): each step turns
@@ -19,17 +21,14 @@ def ddn(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, gamma: 
     for number in range(steps if len(rows) else 0):
         current = (inner + change).requires_grad_()
         logits = model(current)
-        loss = torch.nn.functional.cross_entropy(logits, own, reduction="sum")
-        gradient = torch.autograd.grad(loss, current)[0]
+        gradient = torch.autograd.grad(log_odds(logits, own).sum(), current)[0]
         fools = logits.detach().argmax(1) != own
         distance = change.flatten(1).norm(dim=1)
         nearer = fools & (distance < nearest[rows])
         best[rows[nearer]], nearest[rows[nearer]] = current.detach()[nearer], distance[nearer]
         # As in the article, the step falls from 1 to 0.01 along a cosine.
         step = 0.01 + 0.99 * (1 + math.cos(math.pi * number / steps)) / 2
-        size = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-        change = change + step * gradient / size
+        change = change + step * unit(gradient)
         length = length * torch.where(fools, 1 - gamma, 1 + gamma).view(-1, 1, 1, 1)
-        change = change * (length / change.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1))
-        change = (inner + change).clamp(0, 1) - inner
+        change = (inner + length * unit(change)).clamp(0, 1) - inner
     return best

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparring.attacks.losses import loss_gradient, margin
+from sparring.attacks.losses import loss_gradient, margin, unit
 
 
 def pgd(
@@ -16,24 +16,26 @@ def pgd(
     steps: int,
     norm: str,
     restarts: int,
+    loss: str,
     starts: Tensor,
 ) -> Tensor:
     """Projected gradient descent from random starts (Madry et al., 2018, arXiv 1706.06083).
 
     images: (N, 3, H, W) in [0, 1].  eps: radius of the ball; step: length of a step, same unit; norm: linf | l2.
+    loss: what rises, cross_entropy or margin (the highest other logit minus the own one: Carlini and Wagner, 2017, arXiv
+    1608.04644).
     starts: (N, restarts, 3, H, W), standard normal: made uniform in the L∞ ball, or on the L2 sphere, which in so many
     dimensions is as good as the ball.  Returns the end with the smallest margin of each image, within eps of it.
     """
     best, least = images, torch.full((len(images),), torch.inf, device=images.device)
     for number in range(restarts):
         start = starts[:, number]
-        change = torch.erf(start / 2**0.5) if norm == "linf" else start / _length(start)
+        change = torch.erf(start / 2**0.5) if norm == "linf" else unit(start)
         adversarial = (images + eps * change).clamp(0, 1)
         for _ in range(steps):
-            gradient = loss_gradient(model, adversarial, labels)
-            unit = gradient.sign() if norm == "linf" else gradient / _length(gradient)
-            change = adversarial + step * unit - images
-            change = change.clamp(-eps, eps) if norm == "linf" else change * (eps / _length(change)).clamp(max=1)
+            gradient = loss_gradient(model, adversarial, labels, loss)
+            change = adversarial + step * (gradient.sign() if norm == "linf" else unit(gradient)) - images
+            change = change.clamp(-eps, eps) if norm == "linf" else _into_ball(change, eps)
             adversarial = (images + change).clamp(0, 1)
         if restarts == 1:
             return adversarial
@@ -45,6 +47,6 @@ def pgd(
     return best
 
 
-def _length(images: Tensor) -> Tensor:
-    """Each image's L2 length (N, 1, 1, 1), never 0."""
-    return images.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+def _into_ball(change: Tensor, eps: float) -> Tensor:
+    length = change.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return change * (eps / length).clamp(max=1)  # also where it is 0, as eps / 0 is infinite
