@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "sparring"
 FLOORS = [
+    {"demands"},
     {"params"},
     {"files"},
     {"device", "store", "networks", "transforms", "programs", "sources"},
@@ -22,6 +23,7 @@ FLOORS = [
 ]
 # What reads files only and stands apart from what runs models.
 READERS = [
+    {"demands"},
     {"params"},
     {"files", "escape"},
     {"store", "lettering"},
@@ -32,7 +34,7 @@ READERS = [
     {"report"},
 ]
 # They check, name, tell and resume, and decide no byte of a stage's results.
-PLUMBING = {"params", "files", "progress", "checkpoints"}
+PLUMBING = {"demands", "params", "files", "progress", "checkpoints"}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,10 +1,12 @@
 """Every kind of wrong params.yaml ends in one line that names the key, the value and what would be right."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils import hydra
 from ruamel.yaml import YAML
 
 from sparring import params
@@ -218,6 +220,93 @@ def test_wrong_attack_or_name(values: Any, expected: str) -> None:
 )
 def test_wrong_torchattacks_argument(entry: dict[str, Any], expected: str) -> None:
     assert message(changed(unseen_attacks={"pgd": entry})).startswith(f"params.yaml: unseen_attacks.pgd{expected}")
+
+
+FRACTION = "8/255"
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [
+        ({"attacks__fgsm__eps": FRACTION}, lambda read: read.attacks["fgsm"].arguments["eps"]),
+        ({"attacks__bim__step": FRACTION}, lambda read: read.attacks["bim"].arguments["step"]),
+        ({"attacks__gaussian__std": FRACTION}, lambda read: read.attacks["gaussian"].arguments["std"]),
+        (
+            {"unseen_attacks": {"x": {"method": PGD, "eps": FRACTION}}},
+            lambda read: read.unseen_attacks["x"].arguments["eps"],
+        ),
+        (
+            {"unseen_attacks": {"x": {"method": PGD, "alpha": " 8 / 255.0 "}}},
+            lambda read: read.unseen_attacks["x"].arguments["alpha"],
+        ),
+        (
+            {"unseen_attacks": {"x": {"method": "torchattacks.PIFGSM", "max_epsilon": FRACTION}}},
+            lambda read: read.unseen_attacks["x"].linf,
+        ),
+        ({"whitebox__attacks__pgd_8__eps": FRACTION}, lambda read: read.whitebox.attacks["pgd_8"].arguments["eps"]),
+        ({"whitebox__attacks__pgd_l2__step": FRACTION}, lambda read: read.whitebox.attacks["pgd_l2"].arguments["step"]),
+        ({"whitebox__attacks__ddn__gamma": FRACTION}, lambda read: read.whitebox.attacks["ddn"].arguments["gamma"]),
+        ({"whitebox__autoattack__eps": FRACTION}, lambda read: read.whitebox.autoattack.eps),
+        ({"online_fgsm__eps": FRACTION}, lambda read: read.online_fgsm.eps),
+        ({"online_pgd__step": FRACTION}, lambda read: read.online_pgd.step),
+        ({"detection__eps": FRACTION}, lambda read: read.detection.eps),
+        ({"mixture__adv_ratio": FRACTION}, lambda read: read.mixture.adv_ratio),
+        ({"training__label_smoothing": FRACTION}, lambda read: read.training.label_smoothing),
+    ],
+    ids=lambda value: None if callable(value) else next(iter(value)),
+)
+def test_a_fraction_is_the_number_that_it_makes(changes: dict[str, Any], value: Callable[[params.Params], Any]) -> None:
+    found = value(params.validate(changed(**changes)))
+    assert type(found) is float and found == 8 / 255
+
+
+SHARE_OF_RANGE = "an L∞ radius is a share of the pixel range, so 0 to 1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"attacks__pgd": {"method": PGD, "eps": 8}}, f"attacks.pgd.eps is 8; {SHARE_OF_RANGE}; 8/255 is 0.0314"),
+        ({"attacks__fgsm__eps": 8}, f"attacks.fgsm.eps is 8; {SHARE_OF_RANGE}; 8/255 is 0.0314"),
+        ({"attacks__bim__eps": 1.5}, f"attacks.bim.eps is 1.5; {SHARE_OF_RANGE}; 1.5/255 is 0.00588"),
+        ({"attacks__fgsm__eps": 300}, f"attacks.fgsm.eps is 300; {SHARE_OF_RANGE}"),
+        ({"attacks__fgsm__eps": "510/255"}, f"attacks.fgsm.eps is 2.0; {SHARE_OF_RANGE}; 2/255 is 0.00784"),
+        ({"attacks__x": {"method": "torchattacks.PIFGSM", "max_epsilon": 16}}, "attacks.x.max_epsilon is 16; an L∞"),
+        ({"whitebox__attacks__pgd__eps": 6}, f"whitebox.attacks.pgd.eps is 6; {SHARE_OF_RANGE}; 6/255 is 0.0235"),
+        ({"whitebox__autoattack__eps": 8}, f"whitebox.autoattack.eps is 8; {SHARE_OF_RANGE}; 8/255 is 0.0314"),
+        ({"online_pgd__eps": 8}, f"online_pgd.eps is 8; {SHARE_OF_RANGE}; 8/255 is 0.0314"),
+        ({"detection__eps": 8}, f"detection.eps is 8; {SHARE_OF_RANGE}; 8/255 is 0.0314"),
+        ({"attacks__fgsm__eps": float("nan")}, "attacks.fgsm.eps is NaN; it should be greater than 0"),
+        ({"attacks__fgsm__eps": "8/0"}, 'attacks.fgsm.eps is "8/0"; it divides by 0; write a fraction such as 8/255'),
+        ({"detection__eps": "8/x"}, 'detection.eps is "8/x"; it is neither a number nor a fraction such as 8/255'),
+        ({"sampler__range": "1/0.0"}, 'sampler.range is "1/0.0"; it divides by 0; write a fraction such as 8/255'),
+        ({"attacks__pgd": {"method": PGD, "alpha": "2/"}}, 'attacks.pgd.alpha is "2/"; it is neither a number nor a'),
+        ({"attacks__pgd": {"method": PGD, "eps": "1/0"}}, 'attacks.pgd.eps is "1/0"; it divides by 0; write a'),
+        ({"attacks__pgd": {"method": PGD, "steps": "20/2"}}, "attacks.pgd.steps is 10.0; it is a whole number, 1 or"),
+        ({"training__epochs": "8/4"}, 'training.epochs is "8/4"; it should be a valid integer'),
+        ({"attacks__fgsm__eps": "-8/255"}, "attacks.fgsm.eps is -0.03137254901960784; it should be greater than 0"),
+    ],
+)
+def test_wrong_radius_or_fraction(changes: dict[str, Any], expected: str) -> None:
+    found = message(changed(**changes))
+    assert found.startswith(f"params.yaml: {expected}") and "\n" not in found
+    if "share" in expected:
+        assert found == f"params.yaml: {expected}" or "max_epsilon" in expected
+
+
+def test_an_l2_radius_may_be_above_1() -> None:
+    ball = {"method": "torchattacks.PGDL2", "eps": 2}
+    assert params.validate(changed(unseen_attacks={"x": ball})).unseen_attacks["x"].l2 == 2
+    assert params.validate(changed(whitebox__attacks__pgd_l2__eps="5/2")).whitebox.attacks["pgd_l2"].l2 == 2.5
+
+
+def test_fractions_by_dvcs_own_settings(tmp_path: Path) -> None:
+    """`dvc exp run -S attacks.fgsm.eps=8/255` changes the file so."""
+    path = tmp_path / "params.yaml"
+    path.write_bytes((ROOT / "profiles" / "digits.yaml").read_bytes())
+    hydra.apply_overrides(path, ["attacks.fgsm.eps=8/255", "detection.eps=4/255"])
+    values = params.load(path)
+    assert (values.attacks["fgsm"].arguments["eps"], values.detection.eps) == (8 / 255, 4 / 255)
 
 
 def test_torchattacks_arguments_are_recorded_with_the_defaults() -> None:

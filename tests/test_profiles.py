@@ -113,6 +113,13 @@ def test_settings_may_add_names_where_names_are_free(run: Run) -> None:
     assert "unseen_attacks.far.eps: 0.1 → absent\n" in run("profile", "digits")[1]
 
 
+def test_a_setting_may_be_a_fraction(run: Run) -> None:
+    code, out, err = run("profile", "digits", "--set", "attacks.fgsm.eps=8/255", "--set", "detection.eps=4/255")
+    assert (code, err) == (0, "") and "attacks.fgsm.eps: 0.025 → 8/255\n" in out
+    assert "  fgsm: {eps: 8/255}" in Path("params.yaml").read_text(encoding="utf-8")
+    assert params.load().attacks["fgsm"].arguments == {"eps": 8 / 255} and params.load().detection.eps == 4 / 255
+
+
 def test_setting_null_and_text(run: Run) -> None:
     run("profile", "digits", "--set", r"data.group_pattern=(\d+)_", "--set", "data.path=some folder")
     assert (params.load().data.group_pattern, params.load().data.path) == (r"(\d+)_", "some folder")

@@ -304,9 +304,9 @@ def adaptive(
     """PGD in L∞ on a classifier and its detector together, in two runs from random starts.
 
     A step follows the sign of a weighted sum of two gradients, each brought to length 1, so that no detector's scale
-    decides: up the cross-entropy (losses.log_odds) and down the score. An image that is classified wrongly follows the score's and half
-    of the other; until then it follows the cross-entropy's, alone in the first run (as in selective PGD: Bryniarski et
-    al., 2021, arXiv 2106.15023), with half of the score's in the second.
+    decides: up the cross-entropy (by losses.log_odds) and down the score. An image that is classified wrongly follows
+    the score's and half of the other; until then it follows the cross-entropy's, alone in the first run (as in
+    selective PGD: Bryniarski et al., 2021, arXiv 2106.15023), with half of the score's in the second.
 
     net: images (N, 3, H, W) in [0, 1] → logits.  score: images → (N,), higher for adversarial.  eps: largest change of
     a pixel, same unit.  starts: (N, 2, 3, H, W), standard normal.

@@ -25,11 +25,17 @@ def rng(seed: int, *what: str | int) -> np.random.Generator:
 
 @contextmanager
 def torch_seed(seed: int, *what: str | int) -> Iterator[None]:
-    """Seed torch's global generators inside the block only, for library code that draws from them."""
+    """Seed the global generators of torch and numpy inside the block only, for library code that draws from them."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(rng(seed, *what).integers(2**62)))
-        yield
+        drawn = int(rng(seed, *what).integers(2**62))
+        torch.manual_seed(drawn)
+        before = np.random.get_state()
+        np.random.seed(drawn % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(before)
 
 
 def choose(params: Params) -> torch.device:

@@ -15,7 +15,7 @@ from sparring import attacks, checkpoints, files, networks, progress, store
 from sparring.attacks import engine
 from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import Classifier
-from sparring.params import EVALUATED_SPLITS, SPLITS, Attack, InputError, Params
+from sparring.params import EVALUATED_SPLITS, PARAMS_FILE, SPLITS, Attack, InputError, Params, check_classes
 
 
 def folder(params: Params, name: str) -> Path:
@@ -38,6 +38,7 @@ def attack_splits(params: Params, name: str) -> None:
         clean = {split: store.read(files.CLEAN / f"{split}.parquet") for split in splits}
         train = clean["train"] if seen else store.read(files.CLEAN / "train.parquet")
         classes = train.metadata["classes"]
+        check_classes(params, len(classes))
         net = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         origin = {
             "attack": name,
@@ -108,7 +109,7 @@ def attacked(
     """The stored images of a shard, with the columns prediction, prediction_float, prediction_rounded, l2 and linf.
 
     net: the source model, on `device`; all predictions are its own.  model: its copy for the gradients.
-    pool: clean images among which NST's partners are drawn.
+    pool: clean images among which NST's partners are drawn.  Raises InputError where an attack of torchattacks fails.
     """
     function = attacks.find(attack.method)
     wants = inspect.signature(function).parameters
@@ -137,7 +138,15 @@ def attacked(
             ]
             extra["partners"] = networks.to_images(pool.image[drawn], device)
         with torch_seed(params.seed, "attack", name, int(batch.index[0])):
-            result = engine.run(partial(function, **arguments), model, images, labels, extra)
+            try:
+                result = engine.run(partial(function, **arguments), model, images, labels, extra)
+            except Exception as error:
+                if not attack.of_library:
+                    raise
+                words = " ".join(f"{type(error).__name__} {error}".split())
+                raise InputError(
+                    f"{PARAMS_FILE}: {params.key(name, attack)}: {attack.method} failed: {words}"
+                ) from error
         parts.append(engine.store(net, batch.image, result, labels, attack, params.store))
     image, prediction, prediction_float, prediction_rounded = (
         np.concatenate(part) for part in zip(*parts, strict=True)

@@ -16,6 +16,7 @@ from PIL import ImageColor
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -26,6 +27,8 @@ from pydantic import (
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+
+from sparring import demands
 
 PARAMS_FILE = "params.yaml"
 ABLATION_FILE = "ablation/params.yaml"
@@ -74,9 +77,32 @@ def _share(value: float) -> float:
     return value
 
 
-Share = Annotated[float, AfterValidator(_share)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+def _fraction(value: Any) -> Any:
+    """8/255 for "8/255"; anything else as it is."""
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    parts = re.fullmatch(r"\s*([-+]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", value)
+    if parts is None:
+        raise ValueError("it is neither a number nor a fraction such as 8/255")
+    above, below = map(float, parts.groups())
+    if below == 0:
+        raise ValueError("it divides by 0; write a fraction such as 8/255")
+    return above / below
+
+
+def _radius(value: float) -> float:
+    if not 0 <= value <= 1:
+        mend = f"; {value:g}/255 is {value / 255:.3g}" if 1 < value <= 255 else ""
+        raise ValueError(f"an L∞ radius is a share of the pixel range, so 0 to 1{mend}")
+    return value
+
+
+# Every number but a count may be written as a fraction.
+Share = Annotated[float, AfterValidator(_share), BeforeValidator(_fraction)]
+BelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_fraction)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_fraction)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_fraction)]
+Radius = Annotated[float, Field(gt=0), AfterValidator(_radius), BeforeValidator(_fraction)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 
@@ -200,8 +226,8 @@ class Training(Section):
     weight_decay: NotNegative
     crop_area: Annotated[list[Share], Field(min_length=2, max_length=2)]
     horizontal_flip: bool
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    ema: Annotated[float, Field(ge=0, lt=1)]
+    label_smoothing: BelowOne
+    ema: BelowOne
     keep: Literal["last", "best"]
     devices: int | Literal["auto"]
 
@@ -241,7 +267,7 @@ class Detector(Section):
     layers: Count
     tokens: Literal["auto", "channel", "position"]
     centre: Literal["layer1", "layer2", "layer3", "layer4"]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dropout: BelowOne
     alpha: NotNegative
     beta: NotNegative
     order: Literal["before", "after"]
@@ -249,7 +275,7 @@ class Detector(Section):
 
 
 class Online(Section):
-    eps: Positive
+    eps: Radius
     step: Positive
     steps: Count
 
@@ -286,7 +312,7 @@ class Mixture(Section):
 
 class Detection(Section):
     images: Count
-    eps: Positive
+    eps: Radius
     steps: Count
 
 
@@ -295,11 +321,11 @@ class Gaussian(Section):
 
 
 class Fgsm(Section):
-    eps: Share
+    eps: Radius
 
 
 class Bim(Section):
-    eps: Share
+    eps: Radius
     step: Positive
     first_step: Positive
     steps: Count
@@ -337,7 +363,7 @@ class PGD(Section):
 
 class DDN(Section):
     steps: Count
-    gamma: Annotated[float, Field(gt=0, lt=1)]
+    gamma: Annotated[float, Field(gt=0, lt=1), BeforeValidator(_fraction)]
     start: Positive
 
 
@@ -369,6 +395,8 @@ def torchattacks_class(method: str) -> type:
     if not (inspect.isclass(found) and issubclass(found, torchattacks.attack.Attack)):
         close = difflib.get_close_matches(name, dir(torchattacks), 3, 0.5)
         raise ValueError(f"method is {method}; torchattacks has no attack of that name" + _did_you_mean(close))
+    if name in demands.REFUSED:
+        raise ValueError(f"method is {method}; {demands.REFUSED[name]}")
     return found
 
 
@@ -381,9 +409,8 @@ class Attack(Section):
     @property
     def linf(self) -> float | None:
         """The L∞ radius, in [0, 1] units, as stored: the largest k/255 within eps. None for an attack without one."""
-        if "eps" not in self.arguments or self._norm() != "linf":
-            return None
-        return math.floor(255 * float(self.arguments["eps"]) + 0.001) / 255
+        eps = self.arguments.get(self.radius_key)
+        return None if eps is None or self._norm() != "linf" else math.floor(255 * float(eps) + 0.001) / 255
 
     @property
     def l2(self) -> float | None:
@@ -402,7 +429,17 @@ class Attack(Section):
 
     def stored(self) -> dict[str, Any]:
         """The arguments that the attack runs with: as configured, but eps as stored."""
-        return self.arguments | ({} if self.linf is None else {"eps": self.linf})
+        return self.arguments | ({} if self.linf is None else {self.radius_key: self.linf})
+
+    @property
+    def of_library(self) -> str | None:
+        """The name of its class in torchattacks; None for one of ours."""
+        return self.method.removeprefix(TORCHATTACKS) if self.method.startswith(TORCHATTACKS) else None
+
+    @property
+    def radius_key(self) -> str:
+        """The argument that is its radius, where it has one."""
+        return "max_epsilon" if "max_epsilon" in self.arguments else "eps"
 
     def _norm(self) -> str:
         return str(self.arguments.get("norm", "L2" if "L2" in self.method else "Linf")).lower()
@@ -414,35 +451,56 @@ def _attack(name: str, entry: Any) -> Attack:
     arguments = dict(entry)
     method = arguments.pop("method", name)
     if isinstance(method, str) and method.startswith(TORCHATTACKS):
-        accepted = dict(list(inspect.signature(torchattacks_class(method)).parameters.items())[1:])
-        for key in arguments:
-            if key not in accepted:
-                raise ValueError(f"{key} is not an argument of {method}; it takes {', '.join(accepted) or 'none'}")
-            if _is_number(accepted[key].default) and not _is_number(arguments[key]):
-                raise ValueError(f"{key} is {_shown(arguments[key])}; it is a number, as in {accepted[key].default:g}")
-        # The library's defaults become part of the record; the number of classes is the data set's, not a default.
-        defaults = {key: found.default for key, found in accepted.items() if key != "n_classes"}
-        for key, default in (defaults | arguments).items():
-            if default is inspect.Parameter.empty:
-                raise ValueError(f"{key} is missing; {method} cannot run without it")
-        return _storable(Attack(method=method, arguments=defaults | arguments))
+        return _storable(_of_torchattacks(method, arguments))
     if not isinstance(method, str) or method not in BUILT_IN:
         known = ", ".join(BUILT_IN)
         raise ValueError(f"method is {_shown(method)}; there is no such attack; use {known} or torchattacks.<Class>")
     return _storable(Attack(method=method, arguments=BUILT_IN[method].model_validate(arguments).model_dump()))
 
 
+def _of_torchattacks(method: str, arguments: dict[str, Any]) -> Attack:
+    accepted = dict(list(inspect.signature(torchattacks_class(method)).parameters.items())[1:])
+    for key, value in arguments.items():
+        if key not in accepted:
+            raise ValueError(f"{key} is not an argument of {method}; it takes {', '.join(accepted) or 'none'}")
+        default = accepted[key].default
+        if _is_number(default):
+            try:
+                arguments[key] = _fraction(value)
+            except ValueError as error:
+                raise ValueError(f"{key} is {_shown(value)}; {error}") from error
+            if not _is_number(arguments[key]):
+                raise ValueError(f"{key} is {_shown(value)}; it is a number, as in {default:g}")
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{key} is {_shown(value)}; it is true or false")
+    # The library's defaults become part of the record; the number of classes is the data set's, not a default.
+    defaults = {key: found.default for key, found in accepted.items() if key != "n_classes"}
+    attack = Attack(method=method, arguments=defaults | arguments)
+    for key, value in attack.arguments.items():
+        if value is inspect.Parameter.empty:
+            raise ValueError(f"{key} is missing; {method} cannot run without it")
+    if problem := demands.of_arguments(str(attack.of_library), attack.arguments):
+        raise ValueError(problem)
+    return attack
+
+
 def _storable(attack: Attack) -> Attack:
-    eps = attack.arguments.get("eps", 0.0)
-    if not _is_number(eps) or not 0 <= eps < math.inf:
-        raise ValueError(f"eps is {_shown(eps)}; it is a radius, so a number above 0")
+    key = attack.radius_key
+    eps = attack.arguments.get(key, 0.0)
+    if not _is_number(eps) or eps < 0:
+        raise ValueError(f"{key} is {_shown(eps)}; it is a radius, so a number above 0")
+    if attack.linf is not None:
+        try:
+            _radius(eps)
+        except ValueError as error:
+            raise ValueError(f"{key} is {eps:g}; {error}") from error
     if attack.linf == 0:
-        raise ValueError(f"eps is {attack.arguments['eps']}; below 1/255 nothing of it survives storage in 8 bits")
+        raise ValueError(f"{key} is {eps}; below 1/255 nothing of it survives storage in 8 bits")
     return attack
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 LONGEST_NAME = 100
@@ -474,7 +532,7 @@ def _attacks(entries: Any, reserved: tuple[str, ...]) -> Any:
 
 class AutoAttack(Section):
     images: CountOrNone
-    eps: Share
+    eps: Radius
 
     @field_validator("eps")
     @classmethod
@@ -625,7 +683,25 @@ class Params(Section):
                     raise ValueError(f"{section}.weights.{name} is not in attacks; use {', '.join(self.attacks)}")
             if not any(weights.get(name, 1) for name in self.attacks):
                 raise ValueError(f"{section}.weights are all 0; give at least one attack a weight above 0")
+        for key, attack in self.of_library.items():
+            if problem := demands.of_image_size(str(attack.of_library), attack.arguments, self.data.image_size):
+                raise ValueError(f"{key} is {attack.method}; {problem}")
         return self
+
+    @property
+    def of_library(self) -> dict[str, Attack]:
+        """Every attack of torchattacks that is run, by its key in params.yaml."""
+        attacks = [*self.attacks.items(), *self.unseen_attacks.items()]
+        attacks += [(name, attack) for name, (attack, _) in self.whitebox.runs.items()]
+        return {self.key(name, attack): attack for name, attack in attacks if attack.of_library}
+
+    def key(self, name: str, attack: Attack) -> str:
+        """Where params.yaml describes an attack that is run under a name."""
+        sections = {"attacks": self.attacks, "unseen_attacks": self.unseen_attacks}
+        for section, entries in (sections | {"whitebox.attacks": self.whitebox.attacks}).items():
+            if entries.get(name) == attack:
+                return f"{section}.{name}"
+        return "whitebox.autoattack" if name == AUTOATTACK else "whitebox.checks"
 
 
 class Row(Section):
@@ -653,6 +729,14 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
     missing or impossible key.
     """
     return validate(read(path), str(path))
+
+
+def check_classes(params: Params, classes: int) -> None:
+    """Raises InputError where one of the attacks cannot attack a net of so many classes."""
+    for key, attack in params.of_library.items():
+        if problem := demands.of_classes(str(attack.of_library), attack.arguments, classes):
+            mend = "set its images to 0" if key == "whitebox.autoattack" else "use another attack"
+            raise InputError(f"{PARAMS_FILE}: {key} is {attack.method}; {problem}; {mend}")
 
 
 def load_rows(path: str | Path = ABLATION_FILE) -> dict[str, Row]:

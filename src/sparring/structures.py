@@ -14,7 +14,7 @@ from sparring.attacks.pgd import pgd
 from sparring.detector import TransformerDetector
 from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import Classifier
-from sparring.params import Detector, InputError, Online, Params, Structure, Training
+from sparring.params import Detector, InputError, Online, Params, Structure, Training, check_classes
 
 
 def joint_step(
@@ -139,6 +139,7 @@ def train(params: Params, name: str) -> None:
         inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
         classes = clean.metadata["classes"]
+        check_classes(params, len(classes))
         attacks = list(params.attacks) if structure.stored else []
         pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         gallery = training.gallery(params, attacks, networks.digest(pretrained), device)

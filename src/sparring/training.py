@@ -18,7 +18,7 @@ from sparring import checkpoints, distributed, files, networks, progress, store,
 from sparring.checkpoints import Checkpoint
 from sparring.device import channels_last, choose, precision, rng, torch_seed
 from sparring.networks import Classifier
-from sparring.params import InputError, Params, Training
+from sparring.params import InputError, Params, Training, check_classes
 
 # rows (N,), images (n, 3, H, W), labels (N,), adversarial (N,): only the images are but this process's n of N.
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -403,6 +403,7 @@ def pretrain(params: Params) -> None:
     with progress.timed("pretrain", device, dtype, distributed.size()) as done:
         inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
+        check_classes(params, len(clean.metadata["classes"]))  # of all attacks, before hours of training
         settings = [params.seed, params.deterministic, params.network, params.training]
         settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
         unfinished = checkpoints.folder("pretrain", settings, inputs, device, dtype)

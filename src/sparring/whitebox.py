@@ -13,7 +13,7 @@ from sparring import checkpoints, evaluation, files, generation, networks, progr
 from sparring.attacks import engine
 from sparring.device import channels_last, choose, rng
 from sparring.networks import Classifier
-from sparring.params import CLEAN, Params
+from sparring.params import CLEAN, Params, check_classes
 
 COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score", "l2", "linf"]
 
@@ -44,6 +44,7 @@ def attack_structure(params: Params, structure: str) -> None:
         path = files.CLEAN / "test.parquet"
         test = store.read(path)
         classes = test.metadata["classes"]
+        check_classes(params, len(classes))
         order = draw(test.index, test.label, params.seed)[: params.whitebox.images]
         pretrained = networks.load(params.network, classes, params.data.image_size, files.PRETRAINED)
         channels_last(pretrained, device)
