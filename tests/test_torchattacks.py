@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {
     **{"steps": 2, "restarts": 2, "n_queries": 5, "nb_sample": 4, "num_iter_set": 2, "popsize": 2, "m": 2, "N": 2},
     **{"noise_batch_size": 2, "max_iterations": 10, "binary_search_steps": 2, "gamma": 0.03},
 }
-SLOW = {"AutoAttack", "SparseFool"}
+SLOW = {"SparseFool"}
 SIZE = 8
 
 Opponent = Callable[..., Params]
@@ -41,7 +41,9 @@ def opponent(tiny: Callable[..., Params]) -> Opponent:
         quick = {
             key: value for key, value in QUICK.items() if key in inspect.signature(vars(torchattacks)[name]).parameters
         }
-        entry = {"method": TORCHATTACKS + name, **quick, **arguments}
+        # AutoAttack is as quick as the first of its attacks that fools an image.
+        radius = {"eps": 0.9} if name == "AutoAttack" else {}
+        entry = {"method": TORCHATTACKS + name, **quick, **radius, **arguments}
         return tiny(attacks={"it": entry}, unseen_attacks={}, data={"image_size": size})
 
     return make
@@ -112,9 +114,8 @@ def test_every_class_runs_and_its_images_are_a_function_of_the_seed(name: str, o
         ("UPGD", {"loss": "dlr"}, 3),
         ("APGDT", {}, 4),
         ("JSMA", {}, 10),
-        pytest.param("AutoAttack", {"version": "rand"}, 3, marks=pytest.mark.slow),
-        pytest.param("AutoAttack", {}, 4, marks=pytest.mark.slow),
-        pytest.param("AutoAttack", {"version": "plus"}, 4, marks=pytest.mark.slow),
+        pytest.param("AutoAttack", {"version": "rand", "eps": 0.01}, 3, marks=pytest.mark.slow),
+        pytest.param("AutoAttack", {"eps": 0.01}, 4, marks=pytest.mark.slow),
     ],
 )
 def test_a_class_runs_with_as_many_classes_as_it_needs_and_fails_with_fewer(
@@ -136,12 +137,22 @@ def test_a_class_runs_with_as_many_classes_as_it_needs_and_fails_with_fewer(
         attacked(params, net, images)
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name not in {*demands.REFUSED, *SLOW, "APGDT", "JSMA"}])
+@pytest.mark.parametrize(
+    "name", [name for name in CLASSES if name not in {*demands.REFUSED, *SLOW, "APGDT", "AutoAttack", "JSMA"}]
+)
 def test_other_classes_run_with_two_and_three_classes_and_on_larger_images(name: str, opponent: Opponent) -> None:
     for classes, size in ((2, 8), (3, 16)):
         params = opponent(name, size)
         check_classes(params, classes)
         assert len(attacked(params, *made(classes, size, count=2))) == 2
+
+
+def test_n_classes_is_not_above_the_datas(opponent: Opponent) -> None:
+    check_classes(opponent("FAB", n_classes=3), 3)
+    with pytest.raises(
+        InputError, match=r"attacks\.it is torchattacks\.FAB; n_classes is 12, but the data has 10 classes"
+    ):
+        check_classes(opponent("FAB", n_classes=12), 10)
 
 
 def test_demands_of_autoattack_count_where_it_is_run(tiny: Callable[..., Params]) -> None:

@@ -23,31 +23,12 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "TIFGSM": {"kernel_name": ("gaussian", "linear", "uniform")},
     "Pixle": {"pixel_mapping": ("random", "similarity", "similarity_random", "distance", "distance_random")},
 }
-COUNTS = set(
-    [
-        "steps",
-        "n_restarts",
-        "restarts",
-        "eot_iter",
-        "m",
-        "N",
-        "n_queries",
-        "nb_iter",
-        "nb_sample",
-        "max_batch_size",
-        "binary_search_steps",
-        "max_iterations",
-        "num_iter_set",
-        "noise_batch_size",
-        "batch_max",
-        "pixels",
-        "popsize",
-        "inf_batch",
-        "len_kernel",
-        "n_classes",
-        "seed",
-    ]
-)
+# Whole numbers. All are 1 or more, but for n_classes, from 2 on, and seed, from 0 on.
+COUNTS = {
+    *("steps", "n_restarts", "restarts", "eot_iter", "m", "N", "n_queries", "nb_iter", "nb_sample", "max_batch_size"),
+    *("binary_search_steps", "max_iterations", "num_iter_set", "noise_batch_size", "batch_max", "pixels", "popsize"),
+    *("inf_batch", "len_kernel", "n_classes", "seed"),
+}
 LEAST = {("EADL1", "max_iterations"): 10, ("EADEN", "max_iterations"): 10}
 
 
