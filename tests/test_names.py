@@ -230,8 +230,9 @@ class Names(HTMLParser):
 
 
 def rename(classes: list[str], source: str) -> None:
-    """Let the clean images be of these classes, and of a data set of that name."""
-    for path in Path("data/clean").glob("*.parquet"):
+    """Let the images, clean and attacked, be of these classes, and of a data set of that name."""
+    stores = (path for folder in ("clean", "adversarial", "unseen") for path in Path("data", folder).rglob("*.parquet"))
+    for path in stores:
         table = pq.read_table(path)
         metadata = json.loads(table.schema.metadata[store.METADATA_KEY]) | {"classes": classes, "source": source}
         pq.write_table(table.replace_schema_metadata({store.METADATA_KEY: json.dumps(metadata)}), path)

@@ -191,6 +191,14 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
         (changed(attacks__bim__steps=0), "attacks.bim.steps is 0; it should be greater than or equal to 1"),
         (changed(attacks__nst__style="x"), "attacks.nst.style is \"x\"; it should be 'maps' or 'gram'"),
         (changed(attacks__clean={"method": "fgsm", "eps": 0.1}), "attacks.clean cannot be a name here; use letters"),
+        (
+            changed(attacks__mixture={"method": "fgsm", "eps": 0.1}),
+            "attacks.mixture cannot be a name here; use letters",
+        ),
+        (
+            changed(structures__images={"opponents": "sampler", "detector": "none"}),
+            "structures is {",
+        ),
         (changed(structures={"low-0.5": {"opponents": "none", "detector": "none"}}), "structures.low-0.5 cannot be"),
         (changed(structures__baseline={"opponents": "none", "detector": "none"}), "structures.baseline cannot be"),
         (changed(attacks={}, sampler__weights={}, fixed__weights={}), "attacks is empty; name at least one"),

@@ -38,6 +38,9 @@ CLEAN = "clean"
 # The white-box attacks that `whitebox` describes by numbers, by their names in data/whitebox/.
 AUTOATTACK, MORE_STEPS, SQUARE = "autoattack", "more_steps", "square"
 KNOWN_DETECTORS = ("mahalanobis", "squeezing")  # to which a structure's own is compared
+MIXTURE = "mixture"  # stands where else an attack's name stands
+# Of the report's tables, beside a column for each structure.
+TABLE_COLUMNS = ("structure", "attack", "images", "within", "check", "compared", "corruption")
 SPLITS = ("train", "validation", "test", "heldout")
 EVALUATED_SPLITS = ("test", "heldout")
 CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate")
@@ -657,12 +660,12 @@ class Params(Section):
     @field_validator("attacks", "unseen_attacks", mode="before")
     @classmethod
     def _attacks(cls, entries: Any) -> Any:
-        return _attacks(entries, (CLEAN,))
+        return _attacks(entries, (CLEAN, MIXTURE))
 
     @field_validator("structures")
     @classmethod
     def _structures(cls, structures: dict[str, Structure]) -> dict[str, Structure]:
-        _names(structures, (BASELINE, "pretrained", *KNOWN_DETECTORS))
+        _names(structures, (BASELINE, "pretrained", *KNOWN_DETECTORS, *TABLE_COLUMNS))
         return structures
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ from sparring.params import (
     CORRUPTIONS,
     EVALUATED_SPLITS,
     KNOWN_DETECTORS,
+    MIXTURE,
     STRENGTHS,
     InputError,
     Params,
@@ -360,7 +361,7 @@ class Numbers:
 
     def of(self, split: str, structure: str, other: str) -> dict[str, Any]:
         """What the comparison of two structures on the mixture found."""
-        return {str(key): value for key, value in self._found[(split, tables.MIXTURE, structure, other)].items()}
+        return {str(key): value for key, value in self._found[(split, MIXTURE, structure, other)].items()}
 
     @cached_property
     def _found(self) -> dict[Any, dict[Any, Any]]:
@@ -372,7 +373,7 @@ def _numbers(results: Results) -> Numbers:
     baseline = results.predictions[results.predictions["structure"] == BASELINE]
     facts = statistics.attack_facts(results.stored, baseline[baseline["attack"] == CLEAN])
     by = ["split", "attack"]
-    on_mixture = statistics.comparisons(results.mixture.assign(attack=tables.MIXTURE), results.structures, by)
+    on_mixture = statistics.comparisons(results.mixture.assign(attack=MIXTURE), results.structures, by)
     differences = on_mixture[[*tables.DIFFERENCE, "trainings"]].reset_index()
     differences = differences[differences["other"] == BASELINE].drop(columns=["attack", "other"])
     notes = [_paper_note(params, results.clean), *_seed_note(results)]
@@ -739,7 +740,7 @@ def _verdicts_of(claims: pd.DataFrame, count: int) -> list[str]:
     same, neither, opposite = words = tables.verdicts(count)
     scope, differs = _scope(count), "not the same on test and on held-out images"
     said: dict[str, list[str]] = {word: [] for word in (same, differs, neither, opposite)}
-    on_mixture = claims[claims["attack"] == tables.MIXTURE]
+    on_mixture = claims[claims["attack"] == MIXTURE]
     for (structure, other), rows in on_mixture.groupby(["structure", "other"], sort=False):
         verdict = rows["verdict"].iloc[0] if rows["verdict"].nunique() == 1 else differs
         here = " and ".join(
@@ -752,7 +753,7 @@ def _verdicts_of(claims: pd.DataFrame, count: int) -> list[str]:
         claim = f"that {structure} {'beats' if paper > 0 else 'falls behind'} {other} on the mixture"
         said[verdict].append(f"{claim} (paper {tables.signed(paper)}; here {here})")
     sentences = [f"{_capital(f'{scope}{verdict}')}: {'; '.join(texts)}." for verdict, texts in said.items() if texts]
-    single = claims[(claims["attack"] != tables.MIXTURE) & (claims["split"] == claims["split"].iloc[0])]
+    single = claims[(claims["attack"] != MIXTURE) & (claims["split"] == claims["split"].iloc[0])]
     if len(single):
         counts = single["verdict"].value_counts()
         parts = ", ".join(f"{counts.get(word, 0)} {word}" for word in words)

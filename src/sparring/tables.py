@@ -16,6 +16,7 @@ from sparring.params import (
     CORRUPTIONS,
     EVALUATED_SPLITS,
     KNOWN_DETECTORS,
+    MIXTURE,
     STRENGTHS,
     Attack,
     Params,
@@ -50,7 +51,6 @@ ASSUMED_SPREAD = (
 ACCURACY = ("accuracy", "ci_low", "ci_high", "sd")
 DIFFERENCE = ("difference", "difference_low", "difference_high", "difference_sd")
 DETECTED = ("detector_accuracy", "detector_low", "detector_high", "detector_sd")
-MIXTURE = "mixture"  # stands where else an attack's name stands
 
 
 @dataclass(frozen=True)
