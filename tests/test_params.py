@@ -197,7 +197,7 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
         ),
         (
             changed(structures__images={"opponents": "sampler", "detector": "none"}),
-            "structures is {",
+            "structures.images cannot be a name here; use letters",
         ),
         (changed(structures={"low-0.5": {"opponents": "none", "detector": "none"}}), "structures.low-0.5 cannot be"),
         (changed(structures__baseline={"opponents": "none", "detector": "none"}), "structures.baseline cannot be"),
