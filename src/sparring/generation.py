@@ -111,42 +111,11 @@ def attacked(
     net: the source model, on `device`; all predictions are its own.  model: its copy for the gradients.
     pool: clean images among which NST's partners are drawn.  Raises InputError where an attack of torchattacks fails.
     """
-    function = attacks.find(attack.method)
-    wants = inspect.signature(function).parameters
-    arguments = attack.stored()
-    if arguments.get("seed", 0) is None:
-        # Left alone, torchattacks would take the time of day.
-        arguments["seed"] = int(rng(params.seed, "torchattacks", name).integers(2**31))
-    others = (
-        {label: np.flatnonzero(pool.label != label) for label in np.unique(shard.label)} if "partners" in wants else {}
-    )
     parts = [engine.Stored.empty(shard.image.shape[1:], params.store.dtype)]
     for start in range(0, len(shard), params.store.batch_size):
         batch = shard[start : start + params.store.batch_size]
-        images = networks.to_images(batch.image, device)
+        result = attack_batch(params, attack, name, model, batch, pool, device)
         labels = torch.from_numpy(batch.label).to(device)
-        extra: dict[str, Tensor] = {}
-        if "noise" in wants:
-            extra["noise"] = _noise(params.seed, name, batch, tuple(images.shape[1:])).to(device)
-        if "starts" in wants:
-            shape = (arguments["restarts"], *images.shape[1:])
-            extra["starts"] = _noise(params.seed, name, batch, shape).to(device)
-        if "partners" in wants:
-            drawn = [
-                others[label][rng(params.seed, "partner", name, index).integers(len(others[label]))]
-                for index, label in zip(batch.index.tolist(), batch.label.tolist(), strict=True)
-            ]
-            extra["partners"] = networks.to_images(pool.image[drawn], device)
-        with torch_seed(params.seed, "attack", name, int(batch.index[0])):
-            try:
-                result = engine.run(partial(function, **arguments), model, images, labels, extra)
-            except Exception as error:
-                if not attack.of_library:
-                    raise
-                words = " ".join(f"{type(error).__name__} {error}".split())
-                raise InputError(
-                    f"{PARAMS_FILE}: {params.key(name, attack)}: {attack.method} failed: {words}"
-                ) from error
         parts.append(engine.store(net, batch.image, result, labels, attack, params.store))
     image, prediction, prediction_float, prediction_rounded = (
         np.concatenate(part) for part in zip(*parts, strict=True)
@@ -161,6 +130,51 @@ def attacked(
         "linf": np.abs(flat).max(1, initial=0),
     }
     return store.Images(shard.index, shard.label, image, columns)
+
+
+def attack_batch(
+    params: Params,
+    attack: Attack,
+    name: str,
+    model: engine.Fast,
+    batch: store.Images,
+    pool: store.Images,
+    device: torch.device,
+) -> Tensor:
+    """A batch as the attack leaves it (N, 3, H, W), not yet stored; arguments and InputError as for `attacked`."""
+    function = attacks.find(attack.method)
+    wants = inspect.signature(function).parameters
+    arguments = attack.stored()
+    if arguments.get("seed", 0) is None:
+        # Left alone, torchattacks would take the time of day.
+        arguments["seed"] = int(rng(params.seed, "torchattacks", name).integers(2**31))
+    images = networks.to_images(batch.image, device)
+    labels = torch.from_numpy(batch.label).to(device)
+    extra: dict[str, Tensor] = {}
+    if "noise" in wants:
+        extra["noise"] = _noise(params.seed, name, batch, tuple(images.shape[1:])).to(device)
+    if "starts" in wants:
+        shape = (arguments["restarts"], *images.shape[1:])
+        extra["starts"] = _noise(params.seed, name, batch, shape).to(device)
+    if "partners" in wants:
+        extra["partners"] = networks.to_images(pool.image[_partners(params.seed, name, batch, pool)], device)
+    with torch_seed(params.seed, "attack", name, int(batch.index[0])):
+        try:
+            return engine.run(partial(function, **arguments), model, images, labels, extra)
+        except Exception as error:
+            if not attack.of_library:
+                raise
+            words = " ".join(f"{type(error).__name__} {error}".split())
+            raise InputError(f"{PARAMS_FILE}: {params.key(name, attack)}: {attack.method} failed: {words}") from error
+
+
+def _partners(seed: int, name: str, batch: store.Images, pool: store.Images) -> list[int]:
+    """For each image of the batch, a row of the pool that is of another class."""
+    others = {label: np.flatnonzero(pool.label != label) for label in np.unique(batch.label).tolist()}
+    return [
+        int(others[label][rng(seed, "partner", name, index).integers(len(others[label]))])
+        for index, label in zip(batch.index.tolist(), batch.label.tolist(), strict=True)
+    ]
 
 
 def _noise(seed: int, name: str, batch: store.Images, shape: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,7 @@ class Results:
     pairs: pd.DataFrame  # of those, clean and attacked
     histories: dict[str, pd.DataFrame]
     timings: list[dict[str, Any]]
+    left_out: Mapping[str, str]  # parts of which there are no rows, and why
 
     @property
     def structures(self) -> list[str]:
@@ -77,14 +78,17 @@ class Results:
         return [str(name) for name in self.clean["train"].metadata["classes"]]
 
 
-def render(params: Params) -> None:
+def render(params: Params, left_out: Mapping[str, str] | None = None) -> None:
     """Write reports/ from the stored predictions, attacks, histories and timings, and print one line.
 
+    left_out: which of `whitebox`, `detect` and `corruptions` are not read at all, and why, which the report says.
     Raises InputError where a file, or a part of it, is missing or does not fit the clean images. The old reports stay
     as they are until all new ones are made.
     """
     start = time.perf_counter()
-    results = _read(params)
+    if left_out and "whitebox" in left_out:
+        params = params.model_copy(update={"whitebox": params.whitebox.model_copy(update={"images": 0})})
+    results = _read(params, left_out or {})
     temporary = Path(f".{files.REPORTS}.{os.getpid()}.tmp")
     drawings = temporary / "figures"
     try:
@@ -187,13 +191,11 @@ def _publish(temporary: Path, folder: Path) -> None:
 # Reading
 
 
-def _read(params: Params) -> Results:
-    clean = _clean()
+def _read(params: Params, left_out: Mapping[str, str]) -> Results:
+    clean, structures = _clean(), (BASELINE, *params.structures)
     stored = _all_stored(params, clean)
-    predictions = pd.concat(
-        [_predictions(params, structure, clean) for structure in (BASELINE, *params.structures)], ignore_index=True
-    )
-    scores = _scores(params, clean)
+    predictions = pd.concat([_predictions(params, structure, clean) for structure in structures], ignore_index=True)
+    scores = _scores([] if "detect" in left_out else _detectors(params), params, clean)
     noise = [name for name, attack in {**params.attacks, **params.unseen_attacks}.items() if attack.noise]
     source_clean = predictions[(predictions["structure"] == BASELINE) & (predictions["attack"] == CLEAN)]
     return Results(
@@ -203,11 +205,12 @@ def _read(params: Params) -> Results:
         stored,
         _mixture(params, params.mixture.adv_ratio, clean, predictions, stored),
         robustness.read(params, clean["test"].index, clean["test"].label),
-        _read_corruptions(params, clean["heldout"]),
+        _read_corruptions(() if "corruptions" in left_out else structures, clean["heldout"]),
         scores,
         statistics.matched(scores, stored, source_clean, noise),
         {name: _history(files.HISTORY / f"{name}.csv") for name in ("pretrained", *params.structures)},
         _timings(params),
+        left_out,
     )
 
 
@@ -269,12 +272,12 @@ def _predictions(params: Params, structure: str, clean: dict[str, store.Images])
     return rows.assign(structure=structure, correct=rows["label"] == rows["prediction"])
 
 
-def _scores(params: Params, clean: dict[str, store.Images]) -> pd.DataFrame:
-    """Scores of every structure's detector, under the structure's name, and, once, of the known ones; with what they
+def _scores(structures: Sequence[str], params: Params, clean: dict[str, store.Images]) -> pd.DataFrame:
+    """Scores of these structures' detectors, under the structure's name, and, once, of the known ones; with what they
     accuse, as statistics.accuse tells it, and attrs `fitted`."""
     parts: list[pd.DataFrame] = []
     fitted: dict[str, Any] = {}
-    for name in _detectors(params):
+    for name in structures:
         path = files.DETECTION / f"{name}.parquet"
         rows = statistics.read(path, DETECTION_COLUMNS)
         rows = rows[(rows["kind"] != "attack") | rows["attack"].isin(_attacks(params))]
@@ -294,14 +297,17 @@ def _scores(params: Params, clean: dict[str, store.Images]) -> pd.DataFrame:
     return scores
 
 
-def _read_corruptions(params: Params, clean: store.Images) -> pd.DataFrame:
-    """Predictions of every structure for the held-out images (`clean`) under common corruptions; InputError where some
+def _read_corruptions(structures: Sequence[str], clean: store.Images) -> pd.DataFrame:
+    """Predictions of these structures for the held-out images (`clean`) under common corruptions; InputError where some
     are missing."""
     kinds = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS]
+    columns = ["index", "split", "seed", "corruption", "strength", "label", "prediction"]
+    if not structures:
+        return statistics.no_rows(columns, {"split": "str", "corruption": "str"})
     parts = []
-    for structure in (BASELINE, *params.structures):
+    for structure in structures:
         path = files.CORRUPTIONS / f"{structure}.parquet"
-        rows = statistics.read(path, ["index", "split", "seed", "corruption", "strength", "label", "prediction"])
+        rows = statistics.read(path, columns)
         versions = rows["corruption"].where(
             rows["strength"] == 0, rows["corruption"] + ":" + rows["strength"].astype(str)
         )
@@ -391,7 +397,7 @@ def _numbers(results: Results) -> Numbers:
         tables.per_attack(params, statistics.accuracies(results.predictions, ["split", "structure", "attack"]), notes),
         robustness.table(params, robustness.accuracies(params, results.whitebox, worst_cases)),
         robustness.checks_table(params, robustness.checks(params, results.whitebox, test)),
-        tables.detectors(params, intensity.tidy, results.scores, results.pairs) if results.detectors else [],
+        tables.detectors(params, intensity.tidy, results.scores, results.pairs) if len(results.scores) else [],
         on_mixture,
         statistics.comparisons(results.predictions, results.structures, by),
         robustness.comparisons(params, worst_cases),
@@ -571,9 +577,7 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
         _mixture_section(results, numbers),
         _attacks_section(results, numbers, folder),
         *beside,
-        robustness.section(
-            results.params, results.whitebox, numbers.whitebox, numbers.in_worst_cases, numbers.checks, folder
-        ),
+        _whitebox_section(results, numbers, folder),
         _corruptions_section(results, folder),
         _opponents_section(results, numbers, folder),
         _failures_section(results, folder),
@@ -649,6 +653,12 @@ def _opening(results: Results, numbers: Numbers) -> list[str]:
             bullets.append(f"- {title}, accuracy on a mixture of clean and attacked images: {', '.join(found)}.")
             bullets += [f"  - {line}" for line in _differences(results, numbers, split)]
     bullets += _aimed_at_themselves(numbers)
+    if results.left_out:
+        bullets.append(
+            "- **Left out of this run**: "
+            + "; ".join(f"{part} ({escape.markdown(why)})" for part, why in results.left_out.items())
+            + "."
+        )
     count = tables.trainings(numbers.on_mixture)
     notes = [f"{tables.differences_note(count)} {tables.chance_note(count)}"] if params.structures and bullets else []
     return [*lines, *(["\n".join(bullets)] if bullets else []), *notes]
@@ -916,8 +926,18 @@ def _gallery_images(
     ]
 
 
+def _whitebox_section(results: Results, numbers: Numbers, folder: Path) -> Section:
+    if "whitebox" in results.left_out:
+        return Section(robustness.TITLE, [_why_left_out(results, "whitebox")])
+    return robustness.section(
+        results.params, results.whitebox, numbers.whitebox, numbers.in_worst_cases, numbers.checks, folder
+    )
+
+
 def _corruptions_section(results: Results, folder: Path) -> Section:
-    rows = results.corruptions
+    title, rows = "Common corruptions", results.corruptions
+    if "corruptions" in results.left_out:
+        return Section(title, [_why_left_out(results, "corruptions")])
     each = statistics.accuracies(rows, ["structure", "corruption", "strength"])
     both = pd.concat([rows, rows[rows["strength"] > 0].assign(corruption="all")])
     table = tables.corruptions(results.params, each, statistics.accuracies(both, ["structure", "corruption"]))
@@ -926,7 +946,11 @@ def _corruptions_section(results: Results, folder: Path) -> Section:
         figures.corruptions(folder / "corruptions.png", table.tidy)
         caption = "Accuracy on the held-out images by strength of each corruption, with 95 % intervals."
         parts.append(Figure("corruptions", caption))
-    return Section("Common corruptions", parts)
+    return Section(title, parts)
+
+
+def _why_left_out(results: Results, part: str) -> str:
+    return f"Left out of this run: {escape.markdown(results.left_out[part])}."
 
 
 def _failures_section(results: Results, folder: Path) -> Section:
@@ -1014,7 +1038,6 @@ def _detector_section(results: Results, numbers: Numbers, folder: Path) -> Secti
                 "found at 5 % accused": tables.number(metrics["tpr_at_fpr05"]),
             }
             rows.append(row | ({} if published is None else {"paper's accuracy": f"{published:.4f}"}))
-    on_attacks, on_pairs, on_benign, aimed = numbers.detection
     note = (
         "An image that its attack left unchanged counts as clean. *Majority* is what always giving the commoner answer "
         "would score; *found at 5 % accused* is the share of adversarial images found when at most 5 % of the clean "
@@ -1025,7 +1048,12 @@ def _detector_section(results: Results, numbers: Numbers, folder: Path) -> Secti
         "and says whether the image was attacked. Below: how it does on the mixture, as in the paper; on each attack "
         "alone, beside two known detectors; on images that something harmless has changed; and against an attacker "
         "who knows of it, which is what tells its worth as a defence.",
-        *_detector_verdicts(results, on_attacks.tidy, aimed.tidy),
+        *([_why_left_out(results, "detect")] if "detect" in results.left_out else []),
+        *(
+            _detector_verdicts(results, numbers.detection[0].tidy, numbers.detection[-1].tidy)
+            if numbers.detection
+            else []
+        ),
         tables.plain("detector", "The detector on the mixture.", pd.DataFrame(rows), [note + tables.INTERVALS]),
     ]
     lines = {}
@@ -1040,7 +1068,15 @@ def _detector_section(results: Results, numbers: Numbers, folder: Path) -> Secti
         several = ", all trainings together" if len(results.params.seeds) > 1 else ""
         caption = f"The mixture of test images: what the detector finds against what it wrongly accuses{several}."
         parts.append(Figure("detector_roc", caption))
-    parts.append(on_attacks)
+    return Section("The detector", [*parts, *_detector_on_attacks(results, numbers, folder)])
+
+
+def _detector_on_attacks(results: Results, numbers: Numbers, folder: Path) -> list[str | tables.Table | Figure]:
+    """Each attack alone, pairs, benign changes and who aims at the detector; nothing where that was left out."""
+    if not numbers.detection:
+        return []
+    on_attacks, on_pairs, on_benign, aimed = numbers.detection
+    parts: list[str | tables.Table | Figure] = [on_attacks]
     titles = _titles(results.params)
     test = results.pairs[results.pairs["split"] == "test"]
     panels = {
@@ -1054,7 +1090,7 @@ def _detector_section(results: Results, numbers: Numbers, folder: Path) -> Secti
         figures.detector_roc_by_attack(folder / "detector_roc_by_attack.png", panels)
         caption = "Each attack alone, on the test images that it changed: what detectors find against what they accuse."
         parts.append(Figure("detector_roc_by_attack", caption))
-    return Section("The detector", [*parts, on_pairs, on_benign, aimed])
+    return [*parts, on_pairs, on_benign, aimed]
 
 
 def _detector_verdicts(results: Results, found: pd.DataFrame, aimed: pd.DataFrame) -> list[str]:

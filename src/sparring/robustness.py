@@ -13,6 +13,7 @@ from sparring.params import AUTOATTACK, BASELINE, CLEAN, MORE_STEPS, SQUARE, Att
 from sparring.tables import Table
 
 COLUMNS = ["index", "seed", "attack", "label", "prediction", "l2", "linf"]
+TITLE = "White-box: attacks aimed at each structure itself"
 WORST, ANY = "worst case", "any of these"
 UNBOUNDED = "without a bound nothing is left"
 MUCH = 0.02  # of accuracy, that more steps may take away
@@ -30,6 +31,8 @@ def read(params: Params, test_index: np.ndarray, test_label: np.ndarray) -> pd.D
 
     test_index, test_label: (N,), the test split.  Raises InputError where a file, an attack or an image is missing.
     """
+    if not params.whitebox.images:
+        return statistics.no_rows([*COLUMNS, "structure"], {"attack": "str", "structure": "str"})
     known = pd.Series(test_label, index=test_index)
     parts = []
     for structure in (BASELINE, *params.structures):
@@ -322,9 +325,8 @@ def section(
 
     rows: from `read`.  accuracy: from `table`.  compared: from `comparisons`.  found: from `checks_table`.
     """
-    title = "White-box: attacks aimed at each structure itself"
     if accuracy.tidy.empty:
-        return Section(title, ["No white-box attack was run (`whitebox.images`), or there are no test images."])
+        return Section(TITLE, ["No white-box attack was run (`whitebox.images`), or there are no test images."])
     parts: list[str | Table | Figure] = [*warnings(found.tidy), accuracy]
     parts += tables.mcnemar(params, "whitebox_mcnemar", compared, ["test"])
     points = curve(params, rows)
@@ -334,4 +336,4 @@ def section(
         steps = params.whitebox.attacks[params.whitebox.reference].arguments["steps"]
         caption = f"Accuracy under white-box PGD of {steps} steps by its radius, with 95 % intervals. "
         parts.append(Figure("whitebox_curve", caption + "It must end at zero."))
-    return Section(title, [*parts, found])
+    return Section(TITLE, [*parts, found])

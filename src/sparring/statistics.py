@@ -8,7 +8,7 @@ source model), `l2` and `linf` (in [0, 1] units).
 import itertools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,14 @@ def read(path: Path, columns: list[str]) -> pd.DataFrame:
     except (pa.ArrowException, ValueError, OSError) as error:
         message = " ".join(str(error).split())[:200]
         raise InputError(f"{path} cannot be read ({message}); delete it and run `dvc repro`") from error
+
+
+def no_rows(columns: Sequence[str], types: Mapping[str, str]) -> pd.DataFrame:
+    """Predictions of nothing: these columns and `correct`; numbers where `types` does not say otherwise."""
+    empty = {
+        name: pd.Series(dtype=types.get(name, "float64" if name in ("l2", "linf") else "int64")) for name in columns
+    }
+    return pd.DataFrame(empty | {"correct": pd.Series(dtype=bool)})
 
 
 def check_complete(

@@ -1,0 +1,161 @@
+"""What this machine does of the work of benchmarks/full_size.py: a few batches of each kind, timed."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import attacks as attack_benchmark
+import planning
+import torch
+import training as training_benchmark
+from torch import Tensor
+
+from sparring import device, files, generation, networks, store, structures, training, transforms
+from sparring.attacks import engine
+from sparring.detector import TransformerDetector
+from sparring.params import Attack, Params
+
+LARGER = 512  # images a batch, beside the profile's own, where there is a GPU
+BESIDE = 2.5  # how much faster three attacks were side by side than one after another on an H100
+WARM_UP, TIMED = 3, 5  # steps
+ATTACKED = {"cuda": 512, "cpu": 16}  # images
+CW_STEPS = 10
+
+
+def rates(settings: Params, start: float) -> planning.Rates:
+    """Rates of random nets of these parameters on the prepared images.
+
+    start: seconds that a process takes until it computes. Labels are what the net says, so that attacks find every
+    image classified right, as most images of a trained net are.
+    """
+    on = device.choose(settings)
+    dtype = device.precision(settings, on)
+    clean = store.read(files.CLEAN / "train.parquet")
+    net = training.create(settings, "pretrained", len(clean.metadata["classes"]))
+    device.channels_last(net, on)
+    sizes = [settings.training.batch_size]
+    sizes += [LARGER] if on.type == "cuda" and sizes[0] < LARGER <= len(clean) else []
+    steps = {str(size): _steps(settings, clean, size, on, dtype) for size in sizes}
+    shown = clean[: ATTACKED[on.type]]
+    probabilities = networks.predict(net, shown.image, settings.store.batch_size, on)
+    shown = store.Images(shown.index, probabilities.argmax(1), shown.image, {}, shown.metadata)
+    attacked = {
+        name: _attack(settings, name, attack, net, shown, clean, on, dtype) for name, attack in settings.attacks.items()
+    }
+    images, labels = networks.to_images(shown.image, on), torch.from_numpy(shown.label).to(on)
+    exact = engine.Fast(net, on, torch.float32)
+    gradient = _seconds(lambda: engine.losses.loss_gradient(exact, images, labels), on)
+    prediction = _seconds(lambda: networks.predict(net, shown.image, settings.store.batch_size, on), on)
+    return planning.Rates(
+        source=f"measured on {device.hardware(on)}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}",
+        gpu=on.type == "cuda",
+        steps=steps,
+        attacks=attacked,
+        gradients=len(shown) / gradient,
+        predict=len(shown) / prediction,
+        prepare=json.loads((files.TIMINGS / "prepare.json").read_text())["images_per_second"],
+        start=start,
+        beside=BESIDE if on.type == "cuda" else 1.0,
+    )
+
+
+def write(settings: Params, path: Path, began: float) -> None:
+    """Measure and write the rates.  began: when this process was asked for (time.time)."""
+    device.choose(settings)
+    torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
+    start = time.time() - began
+    with files.replacing(path) as temporary:
+        temporary.write_text(json.dumps(asdict(rates(settings, start)), indent=2) + "\n")
+
+
+def _seconds(work: Callable[[], object], on: torch.device, times: int = 3) -> float:
+    """The median of a few runs after one."""
+    work()
+    seconds = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        work()
+        if on.type == "cuda":
+            torch.cuda.synchronize(on)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def _steps(settings: Params, clean: store.Images, size: int, on: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Images a second of a plain and of a joint step, crops included."""
+    batch = clean[:size]
+    pixels, labels = networks.to_images(batch.image, on), torch.from_numpy(batch.label).to(on)
+    adversarial = torch.arange(len(labels), device=on) % 2 == 0
+    area = (settings.training.crop_area[0], settings.training.crop_area[1])
+    boxes = transforms.draw_crops(device.rng(0, "measure"), len(labels), area, settings.training.horizontal_flip).to(on)
+    classes = len(clean.metadata["classes"])
+    net, pretrained = (training.create(settings, name, classes) for name in ("target", "pretrained"))
+    device.channels_last(net, on).train()
+    plain = training.plain_step(net, settings.training, dtype)
+    helper = device.channels_last(networks.frozen(pretrained), on)
+    detector = TransformerDetector(settings.detector, networks.map_shapes(net, settings.data.image_size)).to(on)
+    joint = structures.joint_step(net, helper, detector, settings.training, settings.detector, dtype)
+
+    def several(run: Callable[[Tensor, Tensor, Tensor], object]) -> None:
+        for _ in range(TIMED):
+            run(transforms.crop(pixels, boxes), labels, adversarial)
+
+    return {
+        name: len(labels) * TIMED / _seconds(partial(several, step.run), on)
+        for name, step in (("adv", plain), ("ours", joint))
+    }
+
+
+def _attack(
+    settings: Params,
+    name: str,
+    attack: Attack,
+    net: networks.Classifier,
+    shown: store.Images,
+    pool: store.Images,
+    on: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Images a second of an attack alone and of storing; of C&W as if it took 100 steps."""
+    steps = CW_STEPS if attack.method == "cw" else None
+    chosen = attack.model_copy(update={"arguments": attack.arguments | ({"steps": steps} if steps else {})})
+    model = engine.Fast(net, on, dtype)
+    labels = torch.from_numpy(shown.label).to(on)
+    results: list[Tensor] = []
+
+    def alone() -> None:
+        results[:] = [generation.attack_batch(settings, chosen, name, model, shown, pool, on)]
+
+    def storing() -> None:
+        engine.store(net, shown.image, results[0], labels, chosen, settings.store)
+
+    seconds = _seconds(alone, on, 1)
+    share = 100 / CW_STEPS if steps else 1.0
+    return {"attack": len(shown) / (seconds * share), "store": len(shown) / _seconds(storing, on, 1)}
+
+
+def benchmark(settings: Params, path: Path) -> None:
+    """Rows of benchmarks/attacks.py (torchattacks beside) and benchmarks/training.py, as many as time allows; each is
+    written as soon as it is there. In the folder of a run whose attacks are stored."""
+    calls: list[tuple[str, Callable[[], dict[str, object]]]] = [
+        (f"step {name}", partial(training_benchmark.measure, name, None, None, TIMED, 1, Path()))
+        for name in ("bare", "adv", "ours_full_4", "ours_low_2")
+    ]
+    for name in attack_benchmark.SETTINGS:
+        for library in attack_benchmark.ROWS[name][:2]:
+            count = 16 if library != "sparring" and name in ("deepfool", "nst") else 256
+            calls.append((f"{name} by {library}", partial(attack_benchmark.measure, name, library, count, 1)))
+    rows: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
+    for name, call in calls:
+        if name in rows:
+            continue
+        try:
+            rows[name] = call()
+        except Exception as error:  # a peer may fail in any way; the others' rows count all the same
+            rows[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        with files.replacing(path) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n")
