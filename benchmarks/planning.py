@@ -14,6 +14,7 @@ LEAST_CW_STEPS = 20
 LEAST_WHITEBOX = 50  # images; a fifth of them for the sanity checks and the curve, a tenth for AutoAttack
 # Of the time that the least of everything leaves, what goes to C&W's steps and to white-box images; epochs get the rest
 CW_SHARE, WHITEBOX_SHARE = 0.15, 0.25
+RESERVE = 0.1  # of the time is planned for nothing, as the rest may take longer than it was measured
 STARTS = 2  # processes, one after another, whose start each part waits for
 REPORT = 25.0  # seconds that the report is given at least
 BENCHMARK = 30.0  # seconds for the benchmarks' rows
@@ -115,11 +116,12 @@ class Plan:
 
 
 def plan(rates: Rates, params: Params, seconds: float, parts: Sequence[str] = PARTS) -> Plan:
-    """The largest run of these parameters whose `parts` fit into `seconds`.
+    """The largest run of these parameters whose `parts` fit into `seconds`, but for RESERVE of them.
 
     It starts from the least of everything, without the parts that do not fit even so. What time is left then goes to
     C&W's steps, white-box images and epochs, none beyond what the parameters ask for.
     """
+    seconds *= 1 - RESERVE
     asked = params.training.batch_size
     size = int(max(rates.steps, key=lambda size: 1 / sum(1 / rate for rate in rates.steps[size].values())))
     steps = params.attacks["cw"].arguments["steps"] if "cw" in params.attacks else LEAST_CW_STEPS

@@ -63,21 +63,21 @@ class Tasks:
         log = os.open(self.records / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(log, stream)
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w", 1) for stream in (1, 2))
         os.chdir(self.work)
         try:
             task()
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {error}", file=sys.stderr)
             os._exit(1)
         except SystemExit as stopped:  # its state is saved
-            print(stopped, file=sys.stderr, flush=True)
+            print(stopped, file=sys.stderr)
             os._exit(1)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         with files.replacing(self.records / f"{name}.json") as path:
             path.write_text(json.dumps({"began": began, "ended": time.time()}) + "\n")
-        sys.stdout.flush()
         os._exit(0)  # without the parent's handlers
 
     def _report(self, part: str, name: str) -> None:
