@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sparring import decode, folders, parquet, progress, splits, store
-from sparring.params import SPLITS, Data, InputError, Params, one_line, outputs
+from sparring.params import SPLITS, Data, InputError, Params, one_line, outputs, reason
 from sparring.sources import BATCH, Encoded, Source, location, some
 
 CLEAN = Path("data/clean")
@@ -170,7 +170,7 @@ def _cifar10(data: Data) -> Source:
         train, test = (CIFAR10(root=str(folder), train=part, download=True) for part in (True, False))
     except (RuntimeError, OSError, EOFError, HTTPException, tarfile.TarError) as error:
         raise InputError(
-            f"data.source cifar10: no download of {CIFAR10.url} into {folder} ({decode.one_line(error)}); put the "
+            f"data.source cifar10: no download of {CIFAR10.url} into {folder} ({reason(error)}); put the "
             f"archive there yourself, or read a copy with data.source parquet or folder"
         ) from error
     label = np.array([*train.targets, *test.targets], np.int64)

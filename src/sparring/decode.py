@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from sparring.params import InputError
+from sparring.params import InputError, reason
 from sparring.sources import Encoded, some
 
 MOST_PIXELS = 50_000_000  # of one encoded image: a small file can claim to be a picture that fills the memory
@@ -92,8 +92,8 @@ def _decode(name: str, encoded: Encoded, size: int, background: str, several: li
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _Refused(too_large) from error
     except Exception as error:  # Pillow's decoders let out whatever a broken file provokes: SyntaxError, struct.error …
-        reason = "not in an image format" if isinstance(error, UnidentifiedImageError) else one_line(error)
-        raise _Refused(f"is no readable image ({reason}); mend it or remove it") from error
+        why = "not in an image format" if isinstance(error, UnidentifiedImageError) else reason(error)
+        raise _Refused(f"is no readable image ({why}); mend it or remove it") from error
 
 
 def _reduced(image: Image.Image, size: int) -> Image.Image:
@@ -159,7 +159,3 @@ def _strict_pillow() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparring import evaluation, files, networks, programs, progress, store
 from sparring.device import channels_last, choose, rng
 from sparring.networks import Classifier
-from sparring.params import EVALUATED_SPLITS, InputError, Network, Params
+from sparring.params import EVALUATED_SPLITS, InputError, Network, Params, reason
 from sparring.programs import FACTS
 
 PROGRAM = ".pt2"
@@ -147,7 +147,7 @@ class _Model(nn.Module):
             logits = self.run[0](images)
         except Exception as error:  # whatever a program raises
             raise InputError(
-                f"{self.path} cannot read {count} images of 3×{size}×{size} at a time ({programs.line(error)}); "
+                f"{self.path} cannot read {count} images of 3×{size}×{size} at a time ({reason(error)}); "
                 "export it for that size, with a dynamic batch"
             ) from error
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
@@ -217,7 +217,7 @@ def _read(
     try:
         facts = networks.noted(path)
     except InputError as error:
-        raise InputError(f"{path} is not a safetensors file ({programs.line(error.__cause__ or error)})") from error
+        raise InputError(f"{path} is not a safetensors file ({reason(error.__cause__ or error)})") from error
     if network is None:
         if facts is None:
             raise InputError(f"{path} does not say its architecture; name it, as in --network vgg11_bn")

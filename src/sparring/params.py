@@ -59,6 +59,11 @@ def one_line(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line of 200 characters at most, for an InputError to quote."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def root() -> Path:
     """The main repository, also from the copy below .dvc/tmp in which DVC runs queued experiments."""
     here = Path.cwd()

@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sparring import progress
-from sparring.decode import one_line
-from sparring.params import PARAMS_FILE, Data, InputError
+from sparring.params import PARAMS_FILE, Data, InputError, reason
 from sparring.sources import BATCH, OFFICIAL, SPLIT_WORDS, Encoded, Source, existing, heldout, some
 
 
@@ -218,7 +217,7 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is no Parquet file, or a broken one ({one_line(error)}); fetch it again") from error
+        raise InputError(f"{file} is no Parquet file, or a broken one ({reason(error)}); fetch it again") from error
 
 
 def _all_null(metadata: pq.FileMetaData, column: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch._ops import OpOverload
 
-from sparring.params import InputError
+from sparring.params import InputError, reason
 
 FACTS = "sparring.json"  # in a program, what is known of the model
 # Of an archive of torch.export, what a copy of it needs, and all that such parts may be called.
@@ -39,7 +39,7 @@ def facts(path: Path) -> dict[str, object]:
                 if name.partition("/")[2] == f"extra/{FACTS}":
                     return dict(json.loads(archive.read(name)))
     except (BadZipFile, ValueError, TypeError) as error:
-        raise InputError(f"{path}: its {FACTS} cannot be read ({line(error)}); export it again") from error
+        raise InputError(f"{path}: its {FACTS} cannot be read ({reason(error)}); export it again") from error
     return {}
 
 
@@ -56,7 +56,7 @@ def read(path: Path, device: torch.device) -> nn.Module:
     except InputError:
         raise
     except Exception as error:  # whatever a broken archive makes torch raise
-        raise InputError(f"{path} cannot be read as a program of torch.export ({line(error)})") from error
+        raise InputError(f"{path} cannot be read as a program of torch.export ({reason(error)})") from error
 
 
 def _harmless(path: Path) -> io.BytesIO:
@@ -80,7 +80,7 @@ def _harmless(path: Path) -> io.BytesIO:
                     _check_payload(json.loads(content), path)
                 new.writestr(f"model/{part}", content)
     except (BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a program of torch.export ({line(error)})") from error
+        raise InputError(f"{path} is not a program of torch.export ({reason(error)})") from error
     copy.seek(0)
     return copy
 
@@ -140,8 +140,3 @@ def _refuse(path: Path, what: str) -> NoReturn:
         f"{path} is not read: {what[:200]}, and what is not plain operations on plain tensors could run any code; "
         "use a .safetensors file"
     )
-
-
-def line(error: BaseException) -> str:
-    """What an error says, in one line of 200 characters at most."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

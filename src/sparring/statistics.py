@@ -19,7 +19,7 @@ import pyarrow as pa
 from scipy.stats import binomtest, norm, rankdata, t
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from sparring.params import CLEAN, InputError
+from sparring.params import CLEAN, InputError, reason
 
 LEVEL = 0.95
 POINT = 0.01  # of accuracy: structures that differ by less are equivalent
@@ -70,8 +70,7 @@ def read(path: Path, columns: list[str]) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; `dvc repro` makes it") from error
     except (pa.ArrowException, ValueError, OSError) as error:
-        message = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} cannot be read ({message}); delete it and run `dvc repro`") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}); delete it and run `dvc repro`") from error
 
 
 def no_rows(columns: Sequence[str], types: Mapping[str, str]) -> pd.DataFrame:

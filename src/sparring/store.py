@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparring.files import replacing
-from sparring.params import InputError
+from sparring.params import InputError, reason
 
 METADATA_KEY = b"sparring"
 COLUMN_TYPES = {
@@ -156,7 +156,7 @@ def _told(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; `dvc repro` makes it") from error
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read ({_one_line(error)}); delete it and run `dvc repro`") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}); delete it and run `dvc repro`") from error
 
 
 def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:
@@ -201,7 +201,3 @@ def check_source(images: Images, digest: str, path: Path) -> None:
     found = images.metadata.get("source_model")
     if found != digest:
         raise InputError(f"{path} was made against model {found}, not {digest}; delete it and run `dvc repro`")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
