@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from sparring import __main__ as command_line
 from sparring import params
@@ -171,3 +172,48 @@ def test_as_a_program(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: params.yaml is missing; run `python -m sparring profile digits` to make it\n"
+
+
+def older(text: str) -> str:
+    """The default file as it was before some of its keys existed."""
+    text = re.sub(r"(?m)^  background: .*\n", "", text)
+    text = re.sub(r"(?ms)^store:.*?(?=^\S)", "", text)
+    text = text.replace(", loss: cross_entropy", "").replace(
+        "adv: {opponents: sampler, detector: none}", "adv: {opponents: sampler}"
+    )
+    return text.replace("epochs: 12", "epochs: 7  # mine")
+
+
+def test_a_file_of_an_older_version_is_told_what_it_lacks_and_filled(run: Run) -> None:
+    path = Path("params.yaml")
+    path.write_text(older(DIGITS.decode()), encoding="utf-8")
+    before = path.read_bytes()
+    code, out, err = run("check")
+    lacks = ["data.background", "store", "structures.adv.detector"]
+    lacks += [f"whitebox.attacks.{name}.loss" for name in ("pgd", "pgd_8", "pgd_l2")]
+    assert code == 1 and err.count("\n") == 1 and not out
+    assert err.startswith(f"error: params.yaml: {', '.join(lacks)} are missing") and "check --fill" in err
+    assert path.read_bytes() == before
+    code, out, _ = run("check", "--fill")
+    assert code == 0 and [line.split(": ")[0] for line in out.splitlines()[:-1]] == lacks
+    values, wanted = (YAML(typ="safe").load(text) for text in (path.read_text(encoding="utf-8"), DIGITS.decode()))
+    wanted["training"]["epochs"] = 7
+    assert values == wanted
+    text = path.read_text(encoding="utf-8")
+    assert "# mine" in text and "# images a row group" in text and text.index("\nstore:") < text.index("\nattacks:")
+    assert run("check", "--fill")[1].startswith("nothing is missing\nparams.yaml is valid")
+
+
+def test_a_misspelt_key_is_not_taken_for_a_missing_one(run: Run) -> None:
+    path = Path("params.yaml")
+    path.write_text(DIGITS.decode().replace("  epochs:", "  epoch:"), encoding="utf-8")
+    before = path.read_bytes()
+    for command in (("check",), ("check", "--fill")):
+        code, _, err = run(*command)
+        assert code == 1 and "training.epoch is not a key; did you mean epochs?" in err
+        assert path.read_bytes() == before
+
+
+def test_words_that_an_entry_leaves_out_are_filled_in(run: Run) -> None:
+    assert run("profile", "digits", "--set", "structures.plain={opponents: fixed}")[0] == 0
+    assert params.load().structures["plain"].model_dump() == {"opponents": "fixed", "detector": "none"}

@@ -43,9 +43,28 @@ def profile(
 
 
 @app.command()
-def check() -> None:
-    """Validate params.yaml."""
-    values = params.load()
+def check(
+    fill: Annotated[
+        bool, typer.Option("--fill", help="Add what the file of an older version lacks, with values as they were.")
+    ] = False,
+) -> None:
+    """Validate params.yaml.
+
+    For example, after an update: python -m sparring check --fill
+    """
+    if fill:
+        for line in profiles.fill() or ["nothing is missing"]:
+            print(line)
+    try:
+        values = params.load()
+    except params.InputError as error:
+        absent = profiles.missing(params.read(params.PARAMS_FILE)) if "is missing" in str(error) else {}
+        if not absent:
+            raise
+        raise params.InputError(
+            f"{params.PARAMS_FILE}: {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing, perhaps as the "
+            "file is of an older version; `python -m sparring check --fill` adds what is missing"
+        ) from error
     print(
         f"{params.PARAMS_FILE} is valid: data {values.data.source}; attacks {', '.join(values.attacks)}; "
         f"structures {', '.join(values.structures) or 'none'}"

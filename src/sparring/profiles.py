@@ -3,7 +3,7 @@
 import difflib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,43 @@ FREE_NAMES = ("attacks", "unseen_attacks", "structures", "whitebox.attacks", "sa
 """The sections whose keys are the user's to choose, so that a setting may add one."""
 
 
+def _of_attack(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    return {"loss": "cross_entropy"} if entry.get("method", name) == "pgd" else {}
+
+
+def _of_structure(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    return {"opponents": "none", "detector": "none"}
+
+
+# What an entry of such a section had before it had to say it: (name, entry) → the words and their values.
+WORDS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
+    "attacks": _of_attack,
+    "unseen_attacks": _of_attack,
+    "whitebox.attacks": _of_attack,
+    "structures": _of_structure,
+}
+
+
 def apply(name: str, settings: Sequence[str] = (), path: Path = Path(PARAMS_FILE)) -> list[str]:
     """Write profile `name`, changed by the `key=value` settings, to `path`; the comments of the default profile stay.
 
     Returns a line `key: old → new` for every value that is not what the file held before.
     Raises InputError, and leaves the file as it is, for an unknown profile or key or a value that is not valid.
     """
+    values = _default()
     known = sorted(profile.stem for profile in FOLDER.glob("*.yaml"))
-    if DEFAULT not in known:
-        raise InputError(f"{FOLDER / DEFAULT}.yaml is missing; run this in the repository's main folder")
     if name not in known:
         raise InputError(f"profile {name} does not exist; use {', '.join(known)}")
     yaml = _round_trip()
-    values = yaml.load(FOLDER / f"{DEFAULT}.yaml")
     if name != DEFAULT:
         _merge(values, params.read(FOLDER / f"{name}.yaml"))
     for setting in settings:
         _set(values, setting)
+    for keys, value in list(_missing(values, values, ())):
+        section = values
+        for key in keys[:-1]:
+            section = section[key]
+        section[keys[-1]] = value
     buffer = io.StringIO()
     yaml.dump(values, buffer)
     changed = ", changed by --set" if settings else ""
@@ -49,6 +69,77 @@ def apply(name: str, settings: Sequence[str] = (), path: Path = Path(PARAMS_FILE
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return [f"{path} is new: profile {name}"] if before is None else list(_changes(before, after))
+
+
+def missing(values: Any) -> dict[str, Any]:
+    """What a parameter file of an older version lacks, by dotted key, with the value that changes nothing.
+
+    values: as the file holds them. The value is that of the default profile; of an entry that the user named, the one
+    of WORDS.
+    """
+    return {".".join(keys): _plain(value) for keys, value in _missing(values, _default(), ())}
+
+
+def fill(path: Path = Path(PARAMS_FILE)) -> list[str]:
+    """Add to a parameter file what `missing` finds, with the default profile's comments; a line `key: value` for each.
+
+    All else stays as it is. Raises InputError, and leaves the file as it is, where it is not valid even so.
+    """
+    yaml = _round_trip()
+    params.read(path)  # tells in one line what is wrong with the file itself
+    values, default = yaml.load(path), _default()
+    found = list(_missing(values, default, ()))
+    for keys, value in found:
+        section, model = values, default
+        for key in keys[:-1]:
+            section, model = section[key], model.get(key, {})
+        _insert(section, model, keys[-1], value)
+    buffer = io.StringIO()
+    yaml.dump(values, buffer)
+    params.validate(YAML(typ="safe").load(buffer.getvalue()), str(path))
+    with replacing(path) as temporary:
+        temporary.write_text(buffer.getvalue(), encoding="utf-8")
+    return [f"{'.'.join(keys)}: {_shown(_plain(value))}" for keys, value in found]
+
+
+def _default() -> CommentedMap:
+    path = FOLDER / f"{DEFAULT}.yaml"
+    if not path.exists():
+        raise InputError(f"{path} is missing; run this in the repository's main folder")
+    return _round_trip().load(path)
+
+
+def _missing(values: Any, default: Any, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if not isinstance(values, dict):
+        return
+    section = ".".join(above)
+    if section in FREE_NAMES:
+        for name, entry in values.items():
+            words = {} if not isinstance(entry, dict) else WORDS.get(section, lambda name, entry: {})(name, entry)
+            yield from (((*above, name, key), value) for key, value in words.items() if key not in entry)
+        return
+    for key, value in default.items():
+        if key not in values:
+            # Of a network of torchvision's, blocks and width are no keys.
+            if above != ("network",):
+                yield (*above, key), value
+        elif isinstance(value, dict):
+            yield from _missing(values[key], value, (*above, key))
+
+
+def _insert(section: CommentedMap, model: Any, key: str, value: Any) -> None:
+    """Put a key behind the one that it follows in the default profile, with its comment."""
+    order = list(model)
+    before = [name for name in order[: order.index(key)] if name in section] if key in order else list(section)
+    section.insert(list(section).index(before[-1]) + 1 if before else 0, key, value)
+    if key in order and key in model.ca.items:
+        section.ca.items[key] = model.ca.items[key]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _round_trip() -> YAML:
