@@ -211,32 +211,46 @@ def test_no_other_run_takes_a_checkpoint(
     assert not left.exists() and "going on" in capfd.readouterr().out
 
 
-def test_what_decides_the_bytes_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_decides_the_results_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data, code = tmp_path / "data.bin", tmp_path / "code"
     data.write_bytes(b"1")
-    code.mkdir()
-    (code / "a.py").write_text("1")
+    (code / "inner").mkdir(parents=True)
+    texts = {"a": "from sparring import b", "b": "from sparring.inner.c import d", "inner/c": ""}
+    for name, text in (texts | {"figures": ""}).items():
+        (code / f"{name}.py").write_text(text)
     monkeypatch.setattr(checkpoints, "CODE", code)
 
     def found(settings: object = ("x", 1), dtype: torch.dtype = torch.float32, device: str = "cpu") -> Path:
-        return checkpoints.folder("ours", settings, [data], torch.device(device), dtype)
+        return checkpoints.folder("ours", settings, [data], "sparring.a", torch.device(device), dtype)
 
     first = found()
     assert first == found() and first.parent == tmp_path / files.PARTIAL and first.name.startswith("ours-")
-    others = [found(settings=("x", 2)), found(dtype=torch.bfloat16)]
+    others = [found(settings=("x", 2)), found(dtype=torch.bfloat16), found(device="cuda:0")]
+    assert found(device="cuda:1") == others[-1]
     with monkeypatch.context() as patched:
         patched.setattr(torch, "__version__", "0")
-        others.append(found())
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "hardware", lambda device: "another")
         others.append(found())
     data.write_bytes(b"2")
     others.append(found())
     data.write_bytes(b"1")
-    (code / "a.py").write_text("2")
-    others.append(found())
-    assert len({first, *others}) == 7
+    for name, text in texts.items():
+        (code / f"{name}.py").write_text(f"{text}\n# edited")
+        others.append(found())
+        (code / f"{name}.py").write_text(text)
+    assert len({first, *others}) == 1 + 5 + len(texts)
+    (code / "figures.py").write_text("# edited")  # which the stage does not use
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "hardware", lambda device: "another")
+        assert found() == first and checkpoints.machine(CPU) == "cpu, another"
+
+
+def test_the_code_of_a_stage_is_what_it_imports() -> None:
+    training, attacking = (checkpoints.code(f"sparring.{name}") for name in ("structures", "generation"))
+    names = {path.relative_to(checkpoints.CODE).as_posix() for path in training}
+    assert {"structures.py", "training.py", "sampler.py", "attacks/pgd.py", "attacks/losses.py", "device.py"} <= names
+    assert not {"report.py", "figures.py", "tables.py", "whitebox.py", "exchange.py", "attacks/cw.py"} & names
+    assert {path.stem for path in attacking} >= {"cw", "deepfool", "nst", "engine", "generation"}
 
 
 def test_a_broken_checkpoint_is_no_checkpoint(
@@ -303,5 +317,5 @@ def test_what_nobody_goes_on_from_is_removed_and_the_rest_stays(
     for path in ("train-old/0.pt", "train-old", "train-new", "watch.json"):
         (files.PARTIAL / path).touch()
         os.utime(files.PARTIAL / path, (long_ago, long_ago))
-    checkpoints.folder("train-ours", {}, [], CPU, torch.float32)
+    checkpoints.folder("train-ours", {}, [], "sparring.structures", CPU, torch.float32)
     assert {path.name for path in files.PARTIAL.iterdir()} == {"train-new", "watch.json"}

@@ -1,5 +1,6 @@
 """Survive a kill: what a stage has finished is kept where DVC removes nothing, and a rerun goes on to the same bits."""
 
+import ast
 import hashlib
 import json
 import shutil
@@ -18,27 +19,55 @@ from sparring import files
 from sparring.device import hardware
 from sparring.params import root
 
+PACKAGE = "sparring"
 CODE = Path(__file__).parent
 SHARE = 0.02  # of the time may go into saving
 ABANDONED = 14 * 86400  # seconds without a change, after which nobody is taken to go on from an unfinished run
 
 
-def folder(name: str, settings: object, inputs: Iterable[Path], device: torch.device, dtype: torch.dtype) -> Path:
+def folder(
+    name: str, settings: object, inputs: Iterable[Path], module: str, device: torch.device, dtype: torch.dtype
+) -> Path:
     """Where a run keeps what it has finished, below files.PARTIAL of the main repository.
 
-    Its name ends in a digest of all that decides the run's bytes, so that no other run ever takes it: settings (plain
-    values and sections of params.yaml), the content of the input files, the hardware, torch's version and our code.
+    Its name ends in a digest of what decides the run's results, so that no other run ever takes it: settings (plain
+    values and sections of params.yaml), the content of the input files, type of device and precision, torch's version,
+    and the code of the stage's module (as `sparring.whitebox`) with all that it imports. The processor and its number
+    of threads have no part in it, so results agree to rounding only where another machine goes on. A run whose bytes
+    must not depend on that has `machine` among its settings.
     Folders of runs that were abandoned are removed.
     """
     unfinished = root() / files.PARTIAL
     _remove_abandoned(unfinished)
-    facts = [settings, str(device), hardware(device), str(dtype), torch.__version__]
+    facts = [settings, device.type, str(dtype), torch.__version__]
     text = json.dumps(facts, sort_keys=True, default=lambda section: section.model_dump())
-    found = hashlib.sha256(text.encode())
-    for path in [*inputs, *sorted(CODE.rglob("*.py"))]:
+    digest = hashlib.sha256(text.encode())
+    for path in [*inputs, *code(module)]:
         with path.open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return unfinished / f"{name}-{found.hexdigest()[:16]}"
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return unfinished / f"{name}-{digest.hexdigest()[:16]}"
+
+
+def machine(device: torch.device) -> str:
+    """What two runs have to share for the same bytes: processor, or GPU, and number of threads."""
+    return f"{device}, {hardware(device)}"
+
+
+def code(module: str) -> list[Path]:
+    """The files of a module of this package and of all modules of it that it imports, directly or not, sorted."""
+    reached: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        path = CODE.joinpath(*waiting.pop().split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if path in reached or not path.exists():  # or it is a name within a module
+            continue
+        reached.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
+                waiting += [f"{node.module}.{name.name}" for name in node.names]
+                waiting += [str(node.module)] if node.module != PACKAGE else []
+    return sorted(reached)
 
 
 def _remove_abandoned(unfinished: Path) -> None:

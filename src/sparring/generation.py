@@ -50,7 +50,7 @@ def attack_splits(params: Params, name: str) -> None:
         count = sum(map(len, clean.values()))
         settings = [origin, params.seed, params.deterministic, params.store.model_dump(exclude={"memory_budget"})]
         inputs = [files.CLEAN / f"{split}.parquet" for split in dict.fromkeys(("train", *splits))]
-        unfinished = checkpoints.folder(name, settings, inputs, device, dtype)
+        unfinished = checkpoints.folder(name, settings, inputs, __name__, device, dtype)
         if compiled := engine.worth_compiling(net, attack, train.image.shape[1:], count, device):
             engine.compile_below(unfinished / "compiled")
         model = engine.Fast(net, device, dtype, compiled=compiled)

@@ -145,12 +145,11 @@ def train(params: Params, name: str) -> None:
         gallery = training.gallery(params, attacks, networks.digest(pretrained), device)
 
         sections = [getattr(params, word) for word in (structure.opponents, structure.detector)]
-        settings = [params.deterministic, params.network, params.training]
+        settings = [params.deterministic, params.network, params.training, checkpoints.machine(device)]
         settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
         inputs += [files.PRETRAINED, *(files.ADVERSARIAL / attack / "train.parquet" for attack in attacks)]
-        unfinished = checkpoints.folder(
-            f"train-{name}", [*settings, structure, sections, attacks], inputs, device, dtype
-        )
+        settings += [structure, sections, attacks]
+        unfinished = checkpoints.folder(f"train-{name}", settings, inputs, __name__, device, dtype)
         histories, earlier = [], 0.0
         for seed in params.seeds:
             # A finished seed's state is its last checkpoint: after an interruption nothing of it is trained again.

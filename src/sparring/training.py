@@ -404,9 +404,9 @@ def pretrain(params: Params) -> None:
         inputs = [files.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
         check_classes(params, len(clean.metadata["classes"]))  # of all attacks, before hours of training
-        settings = [params.seed, params.deterministic, params.network, params.training]
+        settings = [params.seed, params.deterministic, params.network, params.training, checkpoints.machine(device)]
         settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
-        unfinished = checkpoints.folder("pretrain", settings, inputs, device, dtype)
+        unfinished = checkpoints.folder("pretrain", settings, inputs, __name__, device, dtype)
         checkpoint = Checkpoint(unfinished / f"{params.seed}.pt")
         net = create(params, "pretrained", len(clean.metadata["classes"]))
         channels_last(net, device)

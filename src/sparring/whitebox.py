@@ -52,9 +52,8 @@ def attack_structure(params: Params, structure: str) -> None:
         trained = [model for model in (files.model(structure, seed) for seed in seeds) if model.exists()]
         settings = [params.seed, params.deterministic, params.network, params.whitebox]
         settings.append(params.store.model_dump(exclude={"memory_budget"}))
-        unfinished = checkpoints.folder(
-            f"whitebox-{structure}", settings, [path, files.PRETRAINED, *trained], device, torch.float32
-        )
+        inputs = [path, files.PRETRAINED, *trained]
+        unfinished = checkpoints.folder(f"whitebox-{structure}", settings, inputs, __name__, device, torch.float32)
         total = len(seeds) * sum(min(count, len(order)) for _, count in params.whitebox.runs.values())
         parts = []
         with progress.bar(f"whitebox@{structure}", total) as advance:
