@@ -49,7 +49,6 @@ from sparring import (
 from sparring.params import BASELINE, InputError, Params
 
 ROOT = Path(__file__).resolve().parent.parent
-SIDE_BY_SIDE = 3  # tasks on a GPU
 SHORT, HELDOUT = 30, 2000  # in fewer minutes than SHORT there are so many held-out images
 LATER = planning.PARTS[planning.PARTS.index("pretrain") :]  # than the measurements that the plan is made from
 SLOWEST = ("cw", "ddn", "deepfool", "nst")  # attacks that begin first
@@ -95,7 +94,7 @@ def carry_out(run: Tasks, out: Path, profile: str, given: list[str]) -> None:
         if part in chosen.left_out:
             continue
         deadline = run.end - chosen.parts["report"]
-        if not run.do(part, of_part(part, settings, out), deadline, SIDE_BY_SIDE if rates.gpu else 1):
+        if not run.do(part, of_part(part, settings, out), deadline, rates.at_once):
             if part == "pretrain":
                 raise InputError(f"{run.reasons[part]}; the same command goes on with it")
             settings = without_unfinished(run, part, settings)

@@ -21,7 +21,9 @@ from sparring.params import Attack, Params
 
 LARGER = 512  # images a batch, beside the profile's own, where there is a GPU
 BESIDE = 2.5  # how much faster three attacks were side by side than one after another on an H100
-WARM_UP, TIMED = 3, 5  # steps
+SIDE_BY_SIDE = 3  # processes at most, of which that was measured
+CONTEXT_BYTES = 2e9  # that a process takes on a GPU beside its tensors
+TIMED = 5  # steps
 ATTACKED = {"cuda": 512, "cpu": 16}  # images
 CW_STEPS = 10
 
@@ -52,7 +54,7 @@ def rates(settings: Params, start: float) -> planning.Rates:
     prediction = _seconds(lambda: networks.predict(net, shown.image, settings.store.batch_size, on), on)
     return planning.Rates(
         source=f"measured on {device.hardware(on)}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}",
-        gpu=on.type == "cuda",
+        at_once=_at_once(on),
         steps=steps,
         attacks=attacked,
         gradients=len(shown) / gradient,
@@ -61,6 +63,14 @@ def rates(settings: Params, start: float) -> planning.Rates:
         start=start,
         beside=BESIDE if on.type == "cuda" else 1.0,
     )
+
+
+def _at_once(on: torch.device) -> int:
+    """How many processes the GPU has room for, each with as much memory as this one has used at most."""
+    if on.type != "cuda":
+        return 1
+    used = torch.cuda.max_memory_allocated(on) + CONTEXT_BYTES
+    return max(1, min(SIDE_BY_SIDE, int(torch.cuda.get_device_properties(on).total_memory / used)))
 
 
 def write(settings: Params, path: Path, began: float) -> None:

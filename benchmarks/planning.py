@@ -42,7 +42,7 @@ PARTS = (
 class Rates:
     """What a machine does, in images a second unless said otherwise.
 
-    source: where the figures come from.  gpu: whether several tasks are done side by side.
+    source: where the figures come from.  at_once: tasks that a GPU has room for side by side; 1 on a CPU.
     steps: by batch size, of `adv` (plain training, the pretrained net's too) and `ours`.
     attacks: by name, `attack` and `store`; C&W's attack for 100 steps.
     gradients, predict: gradients and predictions of single images, in float32.
@@ -51,7 +51,7 @@ class Rates:
     """
 
     source: str
-    gpu: bool
+    at_once: int
     steps: dict[str, dict[str, float]]
     attacks: dict[str, dict[str, float]]
     gradients: float
