@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import full_size  # noqa: E402
+import packing  # noqa: E402
 import planning  # noqa: E402
 from tasks import Tasks  # noqa: E402
 
@@ -122,6 +124,32 @@ def test_tasks_end_at_the_deadline_and_are_not_done_twice(tmp_path: Path) -> Non
     assert run.reasons["two"] == "long: there was no time for it"
     assert time.monotonic() - began < 20 and done.read_text() == "quick\n"
     assert (tmp_path / "records" / "quick.log").read_text() == "quick here\n"
+
+
+def test_use_of_the_gpu_is_told_by_task(tmp_path: Path) -> None:
+    lines = [f"2026/03/01 12:00:0{second}.500, {10 * second}, {1000 + second}" for second in range(6)]
+    (tmp_path / "gpu.csv").write_text("\n".join(lines) + "\n")
+    noon = datetime(2026, 3, 1, 12).timestamp()
+    (tmp_path / "train.json").write_text(json.dumps({"began": noon + 1, "ended": noon + 4}))
+    (row,) = packing.by_part(tmp_path / "gpu.csv", tmp_path).to_dict("records")
+    assert row == {"task": "train", "seconds": 3, "mean_use": 20, "largest_use": 30, "largest_memory": 1003}
+
+
+def test_an_archive_stays_small_and_names_what_it_leaves_behind(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for name, size in (
+        ("plan.json", 100),
+        ("run/data/predictions/a.parquet", 9_000_000),
+        ("run/data/whitebox/b", 9_000_000),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(draw.bytes(size))
+    archive = packing.pack(tmp_path)
+    assert archive.stat().st_size < packing.LIMIT
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+        left = tar.extractfile("full_size/left_behind.txt").read().decode()
+    assert "full_size/run/data/predictions/a.parquet" in names and left == "run/data/whitebox/b\n"
 
 
 def write_images(folder: Path) -> None:
