@@ -69,11 +69,12 @@ def precision(params: Params, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        fast = bool({"amx_bf16", "avx512_bf16"} & _cpu_flags())
+        fast = bool({"amx_bf16", "avx512_bf16"} & cpu_flags())
     return torch.bfloat16 if fast else torch.float32
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """What the processor can do, in the words of /proc/cpuinfo; nothing where there is no such file."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return {flag for line in lines if line.startswith("flags") for flag in line.split()}
