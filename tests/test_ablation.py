@@ -45,10 +45,13 @@ def test_from_rows_to_the_table(settings: Params) -> None:
     for name in rows:
         stage("train", name)
         stage("evaluate", name)
+    Path("ablation/reports").mkdir()
+    Path("ablation/reports/table3.tex").write_text("of an earlier layout")
     stage("report")
     assert everything() == before  # the main pipeline's results stay
-    written = {file.name: file.read_text() for file in Path("ablation/reports").iterdir()}
-    assert written.keys() == {"table3.md", "table3.csv", "table3.tex"}
+    reports = Path("ablation/reports")
+    written = {file.relative_to(reports).as_posix(): file.read_text() for file in reports.rglob("*.*")}
+    assert written.keys() == {"table3.md", "table3.csv", "tex/table3.tex"}
     table = pd.read_csv("ablation/reports/table3.csv").set_index(["split", "row", "mixture"])
     assert len(table) == 2 * 2 * 2
     assert table.loc[("test", "low_050_2", "own"), ["paper_detector_accuracy", "paper"]].tolist() == [0.735, 0.8694]
@@ -82,7 +85,7 @@ def test_from_rows_to_the_table(settings: Params) -> None:
         for key, value in wanted.items():
             assert found[key] == pytest.approx(value, rel=1e-5), (split, name, mixture, key)
     shown = tables.with_interval(*table.loc[("test", "full_025_1", "fixed"), ["accuracy", "ci_low", "ci_high"]])
-    assert shown in written["table3.md"] and shown in written["table3.tex"]
+    assert shown in written["table3.md"] and shown in written["tex/table3.tex"]
     assert "had a standard deviation of 0.020" in written["table3.md"]  # how far two rows of one training are apart
     both = table.xs("own", level="mixture").loc["test"]
     assert (both.loc["low_050_2"] != both.loc["full_025_1"]).any()

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import inside
 from scipy.stats import t
-from test_report import FIGURES, make_project
+from test_report import FIGURES, leave_undrawn, make_project
 
 from sparring import report, robustness, statistics
 from sparring.params import BASELINE, CLEAN, Params
@@ -138,8 +138,7 @@ def retrained(folder: str, structure: str, *shares: float) -> None:
 def project(folder: Path) -> Iterator[Params]:
     """A finished run to work in, all but the report, whose figures are not drawn."""
     with inside(folder), pytest.MonkeyPatch.context() as patched:
-        for name in FIGURES:
-            patched.setattr(report.figures, name, lambda path, *_: path.with_suffix(".svg").touch())
+        leave_undrawn(patched, FIGURES)
         yield make_project()
 
 

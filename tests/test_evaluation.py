@@ -95,7 +95,7 @@ def test_each_seed_is_a_training_of_its_own_from_training_to_report(project: Pat
     measure(settings)
     report.render(settings)
     assert "ours 2" in Path("reports/tables/table2.md").read_text()
-    assert Path("reports/figures/curves.png").stat().st_size > 10_000
+    assert Path("reports/vector/curves.svg").stat().st_size > 10_000
 
 
 @pytest.mark.slow

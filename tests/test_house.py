@@ -1,10 +1,14 @@
-"""The house's rules: no import runs upwards, and each stage's deps are the modules whose code decides its bytes."""
+"""The house's rules: no import runs upwards, each stage's deps are the modules whose code decides its bytes, and git
+keeps little of what is generated."""
 
 import ast
 import re
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,3 +107,52 @@ def test_nothing_is_unpickled() -> None:
         assert not re.search(r"import pickle|pickle\.|allow_pickle=True|torch\.export\.load\((?!_harmless\()", text), (
             path
         )
+
+
+def tracked() -> list[Path]:
+    """The files that git keeps, as far as they are there."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone: git keeps nothing here")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    files = [ROOT / name for name in listed.split("\0") if name]
+    assert len(files) > 100
+    return [file for file in files if file.exists()]
+
+
+def test_git_keeps_little() -> None:
+    sizes = {file: file.stat().st_size for file in tracked()}
+    assert sum(sizes.values()) < 4_000_000
+    results = Counter()
+    for file, size in sizes.items():
+        if file.is_relative_to(ROOT / "docs/results"):
+            results[file.relative_to(ROOT / "docs/results").parts[0]] += size
+    assert max(results.values()) < 500_000
+
+
+def test_git_keeps_no_report_that_dvc_caches() -> None:
+    for file in tracked():
+        if file.is_relative_to(ROOT / "docs/results") or "reports" in file.relative_to(ROOT).parts:
+            assert file.suffix not in (".svg", ".tex", ".html"), file
+    outs = [out for stage in stages().values() for out in stage["outs"] if isinstance(out, str) and "reports" in out]
+    assert {Path(out).name for out in outs} == {"index.html", "tex", "vector"}
+    for out in outs:
+        ignored = subprocess.run(["git", "check-ignore", "-q", out], cwd=ROOT, check=False)
+        assert ignored.returncode == 0, f"{out} is in DVC's cache and not ignored by git"
+
+
+def test_pictures_that_git_keeps_are_few_and_small() -> None:
+    pictures = [file for file in tracked() if file.suffix == ".png"]
+    for file in pictures:
+        assert file.stat().st_size <= 150_000 and Image.open(file).mode == "P", file
+    folders = Counter(file.parent for file in pictures)
+    assert folders and max(folders.values()) <= 4, folders
+
+
+def test_links_in_texts_lead_to_files_that_git_keeps() -> None:
+    files = {path for file in tracked() for path in (file, *file.parents)}
+    texts = [file for file in files if file.suffix == ".md"]
+    assert ROOT / "README.md" in texts and ROOT / "reports/report.md" in texts
+    for text in texts:
+        for link in re.findall(r"\]\(([^)\s]+)\)", text.read_text()):
+            if not re.match(r"[a-z]+:|#", link):
+                assert (text.parent / link.partition("#")[0]).resolve() in files, f"{text}: {link}"

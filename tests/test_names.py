@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from ruamel.yaml import YAML
 from test_page import Checked
-from test_report import FIGURES, make_project, write_results
+from test_report import FIGURES, leave_undrawn, make_project, write_results
 
 from sparring import datasets, escape, figures, lettering, page, report, store, tables
 from sparring import params as parameters
@@ -161,12 +161,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def draw(path: Path, texts: list[str]) -> bytes:
-    with quiet(), figures._figure(path, 4, 0.3 * len(texts), texts) as figure:
+def draw(folder: Path, texts: list[str]) -> bytes:
+    with quiet(), figures._figure(folder, "names", 4, 0.3 * len(texts), texts) as figure:
         for number, text in enumerate(texts):
             for left, weight in ((0.0, "normal"), (0.5, "bold")):
                 figure.text(left, number / len(texts), text, weight=weight)
-    return path.with_suffix(".svg").read_bytes()
+    return (folder / "vector/names.svg").read_bytes()
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=20))
@@ -175,7 +175,7 @@ def draw(path: Path, texts: list[str]) -> bytes:
 def test_figures_draw_every_name_short(tmp_path: Path, names: list[str]) -> None:
     texts = [lettering.short(name) for name in names]
     assert all(len(text) <= 12 and "\n" not in text for text in texts)
-    draw(tmp_path / "figure.png", texts)
+    draw(tmp_path, texts)
 
 
 def test_figures_fall_back_to_a_font_that_has_the_character_or_to_its_code_point(
@@ -190,12 +190,12 @@ def test_figures_fall_back_to_a_font_that_has_the_character_or_to_its_code_point
     assert lettering.short(" ") == "U+0020" and lettering.short("a b") == "a b"
     assert lettering.short("\u202ecat") == "U+202Ecat"
     assert lettering.short("automobiles") == "automobiles" and lettering.short("x" * 13) == "x" * 11 + "…"
-    shown = draw(tmp_path / "a.png", [lettering.short(chr(beyond))])
-    assert shown != draw(tmp_path / "b.png", ["cat"]) and not caplog.records
+    shown = draw(tmp_path, [lettering.short(chr(beyond))])
+    assert shown != draw(tmp_path, ["cat"]) and not caplog.records
 
 
 def test_dollars_are_no_formula(tmp_path: Path) -> None:
-    drawn = [draw(tmp_path / "figure.png", [text]) for text in ("$x$", r"\$x\$", "x")]
+    drawn = [draw(tmp_path, [text]) for text in ("$x$", r"\$x\$", "x")]
     assert len(set(drawn)) == 3  # as a formula, the first would be the third, in italics
     assert b"<!-- $x$ -->" in drawn[0]
     assert Figure().text(0, 0, "$x$").get_parse_math()  # elsewhere matplotlib is as it was
@@ -264,8 +264,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
 @pytest.fixture
 def classes_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only figures with classes are drawn: the others show no free name."""
-    for name in {*FIGURES} - {*DRAWN}:
-        monkeypatch.setattr(report.figures, name, lambda path, *_: path.with_suffix(".svg").touch())
+    leave_undrawn(monkeypatch, {*FIGURES} - {*DRAWN})
 
 
 def check_report(classes: list[str], free: str) -> None:
@@ -288,7 +287,7 @@ def check_report(classes: list[str], free: str) -> None:
         row[1] for row in cells(Path("reports/tables/table1.md").read_text(encoding="utf-8")) if row[0] == "fgsm"
     ]
     assert settings_of and all(escape.printable(f"loss {free}").strip() in each for each in settings_of)
-    for path in Path("reports/tables").glob("*.tex"):
+    for path in Path("reports/tex").glob("*.tex"):
         latex = path.read_text(encoding="utf-8").replace("\\{", "").replace("\\}", "")
         assert latex.count("{") == latex.count("}"), path
         rows = [line for line in latex.splitlines() if line.endswith(" \\\\")]
@@ -328,7 +327,7 @@ def test_folders_called_like_prices_reach_the_report(tmp_path: Path, monkeypatch
     labels = {image["label"] for image in Names(Path("reports/index.html").read_text()).data[0]["images"]}
     assert labels == set(classes)
     for figure in DRAWN:
-        drawn = Path(f"reports/figures/{figure}.svg").read_text()
+        drawn = Path(f"reports/vector/{figure}.svg").read_text()
         assert "<!-- $$$ -->" in drawn or "<!-- $$$, taken for" in drawn
 
 

@@ -184,9 +184,9 @@ def test_the_page_is_sound_and_self_contained(project: Path) -> None:
     assert not re.search(r"url\(|@import|<link|<iframe", text)
     assert "default-src 'none'" in text
     words = "".join(checked.words)
-    for table in Path(project / "reports/tables").glob("*.tex"):
+    for table in Path(project / "reports/tex").glob("*.tex"):
         assert table.read_text().strip() in words, table
-    for drawing in Path(project / "reports/figures").glob("*.svg"):
+    for drawing in Path(project / "reports/vector").glob("*.svg"):
         assert b"<dc:date>" not in drawing.read_bytes()
 
 
@@ -200,7 +200,7 @@ def test_what_a_section_holds_is_text_and_not_markup(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "A &lt;i&gt;caption&lt;/i&gt;." in text
     assert '<section id="odd-names">' in text and "Odd &lt;names&gt;" in text and "T &lt;1&gt;" in text
     assert 'style="--share: 0.250"' in text
-    assert page.markdown("T", [section]).startswith("# T\n\n## Odd <names>\n\nSome *emphasis*")
+    assert page.markdown("T", [section], ()).startswith("# T\n\n## Odd <names>\n\nSome *emphasis*")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16])

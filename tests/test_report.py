@@ -1,5 +1,6 @@
 """The report, from synthetic stores and predictions: no model, no training."""
 
+import io
 import json
 import math
 import re
@@ -7,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from ruamel.yaml import YAML
 
+from sparring import figures, report, statistics, store
 from sparring import params as parameters
-from sparring import report, statistics, store
+from sparring.figures import PICTURES
 from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, KNOWN_DETECTORS, InputError, Params
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,11 +220,22 @@ def everything() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(Path("reports").rglob("*")) if path.is_file()}
 
 
+def leave_undrawn(patched: pytest.MonkeyPatch, names: Iterable[str]) -> None:
+    """Let these figures be empty files."""
+
+    def empty(name: str, folder: Path, *_: Any) -> None:
+        path = folder / "vector" / f"{name}.svg"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    for name in names:
+        patched.setattr(report.figures, name, partial(empty, name))
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of numbers: drawing takes ten times as long as all the rest."""
-    for name in FIGURES:
-        monkeypatch.setattr(report.figures, name, lambda path, *_: path.with_suffix(".svg").touch())
+    leave_undrawn(monkeypatch, FIGURES)
 
 
 @pytest.fixture
@@ -321,8 +337,10 @@ def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
     assert names == {
         *("metrics.json", "summary.json", "report.md", "index.html"),
         *("figures/accuracy_by_attack.csv", "figures/whitebox_curve.csv"),
-        *(f"tables/{name}.{ending}" for name in (*TABLES, "timings") for ending in ("md", "csv", "tex")),
-        *(f"figures/{name}.{ending}" for name in FIGURES for ending in ("png", "svg")),
+        *(f"tables/{name}.{ending}" for name in (*TABLES, "timings") for ending in ("md", "csv")),
+        *(f"tex/{name}.tex" for name in (*TABLES, "timings")),
+        *(f"figures/{name}.png" for name in PICTURES),
+        *(f"vector/{name}.svg" for name in FIGURES),
     }
     shutil.rmtree("reports")
     script = [sys.executable, str(ROOT / "stages" / "report.py")]
@@ -333,8 +351,10 @@ def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
         assert out.startswith("report: 18 tables, 11 figures in ") and out.count("\n") == 1
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
-    for link in [part.partition(")")[0] for part in page.split("](")[1:]]:
-        assert f"reports/{link}" in first
+    links = [part.partition(")")[0] for part in page.split("](")[1:]]
+    assert sorted(links) == sorted(f"figures/{name}.png" for name in PICTURES)
+    assert page.count("\n*Figure in `index.html`:* ") == len(FIGURES) - len(PICTURES)
+    assert "*Figure in `index.html`:* Training, by epoch." in page
 
     Path("reports/mine.txt").write_text("kept")
     before = everything()
@@ -347,6 +367,43 @@ def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
     assert failed.stderr == "error: data/predictions/adv.parquet is missing; `dvc repro` makes it\n"
     assert everything() == before
     assert not list(Path.cwd().glob(".reports*"))
+
+
+def test_pictures_have_a_palette_and_few_bytes(project: Params) -> None:
+    report.render(project)
+    for name in PICTURES:
+        path = Path(f"reports/figures/{name}.png")
+        assert path.stat().st_size <= 150_000 and Image.open(path).mode == "P", name
+
+
+def test_a_picture_too_large_gets_fewer_colours_and_then_fewer_pixels() -> None:
+    generator = np.random.default_rng(0)
+    for side, kept in ((200, True), (500, False)):
+        noise = Image.fromarray(generator.integers(0, 256, (side, side, 3), np.uint8))
+        content = figures.small_png(noise)
+        picture = Image.open(io.BytesIO(content))
+        assert len(content) <= 150_000 and content == figures.small_png(noise)
+        assert (picture.size == noise.size) == kept
+        assert len(picture.getcolors()) >= 30
+    grid = Image.fromarray(np.kron(generator.integers(0, 256, (10, 10, 3)), np.ones((40, 40, 1))).astype(np.uint8))
+    picture = Image.open(io.BytesIO(figures.small_png(grid)))
+    assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - np.asarray(grid)).max() <= 1  # 100 colours: all fit
+
+
+def test_files_of_an_earlier_layout_do_not_survive(project: Params, undrawn: None) -> None:
+    earlier = ("figures/curves.png", "figures/curves.svg", "figures/gallery.svg", "tables/table2.tex", "tables/old.md")
+    for name in earlier:
+        path = Path("reports", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("old")
+    Path("data/history/adv.csv").rename("adv.csv")
+    with pytest.raises(InputError, match="is missing"):
+        report.render(project)
+    assert all(Path("reports", name).read_text() == "old" for name in earlier)
+    Path("adv.csv").rename("data/history/adv.csv")
+    report.render(project)
+    assert not any(Path("reports", name).exists() for name in earlier)
+    assert Path("reports/vector/curves.svg").exists() and Path("reports/tex/table2.tex").exists()
 
 
 def test_tables_tell_what_the_figures_are(project: Params, undrawn: None) -> None:
@@ -378,7 +435,7 @@ def test_without_detector_or_timings_or_heldout_images(tmp_path: Path, monkeypat
     assert summary["detector"] == {}
     assert summary["heldout"]["mixture"]["adv"]["accuracy"] is None
     assert summary["attacks"]["fgsm"]["images_per_second"] is None
-    assert not Path("reports/figures/detector_roc.png").exists()
+    assert not Path("reports/vector/detector_roc.svg").exists()
 
 
 def test_controls_stand_beside_the_papers_structures(

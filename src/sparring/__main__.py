@@ -164,7 +164,7 @@ def compare(
     print("\n".join(tables.markdown(table) for table in made), end="")
     if out is not None:
         for table in made:
-            tables.save(table, out)
+            tables.save(table, out, out)
 
 
 if __name__ == "__main__":

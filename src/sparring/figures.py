@@ -1,5 +1,6 @@
-"""The report's figures, each as PNG and as SVG: same data, same bytes."""
+"""The report's figures, each as SVG and a few as PNG too: same data, same bytes."""
 
+import io
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from sparring.lettering import families, short
 from sparring.params import CLEAN, CORRUPTIONS, STRENGTHS
@@ -28,6 +30,8 @@ COLOURS = (
 )  # Okabe & Ito: safe for all eyes
 HATCHES = ("", "//", "..", "xx")  # tells bars apart in print, and once the colours are used up
 DASHES = ("-", "--", ":", "-.")
+PICTURES = ("mixture", "whitebox_curve", "accuracy_by_attack", "gallery")  # as PNG too, which git keeps
+PICTURE_BYTES = 150_000  # of a PNG: git keeps every version of it
 LONGEST = 20  # characters of a structure's name that a legend has room for
 MAGNIFICATIONS = (1, 2, 5, 10, 20, 50, 100)
 STYLE = {
@@ -54,27 +58,56 @@ class Example:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float, texts: Iterable[str] = ()) -> Iterator[Figure]:
-    """A figure of that size in inches, saved to `path`, and as SVG beside it, when the block ends well.
+def _figure(folder: Path, name: str, width: float, height: float, texts: Iterable[str] = ()) -> Iterator[Figure]:
+    """A figure of that size in inches, saved when the block ends well: in a report's folder as vector/<name>.svg, and
+    where it is one of PICTURES as figures/<name>.png.
 
     texts: what is drawn of names that may be in any script.
     """
+    drawing, picture = folder / "vector" / f"{name}.svg", folder / "figures" / f"{name}.png"
     with style.context(["default", STYLE | {"font.family": families(texts)}]):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(path, dpi=150, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), dpi=150, metadata={"Date": None, "Creator": None}, transparent=True)
+        drawing.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(drawing, dpi=150, metadata={"Date": None, "Creator": None}, transparent=True)
+        if name in PICTURES:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=150)
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_bytes(small_png(Image.open(buffer)))
 
 
-def gallery(path: Path, names: Sequence[str], clean: Example, attacked: Sequence[Example]) -> None:
+def small_png(picture: Image.Image) -> bytes:
+    """A picture as PNG with a palette, of PICTURE_BYTES at most: with as many colours as fit into that, and where 32
+    are too many, with fewer pixels."""
+    picture, colours = picture.convert("RGB"), 256
+    while len(content := _with_palette(picture, colours)) > PICTURE_BYTES:
+        if colours > 32:
+            colours //= 2
+        else:  # NEAREST: blends of neighbours would be colours of their own, and make the file larger
+            width, height = picture.size
+            picture = picture.resize((-(-3 * width // 4), -(-3 * height // 4)), Image.Resampling.NEAREST)
+    return content
+
+
+def _with_palette(picture: Image.Image, colours: int) -> bytes:
+    """The colours are chosen from every third pixel of every third row, as choosing them from all takes seconds."""
+    some = picture.resize([-(-side // 3) for side in picture.size], Image.Resampling.NEAREST)
+    palette = some.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    buffer = io.BytesIO()
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def gallery(folder: Path, names: Sequence[str], clean: Example, attacked: Sequence[Example]) -> None:
     """One row an image: clean, then under each attack with its magnified difference to the right.
 
     names: (R,) the images' classes.
     """
     columns, count = 1 + 2 * len(attacked), len(names)
     texts = [short(name) for example in (clean, *attacked) for name in (*names, *example.prediction)]
-    with _figure(path, 0.82 * columns + 1.1, 0.85 * count + 0.9, texts) as figure:
+    with _figure(folder, "gallery", 0.82 * columns + 1.1, 0.85 * count + 0.9, texts) as figure:
         axes = figure.subplots()  # a single one for all pictures: an axes for each takes ten times as long
         axes.set_xticks([])
         axes.set_yticks(np.arange(count) + 0.41, [short(name) for name in names])
@@ -120,10 +153,10 @@ def magnification(change: np.ndarray) -> int:
     return max([factor for factor in MAGNIFICATIONS if factor * largest <= 0.5], default=1)
 
 
-def curves(path: Path, histories: dict[str, pd.DataFrame]) -> None:
+def curves(folder: Path, histories: dict[str, pd.DataFrame]) -> None:
     """Loss, accuracy and, where there is a detector, its accuracy, by epoch; a line a model."""
     detectors = any("detector_accuracy" in history for history in histories.values())
-    with _figure(path, 11 if detectors else 7.5, 3.4) as figure:
+    with _figure(folder, "curves", 11 if detectors else 7.5, 3.4) as figure:
         panels = list(figure.subplots(1, 3 if detectors else 2, squeeze=False)[0])
         for number, (name, history) in enumerate(histories.items()):
             colour, marker = COLOURS[number % len(COLOURS)], "o" if len(history) <= 30 else ""
@@ -146,14 +179,14 @@ def curves(path: Path, histories: dict[str, pd.DataFrame]) -> None:
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def accuracy_by_attack(path: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
+def accuracy_by_attack(folder: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
     """Grouped bars with 95 % intervals; a group an attack, a bar a structure.
 
     table: columns structure, attack, accuracy, ci_low, ci_high, of one split.  titles: attack → what to write below.
     """
     structures = list(dict.fromkeys(table["structure"]))
     width = 0.8 / len(structures)
-    with _figure(path, max(6.5, 0.35 * len(titles) * (len(structures) + 1)), 3.6) as figure:
+    with _figure(folder, "accuracy_by_attack", max(6.5, 0.35 * len(titles) * (len(structures) + 1)), 3.6) as figure:
         axes = figure.subplots()
         for number, structure in enumerate(structures):
             rows = table[table["structure"] == structure].set_index("attack").loc[list(titles)]
@@ -177,13 +210,13 @@ def accuracy_by_attack(path: Path, table: pd.DataFrame, titles: dict[str, str]) 
         figure.legend(loc="outside lower center", ncols=min(len(structures), 6))
 
 
-def mixture(path: Path, table: pd.DataFrame) -> None:
+def mixture(folder: Path, table: pd.DataFrame) -> None:
     """Accuracy on the mixture with 95 % intervals; a line a structure, a mark a split, a diamond for the paper.
 
     table: columns split, structure, accuracy, ci_low, ci_high, paper.
     """
     structures = list(dict.fromkeys(table["structure"]))
-    with _figure(path, 6.5, 1.3 + 0.5 * len(structures)) as figure:
+    with _figure(folder, "mixture", 6.5, 1.3 + 0.5 * len(structures)) as figure:
         axes = figure.subplots()
         for number, (split, name, marker) in enumerate((("test", "test", "o"), ("heldout", "held-out", "s"))):
             rows = table[table["split"] == split]
@@ -218,13 +251,13 @@ def _bars(rows: pd.DataFrame, column: str = "accuracy") -> np.ndarray:
     return ends.clip(min=0)
 
 
-def whitebox_curve(path: Path, table: pd.DataFrame) -> None:
+def whitebox_curve(folder: Path, table: pd.DataFrame) -> None:
     """Accuracy by the attack's radius, a line a structure; radii stand side by side, as they double.
 
     table: columns structure, eps (in 1/255), accuracy, ci_low, ci_high.
     """
     levels = sorted(table["eps"].unique())
-    with _figure(path, 6.5, 3.6) as figure:
+    with _figure(folder, "whitebox_curve", 6.5, 3.6) as figure:
         axes = figure.subplots()
         for number, (name, rows) in enumerate(table.groupby("structure", sort=False)):
             rows = rows.set_index("eps").loc[levels]
@@ -244,14 +277,14 @@ def whitebox_curve(path: Path, table: pd.DataFrame) -> None:
         figure.legend(loc="outside lower center", ncols=min(table["structure"].nunique(), 6))
 
 
-def detector_roc_by_attack(path: Path, panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> None:
+def detector_roc_by_attack(folder: Path, panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> None:
     """A panel an attack, in it a ROC line for each detector.
 
     panels: title → legend → (false-positive rates, true-positive rates); the same legends in each.
     """
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
-    with _figure(path, 2.3 * columns + 0.3, 2.4 * rows + 0.6) as figure:
+    with _figure(folder, "detector_roc_by_attack", 2.3 * columns + 0.3, 2.4 * rows + 0.6) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, (title, lines) in zip(grid, panels.items(), strict=False):
             axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
@@ -269,12 +302,12 @@ def detector_roc_by_attack(path: Path, panels: dict[str, dict[str, tuple[np.ndar
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
-def corruptions(path: Path, table: pd.DataFrame) -> None:
+def corruptions(folder: Path, table: pd.DataFrame) -> None:
     """Accuracy by strength, 0 being clean, with 95 % intervals; a panel a corruption, a line a structure.
 
     table: columns structure, corruption, strength, accuracy, ci_low, ci_high.
     """
-    with _figure(path, 8, 4.8) as figure:
+    with _figure(folder, "corruptions", 8, 4.8) as figure:
         panels = list(figure.subplots(2, -(-len(CORRUPTIONS) // 2), sharex=True, sharey=True).flat)
         for panel, name in zip(panels, CORRUPTIONS, strict=True):
             for number, (structure, rows) in enumerate(table.groupby("structure", sort=False)):
@@ -289,9 +322,9 @@ def corruptions(path: Path, table: pd.DataFrame) -> None:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
 
 
-def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray, str]]) -> None:
+def detector_roc(folder: Path, lines: dict[str, tuple[np.ndarray, np.ndarray, str]]) -> None:
     """A ROC line for each detector. lines: its name → (false-positive rates, true-positive rates, area below)."""
-    with _figure(path, 4.6, 4.6) as figure:
+    with _figure(folder, "detector_roc", 4.6, 4.6) as figure:
         axes: Axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1, label="chance")
         axes.axvline(0.05, color="#bbbbbb", linewidth=0.8)
@@ -311,7 +344,7 @@ def detector_roc(path: Path, lines: dict[str, tuple[np.ndarray, np.ndarray, str]
         axes.legend(loc="lower right")
 
 
-def success(path: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
+def success(folder: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
     """How often each attack fools the source model: before storage, merely rounded, and as stored with 95 % intervals.
 
     table: columns attack, success, ci_low, ci_high, success_float, success_rounded, of one split.  titles: attack →
@@ -319,7 +352,7 @@ def success(path: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
     """
     rows = table.set_index("attack").loc[list(titles)]
     columns = {"as the attack left them": "success_float", "rounded": "success_rounded", "as stored": "success"}
-    with _figure(path, max(6.5, 1.2 * len(titles)), 3.4) as figure:
+    with _figure(folder, "success", max(6.5, 1.2 * len(titles)), 3.4) as figure:
         axes = figure.subplots()
         for number, (title, column) in enumerate(columns.items()):
             axes.bar(
@@ -339,14 +372,14 @@ def success(path: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
         figure.legend(loc="outside lower center", ncols=3)
 
 
-def confusion(path: Path, matrices: dict[str, np.ndarray], names: Sequence[str]) -> None:
+def confusion(folder: Path, matrices: dict[str, np.ndarray], names: Sequence[str]) -> None:
     """A panel a structure. matrices: (C, C) counts, rows true classes, columns predicted ones.  names: (C,)."""
     few = len(names) <= 20
     across = min(3, len(matrices))
     down = -(-len(matrices) // across)
     side = 1.2 + 0.26 * len(names) if few else 4.2
     texts = [short(name) for name in names]
-    with _figure(path, across * side, down * (side + 0.35), texts) as figure:
+    with _figure(folder, "confusion", across * side, down * (side + 0.35), texts) as figure:
         panels = list(figure.subplots(down, across, squeeze=False).flat)
         for panel, (name, counts) in zip(panels, matrices.items(), strict=False):
             share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -364,14 +397,14 @@ def confusion(path: Path, matrices: dict[str, np.ndarray], names: Sequence[str])
             panel.set_visible(False)
 
 
-def failures(path: Path, rows: dict[str, tuple[np.ndarray, list[str]]]) -> None:
+def failures(folder: Path, rows: dict[str, tuple[np.ndarray, list[str]]]) -> None:
     """A row a structure. rows: its name → (R, H, W, 3) uint8 images and what to write below each.
 
     What is written is lines of names that `short` has made.
     """
     columns = max(len(images) for images, _ in rows.values())
     written = [text for _, texts in rows.values() for text in texts]
-    with _figure(path, 1.05 * columns + 1.1, 1.45 * len(rows) + 0.2, written) as figure:
+    with _figure(folder, "failures", 1.05 * columns + 1.1, 1.45 * len(rows) + 0.2, written) as figure:
         axes = figure.subplots()
         for number, (images, texts) in enumerate(rows.values()):
             for column, (image, text) in enumerate(zip(images, texts, strict=True)):

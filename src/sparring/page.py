@@ -4,7 +4,7 @@ import base64
 import io
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ SHARE = re.compile(r"([01]\.\d{3})(?: ± [\d.]+)? \[")  # as tables.with_interva
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: `name`.png and `name`.svg lie in reports/figures/. photos: it shows images, which a dark page must not
-    recolour as it does lines and letters."""
+    """A picture, drawn as reports/vector/`name`.svg. photos: it shows images, which a dark page must not recolour as it
+    does lines and letters."""
 
     name: str
     caption: str
@@ -66,8 +66,11 @@ class Section:
         return [part for part in self.parts if isinstance(part, Figure)]
 
 
-def markdown(title: str, sections: Sequence[Section]) -> str:
-    """The sections as one Markdown page, with links to figures/<name>.png."""
+def markdown(title: str, sections: Sequence[Section], pictures: Collection[str]) -> str:
+    """The sections as one Markdown page.
+
+    pictures: the names of the figures that are shown, from figures/<name>.png; for any other a line names the web page.
+    """
     parts = [f"# {title}"]
     for section in sections:
         parts.append(f"## {section.title}")
@@ -75,7 +78,8 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
             if isinstance(part, Table):
                 parts.append(tables.markdown(part))
             elif isinstance(part, Figure):
-                parts.append(f"![{part.caption}](figures/{part.name}.png)")
+                picture = f"![{part.caption}](figures/{part.name}.png)"
+                parts.append(picture if part.name in pictures else f"*Figure in `index.html`:* {part.caption}")
             else:
                 parts.append(part)
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"

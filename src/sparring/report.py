@@ -90,20 +90,19 @@ def render(params: Params, left_out: Mapping[str, str] | None = None) -> None:
         params = params.model_copy(update={"whitebox": params.whitebox.model_copy(update={"images": 0})})
     results = _read(params, left_out or {})
     temporary = Path(f".{files.REPORTS}.{os.getpid()}.tmp")
-    drawings = temporary / "figures"
     try:
-        drawings.mkdir(parents=True)
+        (temporary / "figures").mkdir(parents=True)
         numbers = _numbers(results)
-        sections = _sections(results, numbers, drawings)
+        sections = _sections(results, numbers, temporary)
         for section in sections:
             for table in section.tables:
-                tables.save(table, temporary / "tables")
+                tables.save(table, temporary / "tables", temporary / "tex")
         summary = _summary(results, numbers)
         _json(temporary / "summary.json", summary)
         _json(temporary / "metrics.json", _metrics(summary))
         for name, text in (
-            ("report.md", page.markdown(TITLE, sections)),
-            ("index.html", page.html(TITLE, sections, drawings)),
+            ("report.md", page.markdown(TITLE, sections, figures.PICTURES)),
+            ("index.html", page.html(TITLE, sections, temporary / "vector")),
         ):
             (temporary / name).write_text(text, encoding="utf-8", newline="\n")
         _publish(temporary, files.REPORTS)
@@ -172,8 +171,9 @@ def _left_out(params: Params, attack: str, structure: str, clean: dict[str, stor
 def _publish_table(table: tables.Table, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        tables.save(table, temporary)
+        tables.save(table, temporary, temporary / "tex")
         _publish(temporary, folder)
+        (folder / f"{table.name}.tex").unlink(missing_ok=True)  # where it was before there was the folder tex
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -568,7 +568,7 @@ def _plain(value: Any, digits: int) -> Any:
 
 
 def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]:
-    """The report, in the order in which it is read; figures are drawn into `folder`. One more section is one more
+    """The report, in the order in which it is read; figures are drawn into its `folder`. One more section is one more
     entry: its tables are saved, and its figures shown, without further ado."""
     reproduced, *beside = _paper_sections(results, numbers)
     return [
@@ -592,7 +592,7 @@ def _summary_section(results: Results, numbers: Numbers, folder: Path) -> Sectio
     mixture = numbers.mixture.tidy
     drawn = []
     if mixture["images"].any():
-        figures.mixture(folder / "mixture.png", mixture)
+        figures.mixture(folder, mixture)
         drawn = [Figure("mixture", "Accuracy on the mixture, with 95 % intervals.")]
     return Section("Summary", [_glance(results, numbers), *_opening(results, numbers), *drawn])
 
@@ -829,12 +829,12 @@ def _attacks_section(results: Results, numbers: Numbers, folder: Path) -> Sectio
     single = numbers.per_attack.tidy
     test = single[single["split"] == "test"]
     test[["attack", "structure", "accuracy"]].to_csv(
-        folder / "accuracy_by_attack.csv", index=False, float_format="%.6g", lineterminator="\n"
+        folder / "figures" / "accuracy_by_attack.csv", index=False, float_format="%.6g", lineterminator="\n"
     )
     parts: list[str | tables.Table | Figure] = [numbers.per_attack]
     parts += tables.mcnemar(results.params, "table4_mcnemar", numbers.on_attacks)
     if test["images"].any():
-        figures.accuracy_by_attack(folder / "accuracy_by_attack.png", test, _titles(results.params))
+        figures.accuracy_by_attack(folder, test, _titles(results.params))
         caption = f"Accuracy on the test images by attack, with 95 % intervals; white-box for {BASELINE}, "
         parts.append(Figure("accuracy_by_attack", caption + "transfer otherwise."))
     return Section("Accuracy under each attack", parts)
@@ -851,7 +851,7 @@ def _opponents_section(results: Results, numbers: Numbers, folder: Path) -> Sect
     if not test["images"].any():
         return Section("The attacks", [numbers.intensity])
     titles = _titles(results.params)
-    figures.success(folder / "success.png", test, {name: titles[name] for name in _attacks(results.params)})
+    figures.success(folder, test, {name: titles[name] for name in _attacks(results.params)})
     success = "How often each attack fools the pretrained net, of the test images that it gets right when clean."
     return Section("The attacks", [_gallery(results, folder, titles), numbers.intensity, Figure("success", success)])
 
@@ -878,7 +878,7 @@ def _gallery(results: Results, folder: Path, titles: dict[str, str]) -> Gallery:
     attacked = [example(name, images.image, images.columns["prediction"]) for name, images in stored.items()]
     names = [results.classes[label] for label in picked["label"]]
     shown = example(CLEAN, clean.image[rows], picked["prediction"].to_numpy())
-    figures.gallery(folder / "gallery.png", names, shown, attacked)
+    figures.gallery(folder, names, shown, attacked)
     pixels = int(np.prod(clean.metadata["shape"])) * (1 + 2 * len(stored))
     return Gallery(
         "gallery",
@@ -943,7 +943,7 @@ def _corruptions_section(results: Results, folder: Path) -> Section:
     table = tables.corruptions(results.params, each, statistics.accuracies(both, ["structure", "corruption"]))
     parts: list[str | tables.Table | Figure] = [table]
     if table.tidy["accuracy"].notna().any():
-        figures.corruptions(folder / "corruptions.png", table.tidy)
+        figures.corruptions(folder, table.tidy)
         caption = "Accuracy on the held-out images by strength of each corruption, with 95 % intervals."
         parts.append(Figure("corruptions", caption))
     return Section(title, parts)
@@ -966,7 +966,7 @@ def _failures_section(results: Results, folder: Path) -> Section:
         ).reshape(count, count)
         for name in results.structures
     }
-    figures.confusion(folder / "confusion.png", matrices, results.classes)
+    figures.confusion(folder, matrices, results.classes)
     several = " All trainings are counted." if len(results.params.seeds) > 1 else ""
     parts: list[str | tables.Table | Figure] = [
         Figure(
@@ -986,7 +986,7 @@ def _failures_section(results: Results, folder: Path) -> Section:
         if len(rows):
             shown[name] = (_pictures(results, rows), _answers(results, rows, page.isolated))
             drawn[name] = (shown[name][0], _answers(results, rows, short))
-    figures.failures(folder / "failures.png", drawn)
+    figures.failures(folder, drawn)
     parts.append(
         Thumbnails(
             "failures",
@@ -1064,7 +1064,7 @@ def _detector_section(results: Results, numbers: Numbers, folder: Path) -> Secti
             auroc = statistics.detector_metrics(adversarial, score)["auroc"]
             lines[name] = (*statistics.roc(adversarial, score), tables.number(auroc))
     if lines:
-        figures.detector_roc(folder / "detector_roc.png", lines)
+        figures.detector_roc(folder, lines)
         several = ", all trainings together" if len(results.params.seeds) > 1 else ""
         caption = f"The mixture of test images: what the detector finds against what it wrongly accuses{several}."
         parts.append(Figure("detector_roc", caption))
@@ -1087,7 +1087,7 @@ def _detector_on_attacks(results: Results, numbers: Numbers, folder: Path) -> li
         for attack, of_attack in test.groupby("attack", sort=False)
     }
     if panels:
-        figures.detector_roc_by_attack(folder / "detector_roc_by_attack.png", panels)
+        figures.detector_roc_by_attack(folder, panels)
         caption = "Each attack alone, on the test images that it changed: what detectors find against what they accuse."
         parts.append(Figure("detector_roc_by_attack", caption))
     return [*parts, on_pairs, on_benign, aimed]
@@ -1112,7 +1112,7 @@ def _detector_verdicts(results: Results, found: pd.DataFrame, aimed: pd.DataFram
 
 
 def _training_section(results: Results, folder: Path) -> Section:
-    figures.curves(folder / "curves.png", results.histories)
+    figures.curves(folder, results.histories)
     seeds = len(results.params.seeds)
     caption = "Training, by epoch" + (f"; of the structures the mean of {seeds} seeds." if seeds > 1 else ".")
     return Section("Training", [Figure("curves", caption)])

@@ -321,7 +321,7 @@ def worst(accuracy: pd.DataFrame) -> pd.DataFrame:
 def section(
     params: Params, rows: pd.DataFrame, accuracy: Table, compared: pd.DataFrame, found: Table, folder: Path
 ) -> Section:
-    """The report's section, warnings first; draws whitebox_curve into `folder`, with its figures as .csv.
+    """The report's section, warnings first; draws whitebox_curve into the report's `folder`, with its figures as .csv.
 
     rows: from `read`.  accuracy: from `table`.  compared: from `comparisons`.  found: from `checks_table`.
     """
@@ -331,8 +331,8 @@ def section(
     parts += tables.mcnemar(params, "whitebox_mcnemar", compared, ["test"])
     points = curve(params, rows)
     if len(points):
-        points.to_csv(folder / "whitebox_curve.csv", index=False, float_format="%.6g", lineterminator="\n")
-        figures.whitebox_curve(folder / "whitebox_curve.png", points)
+        points.to_csv(folder / "figures" / "whitebox_curve.csv", index=False, float_format="%.6g", lineterminator="\n")
+        figures.whitebox_curve(folder, points)
         steps = params.whitebox.attacks[params.whitebox.reference].arguments["steps"]
         caption = f"Accuracy under white-box PGD of {steps} steps by its radius, with 95 % intervals. "
         parts.append(Figure("whitebox_curve", caption + "It must end at zero."))

@@ -734,12 +734,13 @@ def _escaped(frame: pd.DataFrame, how: Callable[[str], str]) -> pd.DataFrame:
     return frame.astype(str).map(how).set_axis([how(str(name)) for name in frame.columns], axis=1)
 
 
-def save(table: Table, folder: Path) -> None:
-    """Write <name>.md, .csv and .tex below `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(table: Table, folder: Path, tex: Path) -> None:
+    """Write <name>.md and <name>.csv into `folder`, and <name>.tex into the folder `tex`."""
+    for each in (folder, tex):
+        each.mkdir(parents=True, exist_ok=True)
     table.tidy.to_csv(folder / f"{table.name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    for ending, text in (("md", markdown(table)), ("tex", latex(table))):
-        (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8", newline="\n")
+    for path, text in ((folder / f"{table.name}.md", markdown(table)), (tex / f"{table.name}.tex", latex(table))):
+        path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _full(frame: pd.DataFrame, levels: Sequence[Sequence[str]], names: list[str]) -> pd.DataFrame:
