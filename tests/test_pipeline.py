@@ -28,10 +28,11 @@ def copy(clone: Path, tmp_path: Path) -> Path:
 def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
     reports = clone / "reports"
     for table in ("table1", "table2", "table4", "whitebox", "checks", "corruptions", "detector_joint"):
-        for kind in ("md", "csv", "tex"):
-            assert (reports / "tables" / f"{table}.{kind}").stat().st_size > 0
+        for path in (f"tables/{table}.md", f"tables/{table}.csv", f"tex/{table}.tex"):
+            assert (reports / path).stat().st_size > 0
     for figure in ("gallery", "curves", "accuracy_by_attack", "whitebox_curve", "corruptions"):
-        assert (reports / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert (reports / "vector" / f"{figure}.svg").read_bytes().startswith(b"<?xml")
+    assert (reports / "figures" / "gallery.png").read_bytes().startswith(b"\x89PNG")
     assert (reports / "index.html").stat().st_size < 3_000_000
     metrics = json.loads((reports / "metrics.json").read_text())
     assert set(metrics["mixture"]) == {"baseline", "adv", "ours"}
