@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +52,7 @@ from sparring.params import BASELINE, InputError, Params
 ROOT = Path(__file__).resolve().parent.parent
 SHORT, HELDOUT = 30, 2000  # in fewer minutes than SHORT there are so many held-out images
 LATER = planning.PARTS[planning.PARTS.index("pretrain") :]  # than the measurements that the plan is made from
+LEAST_SECONDS = 60  # that any part has, however short it was planned
 SLOWEST = ("cw", "ddn", "deepfool", "nst")  # attacks that begin first
 
 
@@ -87,21 +89,37 @@ def carry_out(run: Tasks, out: Path, profile: str, given: list[str]) -> None:
             raise InputError(run.reasons[part])
     rates = planning.Rates(**json.loads((out / "rates.json").read_text()))
     chosen = stored_plan(run, out, profile, given, rates)
-    settings = params.load(file)
+    settings = chosen.applied(params.load(file))
     for number, part in enumerate(LATER[:-1]):
-        chosen = planning.shrunk(chosen, rates, settings, run.left, LATER[number:])
+        if done(run, part, settings, out):
+            continue
+        images, later = chosen.whitebox_images, [name for name in LATER[number:] if not done(run, name, settings, out)]
+        chosen = planning.shrunk(chosen, rates, settings, run.left, later)
+        if any(run.finished(task) for task in of_part("whitebox", settings, out)):
+            chosen = replace(chosen, whitebox_images=images)  # or the structures would meet different images
+        elif part == "whitebox":
+            write_plan(out, whitebox_images=chosen.whitebox_images)
         settings = chosen.applied(settings)
         if part in chosen.left_out:
             continue
-        deadline = run.end - chosen.parts["report"]
+        needed = [name for name in later if name not in (part, *planning.OPTIONAL)]
+        deadline = run.end - sum(chosen.parts[name] for name in needed)
+        if part in planning.OPTIONAL:  # so that none takes the time of those after it
+            deadline = min(deadline, time.monotonic() + max(LEAST_SECONDS, 2 * chosen.parts[part]))
         if not run.do(part, of_part(part, settings, out), deadline, rates.at_once):
             if part == "pretrain":
                 raise InputError(f"{run.reasons[part]}; the same command goes on with it")
             settings = without_unfinished(run, part, settings)
     left_out = {part: "there was no time for it" for part in chosen.left_out} | run.reasons
+    (out / "tasks" / "report.json").unlink(missing_ok=True)  # of an earlier run, which may have left out more
     run.do("report", {"report": partial(report.render, settings, left_out)}, float("inf"), 1)
     if not run.finished("report"):
         raise InputError(run.reasons["report"])
+
+
+def done(run: Tasks, part: str, settings: Params, out: Path) -> bool:
+    """Whether all tasks of a part are finished; the report, which says what is missing, never is."""
+    return part != "report" and all(run.finished(task) for task in of_part(part, settings, out))
 
 
 def stored_plan(run: Tasks, out: Path, profile: str, given: list[str], rates: planning.Rates) -> planning.Plan:
@@ -111,10 +129,18 @@ def stored_plan(run: Tasks, out: Path, profile: str, given: list[str], rates: pl
         settings = params.load(file)
         chosen = planning.plan(rates, settings, run.left, LATER)
         profiles.apply(profile, [*given, *chosen.settings(settings)], file)
-        stored.write_text(json.dumps(chosen.record(), indent=2) + "\n")
+        write_plan(out, **chosen.record())
     record = json.loads(stored.read_text())
     print(f"plan: {json.dumps(record)}", flush=True)
-    return planning.Plan(**{name: record[name] for name in planning.Plan.__dataclass_fields__})
+    chosen = planning.Plan(**{name: record[name] for name in planning.Plan.__dataclass_fields__})
+    return replace(chosen, left_out=[])  # whoever goes on may have time for it
+
+
+def write_plan(out: Path, **values: object) -> None:
+    """Write plan.json, or change these values in it."""
+    path = out / "plan.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | values, indent=2) + "\n")
 
 
 def without_unfinished(run: Tasks, part: str, settings: Params) -> Params:

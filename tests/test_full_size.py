@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,43 @@ def test_tasks_end_at_the_deadline_and_are_not_done_twice(tmp_path: Path) -> Non
     assert run.reasons["two"] == "long: there was no time for it"
     assert time.monotonic() - began < 20 and done.read_text() == "quick\n"
     assert (tmp_path / "records" / "quick.log").read_text() == "quick here\n"
+
+
+def test_who_goes_on_with_less_time_shows_the_same_white_box_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h100: planning.Rates
+) -> None:
+    """All tasks but those of the white-box part do nothing, and one of these fails the first time."""
+    monkeypatch.chdir(ROOT)
+    for name in ("run", "tasks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "rates.json").write_text(json.dumps(planning.asdict(h100)))
+    failing = tmp_path / "failing"
+    failing.touch()
+
+    def note(name: str, settings: Params) -> None:
+        if name == "b" and failing.exists():
+            raise InputError("not yet")
+        (tmp_path / f"images-{name}").write_text(str(settings.whitebox.images))
+
+    def tasks(part: str, settings: Params, out: Path) -> dict[str, Any]:
+        if part == "whitebox":
+            return {f"whitebox-{name}": partial(note, name, settings) for name in "ab"}
+        return {part: lambda: None}
+
+    left_out: list[set[str]] = []
+    monkeypatch.setattr(full_size, "of_part", tasks)
+    monkeypatch.setattr(
+        full_size.report, "render", lambda settings, why: (tmp_path / "why").write_text(json.dumps(why))
+    )
+    for minutes in (15, 2):
+        run = Tasks(tmp_path / "tasks", tmp_path / "run", time.monotonic() + 60 * minutes)
+        full_size.carry_out(run, tmp_path, "paper", ["data.heldout=2000"])
+        left_out.append(set(json.loads((tmp_path / "why").read_text())))
+        failing.unlink(missing_ok=True)
+    assert left_out == [{"whitebox"}, set()]
+    images = [(tmp_path / f"images-{name}").read_text() for name in "ab"]
+    assert images[0] == images[1] == str(json.loads((tmp_path / "plan.json").read_text())["whitebox_images"])
+    assert int(images[0]) > planning.LEAST_WHITEBOX
 
 
 def test_use_of_the_gpu_is_told_by_task(tmp_path: Path) -> None:
