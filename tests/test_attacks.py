@@ -642,6 +642,7 @@ def test_a_search_over_c_finds_what_one_c_does_not(net: ResNet, images: Tensor, 
     assert (changes(six, images)[both] <= changes(one, images)[both] + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_a_compiled_copy_does_the_same(
     net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
 ) -> None:
