@@ -29,10 +29,12 @@ import torch
 import typer
 from torch import Tensor
 
-from sparring import attacks, device, files, networks, params, store
+from sparring import attacks, device, layout, params, store
 from sparring.attacks import engine
-from sparring.networks import ResNet
-from sparring.params import Attack
+from sparring.models import classifier, networks
+from sparring.models.resnet import ResNet
+from sparring.params.attacks import Attack
+from sparring.params.errors import InputError
 
 EPS, STEP, STEPS = 6 / 255, 0.005, 10
 DEEPFOOL = {"steps": 5, "overshoot": 0.02}
@@ -170,12 +172,12 @@ def measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
     settings = params.load()
     on = device.choose(settings)
     dtype = device.precision(settings, on)
-    clean = store.read(files.CLEAN / "test.parquet")
+    clean = store.read(layout.CLEAN / "test.parquet")
     classes = len(clean.metadata["classes"])
-    net = networks.load(settings.network, classes, settings.data.image_size, files.PRETRAINED).eval().to(on)
-    right = networks.predict(net, clean.image, settings.store.batch_size, on).argmax(1) == clean.label
+    net = networks.load(settings.network, classes, settings.data.image_size, layout.PRETRAINED).eval().to(on)
+    right = classifier.predict(net, clean.image, settings.store.batch_size, on).argmax(1) == clean.label
     clean = clean[np.flatnonzero(right)[:count]]
-    images = networks.to_images(clean.image, on).contiguous()
+    images = classifier.to_images(clean.image, on).contiguous()
     # torchattacks' inverse of tanh is infinite at 0 and 1: half a level inside rounds to the same image.
     images = images.clamp(0.5 / 255, 254.5 / 255) if attack == "cw" else images
     labels = torch.from_numpy(clean.label).to(on)
@@ -242,7 +244,7 @@ def main(
     """Time Sparring's attacks beside those of torchattacks, Foolbox, ART and adv-lib."""
     for name in only or ():
         if name not in ROWS:
-            raise params.InputError(f"--only is {name}; there are {', '.join(ROWS)}")
+            raise InputError(f"--only is {name}; there are {', '.join(ROWS)}")
     calls: dict[str, tuple[object, ...]] = {
         f"{attack} by {library}": (attack, library, images, runs) for attack in only or ROWS for library in ROWS[attack]
     }
@@ -261,5 +263,5 @@ def main(
 if __name__ == "__main__":
     try:
         typer.run(main)
-    except params.InputError as problem:
+    except InputError as problem:
         sys.exit(f"error: {problem}")

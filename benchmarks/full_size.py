@@ -34,20 +34,16 @@ from tasks import Task, Tasks
 
 # All that the tasks need is loaded once, here: they are forked from this process, so that none starts Python and torch
 # anew. So this process itself never uses CUDA or several threads, which a forked one could not go on using.
-from sparring import (
-    corruptions,
-    datasets,
-    detection,
-    evaluation,
-    generation,
-    params,
-    profiles,
-    report,
-    structures,
-    training,
-    whitebox,
-)
-from sparring.params import BASELINE, InputError, Params
+from sparring import params, profiles
+from sparring.attacks import generation
+from sparring.data import prepare
+from sparring.defences.train import train
+from sparring.evaluation import corruptions, detect, predict, whitebox
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.names import BASELINE
+from sparring.report import render
+from sparring.training.pretrain import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT, HELDOUT = 30, 2000  # in fewer minutes than SHORT there are so many held-out images
@@ -66,14 +62,14 @@ def of_part(part: str, settings: Params, out: Path) -> dict[str, Task]:
     slowest_first = sorted(methods, key=lambda name: SLOWEST.index(methods[name]) if methods[name] in SLOWEST else 9)
     everyone = (BASELINE, *settings.structures)
     return {
-        "prepare": {"prepare": partial(datasets.prepare, settings)},
+        "prepare": {"prepare": partial(prepare.prepare, settings)},
         "measure": {"measure": partial(measuring.write, settings, out / "rates.json", time.time())},
-        "pretrain": {"pretrain": partial(training.pretrain, settings)},
+        "pretrain": {"pretrain": partial(pretrain, settings)},
         "attacks": each(generation.attack_splits, slowest_first),
-        "train": each(structures.train, settings.structures),
-        "evaluate": each(evaluation.evaluate, everyone),
+        "train": each(train, settings.structures),
+        "evaluate": each(predict.evaluate, everyone),
         "whitebox": each(whitebox.attack_structure, everyone),
-        "detect": each(detection.detect, settings.structures),
+        "detect": each(detect.detect, settings.structures),
         "corruptions": each(corruptions.evaluate, everyone),
         "benchmark": {"benchmark": partial(measuring.benchmark, settings, out / "benchmark.json")},
     }[part]
@@ -112,7 +108,7 @@ def carry_out(run: Tasks, out: Path, profile: str, given: list[str]) -> None:
             settings = without_unfinished(run, part, settings)
     left_out = {part: "there was no time for it" for part in chosen.left_out} | run.reasons
     (out / "tasks" / "report.json").unlink(missing_ok=True)  # of an earlier run, which may have left out more
-    run.do("report", {"report": partial(report.render, settings, left_out)}, float("inf"), 1)
+    run.do("report", {"report": partial(render.render, settings, left_out)}, float("inf"), 1)
     if not run.finished("report"):
         raise InputError(run.reasons["report"])
 

@@ -14,10 +14,16 @@ import torch
 import training as training_benchmark
 from torch import Tensor
 
-from sparring import device, files, generation, networks, store, structures, training, transforms
-from sparring.attacks import engine
-from sparring.detector import TransformerDetector
-from sparring.params import Attack, Params
+from sparring import device, layout, store
+from sparring.attacks import engine, generation
+from sparring.data import transforms
+from sparring.defences.joint import joint_step
+from sparring.models import classifier, networks
+from sparring.models.detector import TransformerDetector
+from sparring.params import Params
+from sparring.params.attacks import Attack
+from sparring.training.results import new_net
+from sparring.training.steps import plain_step
 
 LARGER = 512  # images a batch, beside the profile's own, where there is a GPU
 BESIDE = 2.5  # how much faster three attacks were side by side than one after another on an H100
@@ -36,22 +42,22 @@ def rates(settings: Params, start: float) -> planning.Rates:
     """
     on = device.choose(settings)
     dtype = device.precision(settings, on)
-    clean = store.read(files.CLEAN / "train.parquet")
-    net = training.create(settings, "pretrained", len(clean.metadata["classes"]))
+    clean = store.read(layout.CLEAN / "train.parquet")
+    net = new_net(settings, "pretrained", len(clean.metadata["classes"]))
     device.channels_last(net, on)
     sizes = [settings.training.batch_size]
     sizes += [LARGER] if on.type == "cuda" and sizes[0] < LARGER <= len(clean) else []
     steps = {str(size): _steps(settings, clean, size, on, dtype) for size in sizes}
     shown = clean[: ATTACKED[on.type]]
-    probabilities = networks.predict(net, shown.image, settings.store.batch_size, on)
+    probabilities = classifier.predict(net, shown.image, settings.store.batch_size, on)
     shown = store.Images(shown.index, probabilities.argmax(1), shown.image, {}, shown.metadata)
     attacked = {
         name: _attack(settings, name, attack, net, shown, clean, on, dtype) for name, attack in settings.attacks.items()
     }
-    images, labels = networks.to_images(shown.image, on), torch.from_numpy(shown.label).to(on)
+    images, labels = classifier.to_images(shown.image, on), torch.from_numpy(shown.label).to(on)
     exact = engine.Fast(net, on, torch.float32)
     gradient = _seconds(lambda: engine.losses.loss_gradient(exact, images, labels), on)
-    prediction = _seconds(lambda: networks.predict(net, shown.image, settings.store.batch_size, on), on)
+    prediction = _seconds(lambda: classifier.predict(net, shown.image, settings.store.batch_size, on), on)
     return planning.Rates(
         source=f"measured on {device.hardware(on)}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}",
         at_once=_at_once(on),
@@ -59,7 +65,7 @@ def rates(settings: Params, start: float) -> planning.Rates:
         attacks=attacked,
         gradients=len(shown) / gradient,
         predict=len(shown) / prediction,
-        prepare=json.loads((files.TIMINGS / "prepare.json").read_text())["images_per_second"],
+        prepare=json.loads((layout.TIMINGS / "prepare.json").read_text())["images_per_second"],
         start=start,
         beside=BESIDE if on.type == "cuda" else 1.0,
     )
@@ -78,7 +84,7 @@ def write(settings: Params, path: Path, began: float) -> None:
     device.choose(settings)
     torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
     start = time.time() - began
-    with files.replacing(path) as temporary:
+    with layout.replacing(path) as temporary:
         temporary.write_text(json.dumps(asdict(rates(settings, start)), indent=2) + "\n")
 
 
@@ -98,17 +104,17 @@ def _seconds(work: Callable[[], object], on: torch.device, times: int = 3) -> fl
 def _steps(settings: Params, clean: store.Images, size: int, on: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Images a second of a plain and of a joint step, crops included."""
     batch = clean[:size]
-    pixels, labels = networks.to_images(batch.image, on), torch.from_numpy(batch.label).to(on)
+    pixels, labels = classifier.to_images(batch.image, on), torch.from_numpy(batch.label).to(on)
     adversarial = torch.arange(len(labels), device=on) % 2 == 0
     area = (settings.training.crop_area[0], settings.training.crop_area[1])
     boxes = transforms.draw_crops(device.rng(0, "measure"), len(labels), area, settings.training.horizontal_flip).to(on)
     classes = len(clean.metadata["classes"])
-    net, pretrained = (training.create(settings, name, classes) for name in ("target", "pretrained"))
+    net, pretrained = (new_net(settings, name, classes) for name in ("target", "pretrained"))
     device.channels_last(net, on).train()
-    plain = training.plain_step(net, settings.training, dtype)
+    plain = plain_step(net, settings.training, dtype)
     helper = device.channels_last(networks.frozen(pretrained), on)
-    detector = TransformerDetector(settings.detector, networks.map_shapes(net, settings.data.image_size)).to(on)
-    joint = structures.joint_step(net, helper, detector, settings.training, settings.detector, dtype)
+    detector = TransformerDetector(settings.detector, classifier.map_shapes(net, settings.data.image_size)).to(on)
+    joint = joint_step(net, helper, detector, settings.training, settings.detector, dtype)
 
     def several(run: Callable[[Tensor, Tensor, Tensor], object]) -> None:
         for _ in range(TIMED):
@@ -124,7 +130,7 @@ def _attack(
     settings: Params,
     name: str,
     attack: Attack,
-    net: networks.Classifier,
+    net: classifier.Classifier,
     shown: store.Images,
     pool: store.Images,
     on: torch.device,
@@ -167,5 +173,5 @@ def benchmark(settings: Params, path: Path) -> None:
             rows[name] = call()
         except Exception as error:  # a peer may fail in any way; the others' rows count all the same
             rows[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-        with files.replacing(path) as temporary:
+        with layout.replacing(path) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")

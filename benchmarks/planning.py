@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sparring.params import EVALUATED_SPLITS, Attack, Params
+from sparring.params import Params
+from sparring.params.attacks import Attack
+from sparring.params.names import EVALUATED_SPLITS
 
 LEAST_EPOCHS = 8
 LEAST_CW_STEPS = 20

@@ -38,9 +38,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as plain_transforms
 
-from sparring import device, files, networks, params, sampler, store, structures, training, transforms
-from sparring.detector import HEADS, MLP_RATIO, TransformerDetector
-from sparring.params import Detector, Network, Params
+from sparring import device, layout, params, store
+from sparring.data import transforms
+from sparring.defences import sampler
+from sparring.defences.joint import joint_step
+from sparring.models import classifier, networks
+from sparring.models.detector import HEADS, MLP_RATIO, TransformerDetector
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.sections import Detector, Network
+from sparring.training.gallery import Gallery
+from sparring.training.steps import plain_step, sgd, update
 
 ROWS = ("bare", "adv", "ours_full_4", "ours_low_2", "plain_adv", "plain_ours_full_4", "sampler", "dataloader")
 DETECTORS: dict[str, dict[str, object]] = {
@@ -56,12 +64,14 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 def opened(settings: Params, count: int | None) -> list[store.Images]:
     """The first `count` training images, clean and under every attack."""
-    versions = [store.read(files.CLEAN / "train.parquet")]
-    versions += [store.read(files.ADVERSARIAL / name / "train.parquet", ("image", "linf")) for name in settings.attacks]
+    versions = [store.read(layout.CLEAN / "train.parquet")]
+    versions += [
+        store.read(layout.ADVERSARIAL / name / "train.parquet", ("image", "linf")) for name in settings.attacks
+    ]
     return [images[:count] for images in versions]
 
 
-def drawn(settings: Params, gallery: training.Gallery) -> Generator[Batch, None, None]:
+def drawn(settings: Params, gallery: Gallery) -> Generator[Batch, None, None]:
     """Whole batches as the training loop draws them, epoch after epoch."""
     chosen, names = settings.training, list(settings.attacks)
     count, size = len(gallery.label), chosen.batch_size
@@ -164,16 +174,16 @@ class PlainLayer(nn.Module):
 
 def plain_joint(settings: Params, chosen: Detector, net: nn.Module, pretrained: nn.Module, detector: nn.Module) -> Any:
     """Joint training in two passes of gradients: first the detector's, then the net's."""
-    optimizer = training.sgd(net, settings.training.learning_rate, settings.training)
-    second = training.sgd(detector, chosen.learning_rate, settings.training)
+    optimizer = sgd(net, settings.training.learning_rate, settings.training)
+    second = sgd(detector, chosen.learning_rate, settings.training)
 
     def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> None:
         with torch.no_grad():
             source_maps = pretrained.maps(images)
-        training.update(second, F.cross_entropy(detector(source_maps), adversarial.long()))
+        update(second, F.cross_entropy(detector(source_maps), adversarial.long()))
         maps = net.maps(images)
         matching = F.smooth_l1_loss(detector.token(maps), detector.token(source_maps).detach())
-        training.update(optimizer, F.cross_entropy(net.classify(maps), labels) + matching)
+        update(optimizer, F.cross_entropy(net.classify(maps), labels) + matching)
 
     return run
 
@@ -189,16 +199,16 @@ def with_net(name: str, settings: Params, network: Network, classes: int, on: to
     else:
         device.channels_last(net, on)
     if "ours" not in name:
-        return training.plain_step(net, settings.training, dtype).run
+        return plain_step(net, settings.training, dtype).run
     detector_values = settings.detector.model_dump() | DETECTORS[name.split("ours_")[1]]
     chosen = Detector.model_validate(detector_values)
-    detector = TransformerDetector(chosen, networks.map_shapes(net, settings.data.image_size))
+    detector = TransformerDetector(chosen, classifier.map_shapes(net, settings.data.image_size))
     if plain:
         dim = detector.position.shape[-1]
         detector.layers = nn.ModuleList(PlainLayer(dim, chosen.dropout) for _ in range(chosen.layers))
         return plain_joint(settings, chosen, net, pretrained, detector.to(on))
     helper = device.channels_last(networks.frozen(pretrained), on)
-    return structures.joint_step(net, helper, detector.to(on), settings.training, chosen, dtype).run
+    return joint_step(net, helper, detector.to(on), settings.training, chosen, dtype).run
 
 
 def measure(name: str, width: int | None, images: int | None, steps: int, runs: int, folder: Path) -> dict[str, Any]:
@@ -217,7 +227,7 @@ def measure(name: str, width: int | None, images: int | None, steps: int, runs: 
         clean, *attacked = opened(settings, images)
         classes = len(clean.metadata["classes"])
         pixels = np.stack([version.image for version in (clean, *attacked)])
-        batches = drawn(settings, training.Gallery(pixels, clean, attacked, on))
+        batches = drawn(settings, Gallery(pixels, clean, attacked, on))
         del clean, attacked, pixels
     if on.type == "cuda":
         torch.cuda.reset_peak_memory_stats(on)
@@ -281,7 +291,7 @@ def main(
     """Time the training steps of Sparring beside the bare step and a plain loop."""
     for name in only or ():
         if name not in ROWS:
-            raise params.InputError(f"--only is {name}; there are {', '.join(ROWS)}")
+            raise InputError(f"--only is {name}; there are {', '.join(ROWS)}")
     with tempfile.TemporaryDirectory() as folder:
         write_folders(params.load(), images, Path(folder))
         told = alone.rows(measure, {name: (name, width, images, steps, runs, Path(folder)) for name in only or ROWS})
@@ -296,5 +306,5 @@ def main(
 if __name__ == "__main__":
     try:
         typer.run(main)
-    except params.InputError as problem:
+    except InputError as problem:
         sys.exit(f"error: {problem}")

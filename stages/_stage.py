@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import typer
 
-from sparring.params import InputError
+from sparring.params.errors import InputError
 
 
 def run(main: Callable[..., None]) -> None:

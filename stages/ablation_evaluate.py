@@ -7,12 +7,15 @@ run     python stages/ablation_evaluate.py low_050_2
 
 from _stage import run
 
-from sparring import evaluation, files, params
+from sparring import layout, params
+from sparring.evaluation import predict
+from sparring.params.names import ABLATED
+from sparring.params.variants import load_rows, row_params
 
 
 def main(row: str) -> None:
-    with files.results_below(files.ABLATION / row):
-        evaluation.evaluate(params.row_params(params.load(), row, params.load_rows()), params.ABLATED)
+    with layout.results_below(layout.ABLATION / row):
+        predict.evaluate(row_params(params.load(), row, load_rows()), ABLATED)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ run     python stages/ablation_report.py
 
 from _stage import run
 
-from sparring import params, report
+from sparring import params
+from sparring.params.variants import load_rows
+from sparring.report import render
 
 
 def main() -> None:
-    report.render_ablation(params.load(), params.load_rows())
+    render.render_ablation(params.load(), load_rows())
 
 
 if __name__ == "__main__":

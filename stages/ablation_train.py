@@ -7,13 +7,16 @@ run     python stages/ablation_train.py low_050_2
 
 from _stage import run
 
-from sparring import distributed, files, params, structures
+from sparring import distributed, layout, params
+from sparring.defences.train import train
+from sparring.params.names import ABLATED
+from sparring.params.variants import load_rows, row_params
 
 
 def main(row: str) -> None:
-    settings = params.row_params(params.load(), row, params.load_rows())
-    with files.results_below(files.ABLATION / row):
-        distributed.run(settings, lambda: structures.train(settings, params.ABLATED))
+    settings = row_params(params.load(), row, load_rows())
+    with layout.results_below(layout.ABLATION / row):
+        distributed.run(settings, lambda: train(settings, ABLATED))
 
 
 if __name__ == "__main__":

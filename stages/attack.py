@@ -7,7 +7,8 @@ run     python stages/attack.py fgsm
 
 from _stage import run
 
-from sparring import generation, params
+from sparring import params
+from sparring.attacks import generation
 
 
 def main(attack: str) -> None:

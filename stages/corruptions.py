@@ -7,7 +7,8 @@ run     python stages/corruptions.py ours
 
 from _stage import run
 
-from sparring import corruptions, params
+from sparring import params
+from sparring.evaluation import corruptions
 
 
 def main(structure: str) -> None:

@@ -7,11 +7,12 @@ run     python stages/detect.py ours
 
 from _stage import run
 
-from sparring import detection, params
+from sparring import params
+from sparring.evaluation import detect
 
 
 def main(structure: str) -> None:
-    detection.detect(params.load(), structure)
+    detect.detect(params.load(), structure)
 
 
 if __name__ == "__main__":

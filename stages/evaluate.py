@@ -7,11 +7,12 @@ run     python stages/evaluate.py ours
 
 from _stage import run
 
-from sparring import evaluation, params
+from sparring import params
+from sparring.evaluation import predict
 
 
 def main(structure: str) -> None:
-    evaluation.evaluate(params.load(), structure)
+    predict.evaluate(params.load(), structure)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,16 @@ run     python stages/leave_one_out_evaluate.py fgsm
 
 from _stage import run
 
-from sparring import evaluation, files, params
+from sparring import layout, params
+from sparring.evaluation import predict
+from sparring.params.variants import only
 
 
 def main(attack: str) -> None:
-    settings = params.only(params.load(), attack)
-    with files.results_below(files.LEAVE_ONE_OUT / attack):
+    settings = only(params.load(), attack)
+    with layout.results_below(layout.LEAVE_ONE_OUT / attack):
         for structure in settings.structures:
-            evaluation.evaluate(settings, structure)
+            predict.evaluate(settings, structure)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ run     python stages/leave_one_out_report.py
 
 from _stage import run
 
-from sparring import params, report
+from sparring import params
+from sparring.report import render
 
 
 def main() -> None:
-    report.render_leave_one_out(params.load())
+    render.render_leave_one_out(params.load())
 
 
 if __name__ == "__main__":

@@ -7,18 +7,20 @@ run     python stages/leave_one_out_train.py fgsm
 
 from _stage import run
 
-from sparring import distributed, files, params, structures
+from sparring import distributed, layout, params
+from sparring.defences.train import train
+from sparring.params.variants import without
 
 
 def main(attack: str) -> None:
-    settings = params.without(params.load(), attack)
-    with files.results_below(files.LEAVE_ONE_OUT / attack):
+    settings = without(params.load(), attack)
+    with layout.results_below(layout.LEAVE_ONE_OUT / attack):
         distributed.run(settings, lambda: _train(settings))
 
 
 def _train(settings: params.Params) -> None:
     for structure in settings.structures:
-        structures.train(settings, structure)
+        train(settings, structure)
 
 
 if __name__ == "__main__":

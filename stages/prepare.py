@@ -7,11 +7,12 @@ run     python stages/prepare.py
 
 from _stage import run
 
-from sparring import datasets, params
+from sparring import params
+from sparring.data import prepare
 
 
 def main() -> None:
-    datasets.prepare(params.load())
+    prepare.prepare(params.load())
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ run     python stages/pretrain.py
 
 from _stage import run
 
-from sparring import distributed, params, training
+from sparring import distributed, params
+from sparring.training.pretrain import pretrain
 
 
 def main() -> None:
     settings = params.load()
-    distributed.run(settings, lambda: training.pretrain(settings))
+    distributed.run(settings, lambda: pretrain(settings))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ run     python stages/report.py
 
 from _stage import run
 
-from sparring import params, report
+from sparring import params
+from sparring.report import render
 
 
 def main() -> None:
-    report.render(params.load())
+    render.render(params.load())
 
 
 if __name__ == "__main__":

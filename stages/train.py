@@ -7,12 +7,13 @@ run     python stages/train.py ours
 
 from _stage import run
 
-from sparring import distributed, params, structures
+from sparring import distributed, params
+from sparring.defences.train import train
 
 
 def main(structure: str) -> None:
     settings = params.load()
-    distributed.run(settings, lambda: structures.train(settings, structure))
+    distributed.run(settings, lambda: train(settings, structure))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ run     python stages/watch.py
 
 from _stage import run
 
-from sparring import params, watch
+from sparring import params
+from sparring.data import watch
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ run     python stages/whitebox.py ours
 
 from _stage import run
 
-from sparring import params, whitebox
+from sparring import params
+from sparring.evaluation import whitebox
 
 
 def main(structure: str) -> None:

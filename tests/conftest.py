@@ -13,21 +13,14 @@ import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from sparring import (
-    corruptions,
-    datasets,
-    detection,
-    evaluation,
-    files,
-    generation,
-    networks,
-    params,
-    store,
-    training,
-    whitebox,
-)
-from sparring.networks import ResNet
+from sparring import layout, params, store
+from sparring.attacks import generation
+from sparring.data import prepare
+from sparring.evaluation import corruptions, detect, predict, whitebox
+from sparring.models import networks
+from sparring.models.resnet import ResNet
 from sparring.params import Params
+from sparring.training.pretrain import pretrain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PGD: dict[str, Any] = {"steps": 5, "norm": "linf", "restarts": 1, "loss": "cross_entropy"}
@@ -94,11 +87,11 @@ def _one_thread() -> None:
 def measure(settings: Params) -> None:
     """All that the report needs of trained structures."""
     for name in ("baseline", *settings.structures):
-        evaluation.evaluate(settings, name)
+        predict.evaluate(settings, name)
         whitebox.attack_structure(settings, name)
         corruptions.evaluate(settings, name)
     for name in settings.structures:
-        detection.detect(settings, name)
+        detect.detect(settings, name)
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +124,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Params]) 
     settings = tiny()
     with inside(folder):
         YAML().dump(tiny_values(), Path("params.yaml"))
-        datasets.prepare(settings)
-        training.pretrain(settings)
+        prepare.prepare(settings)
+        pretrain(settings)
         for name in (*settings.attacks, *settings.unseen_attacks):
             generation.attack_splits(settings, name)
     return folder
@@ -150,10 +143,10 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 @pytest.fixture
 def digits(made: Path) -> store.Images:
     """120 clean test digits, 16×16."""
-    return store.read(made / files.CLEAN / "test.parquet")
+    return store.read(made / layout.CLEAN / "test.parquet")
 
 
 @pytest.fixture
 def net(made: Path, tiny: Callable[..., Params]) -> ResNet:
     """A classifier trained on digits, in eval mode; a fresh copy for every test."""
-    return networks.load(tiny().network, 10, 16, made / files.PRETRAINED).eval()
+    return networks.load(tiny().network, 10, 16, made / layout.PRETRAINED).eval()

@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from sparring import datasets, params, store
-from sparring.params import InputError, Params
+from sparring import params, store
+from sparring.data import prepare as datasets
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.names import SPLITS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -25,7 +28,7 @@ def settings(**data: Any) -> Params:
 def prepare(**data: Any) -> dict[str, store.Images]:
     """The four splits that the stage writes below the current folder."""
     datasets.prepare(settings(**data))
-    return {name: store.read(Path(f"data/clean/{name}.parquet")) for name in params.SPLITS}
+    return {name: store.read(Path(f"data/clean/{name}.parquet")) for name in SPLITS}
 
 
 def fails(match: str, **data: Any) -> None:

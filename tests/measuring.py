@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparring import __main__ as command_line
-from sparring import programs
-from sparring.params import InputError
+from sparring.evaluation import programs
+from sparring.params.errors import InputError
 
 
 def measured(*arguments: str) -> pd.DataFrame:

@@ -9,8 +9,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sparring import files, params, report, statistics, store, structures, tables
-from sparring.params import InputError, Params
+from sparring import layout, params, statistics, store
+from sparring.defences.train import train
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.variants import ABLATION_FILE, load_rows
+from sparring.report import render, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = """
@@ -41,7 +45,7 @@ def everything() -> dict[Path, bytes]:
 
 def test_from_rows_to_the_table(settings: Params) -> None:
     before = everything()
-    rows = params.load_rows()
+    rows = load_rows()
     for name in rows:
         stage("train", name)
         stage("evaluate", name)
@@ -60,12 +64,12 @@ def test_from_rows_to_the_table(settings: Params) -> None:
         share = rows[name].adv_ratio if mixture == "own" else 0.4
         assert found["mixture_ratio"] == share
         predictions = pd.read_parquet(f"ablation/rows/{name}/data/predictions/ours.parquet")
-        clean = store.read(files.CLEAN / f"{split}.parquet", ())
+        clean = store.read(layout.CLEAN / f"{split}.parquet", ())
         drawn = statistics.draw_mixture(clean.index, clean.label, list(settings.attacks), share, 0, split)
         chosen = predictions[predictions["split"] == split].merge(drawn, on=["index", "attack"])
         linf = {}
         for attack in settings.attacks:
-            images = store.read(files.ADVERSARIAL / attack / f"{split}.parquet", ("linf",))
+            images = store.read(layout.ADVERSARIAL / attack / f"{split}.parquet", ("linf",))
             linf |= {(attack, index): value for index, value in zip(images.index, images.columns["linf"], strict=True)}
         keys = zip(chosen["attack"], chosen["index"], strict=True)
         adversarial = np.array([linf.get(key, 0) > 0 for key in keys])
@@ -93,7 +97,7 @@ def test_from_rows_to_the_table(settings: Params) -> None:
 
 def test_a_row_with_the_main_settings_is_ours_to_the_bit(settings: Params) -> None:
     stage("train", "low_050_2")
-    structures.train(settings, "ours")
+    train(settings, "ours")
     main = {path.name: path.read_bytes() for path in Path("models/ours").iterdir()}
     row = {path.name: path.read_bytes() for path in Path("ablation/rows/low_050_2/models/ours").iterdir()}
     assert row == main and len(row) == 2
@@ -103,7 +107,7 @@ def test_a_row_with_the_main_settings_is_ours_to_the_bit(settings: Params) -> No
 
 
 def test_the_rows_here_are_the_papers() -> None:
-    rows = [tuple(row.model_dump().values()) for row in params.load_rows(ROOT / params.ABLATION_FILE).values()]
+    rows = [tuple(row.model_dump().values()) for row in load_rows(ROOT / ABLATION_FILE).values()]
     paper = pd.read_csv(tables.PAPER / "table3_ablation.csv")
     assert rows == list(paper[["input", "adv_ratio", "layers"]].itertuples(index=False, name=None))
     assert len(rows) == 10
@@ -134,5 +138,5 @@ def test_a_row_without_predictions_is_one_line_and_keeps_the_table(settings: Par
     Path("ablation/reports").mkdir()
     Path("ablation/reports/table3.md").write_text("old")
     with pytest.raises(InputError, match=r"ablation/rows/low_050_2/data/predictions/ours\.parquet is missing;"):
-        report.render_ablation(settings, params.load_rows())
+        render.render_ablation(settings, load_rows())
     assert [path.read_text() for path in Path("ablation/reports").iterdir()] == ["old"]

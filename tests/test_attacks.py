@@ -21,10 +21,15 @@ from ruamel.yaml import YAML
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from sparring import attacks, files, generation, networks, params, store
-from sparring.attacks import engine
-from sparring.networks import ResNet
-from sparring.params import Attack, InputError, Params, Store
+from sparring import attacks, layout, params, store
+from sparring.attacks import engine, generation
+from sparring.models import classifier, model_files, networks, resnet
+from sparring.models.resnet import ResNet
+from sparring.params import Params
+from sparring.params.attacks import BUILT_IN, TORCHATTACKS, Attack
+from sparring.params.errors import InputError
+from sparring.params.names import SPLITS
+from sparring.params.sections import Store
 from sparring.store import Images
 
 CPU = torch.device("cpu")
@@ -34,7 +39,7 @@ NST: dict[str, Any] = {"steps": 5, "learning_rate": 0.1, "momentum": 0.9, "weigh
 
 @pytest.fixture
 def images(digits: Images) -> Tensor:
-    return networks.to_images(digits.image, CPU).contiguous()
+    return classifier.to_images(digits.image, CPU).contiguous()
 
 
 @pytest.fixture
@@ -236,7 +241,7 @@ def test_square_and_autoattack_do_what_weaker_attacks_cannot(
     chosen, attack = opponent({"method": f"torchattacks.{name}", "eps": 0.1, **arguments})
     found = whole(chosen, attack, net, few)
     assert np.abs(found.image.astype(int) - few.image).max() <= 25
-    images, labels = networks.to_images(few.image, CPU).contiguous(), torch.from_numpy(few.label)
+    images, labels = classifier.to_images(few.image, CPU).contiguous(), torch.from_numpy(few.label)
     peer = foolbox.attacks.LinfPGD(steps=10)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=25 / 255)[1]
     weaker = net(peer).argmax(1) != labels
     stronger = torch.from_numpy(found.columns["prediction"] != few.label)
@@ -253,7 +258,7 @@ def test_square_and_autoattack_do_what_weaker_attacks_cannot(
 @given(st.floats(0, 0.5), st.floats(0.001, 0.3), st.floats(0.001, 0.3), st.integers(1, 4))
 def test_bim_stays_in_its_ball(eps: float, step: float, first_step: float, steps: int) -> None:
     generator = torch.Generator().manual_seed(steps)
-    net = networks.ResNet((1, 1, 1, 1), 4, 3).eval()
+    net = resnet.ResNet((1, 1, 1, 1), 4, 3).eval()
     images = torch.rand(6, 3, 8, 8, generator=generator).mul(1.4).sub(0.2).clamp(0, 1)
     labels = torch.arange(6) % 3
     found = attacks.find("bim")(net, images, labels, eps=eps, step=step, first_step=first_step, steps=steps)
@@ -375,7 +380,7 @@ def test_pgd_is_stored_within_eps(net: ResNet, digits: Images, opponent: Callabl
     found = whole(chosen, attack, net, digits)
     change = np.abs(found.image.astype(int) - digits.image)
     assert change.max() == 12  # floor(255 × 0.05)
-    right = networks.predict(net, digits.image, 64, CPU).argmax(1) == digits.label
+    right = classifier.predict(net, digits.image, 64, CPU).argmax(1) == digits.label
     assert (found.columns["prediction"][right] != digits.label[right]).mean() > 0.1
     again = whole(chosen, attack, net, digits)
     assert np.array_equal(again.image, found.image), "its random start is not a function of the seed"
@@ -400,7 +405,7 @@ def test_targeted_attacks_know_the_number_of_classes(
     chosen, attack = opponent({"method": "torchattacks.APGDT", "eps": 0.1, "steps": 5})
     assert "n_classes" not in attack.arguments
     found = whole(chosen, attack, net, five)
-    right = networks.predict(net, five.image, 50, CPU).argmax(1) == five.label
+    right = classifier.predict(net, five.image, 50, CPU).argmax(1) == five.label
     assert (found.columns["prediction"][right] != five.label[right]).mean() > 0.3
     assert np.abs(found.image.astype(int) - five.image).max() <= 25
 
@@ -473,13 +478,13 @@ def test_columns_tell_what_is_stored(
     floats = attacks.find("deepfool")(networks.frozen(net), images, labels, **arguments)
     assert (found.columns["prediction_float"] == net(floats).argmax(1).numpy()).mean() > 0.98
     rounded = engine.as_stored(digits.image, floats, Attack(method="deepfool", arguments={}), "uint8")
-    again = networks.predict(net, rounded, 17, CPU).argmax(1)
+    again = classifier.predict(net, rounded, 17, CPU).argmax(1)
     assert (found.columns["prediction_rounded"] == again).mean() > 0.98
     assert (found.columns["prediction_rounded"] != found.columns["prediction"]).any()
     change = (found.image.astype(float) - digits.image) / 255
     np.testing.assert_allclose(found.columns["l2"], np.sqrt(np.square(change).sum((1, 2, 3))), rtol=1e-5)
     np.testing.assert_allclose(found.columns["linf"], np.abs(change).max((1, 2, 3)), rtol=1e-5)
-    prediction = networks.predict(net, found.image, 17, CPU).argmax(1)
+    prediction = classifier.predict(net, found.image, 17, CPU).argmax(1)
     np.testing.assert_array_equal(found.columns["prediction"], prediction)
     unchanged = (found.image == digits.image).all((1, 2, 3))
     np.testing.assert_array_equal(unchanged, found.columns["linf"] == 0)
@@ -508,23 +513,23 @@ def test_the_users_model_is_not_changed(
     net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]], arguments: dict[str, Any]
 ) -> None:
     net.fc.weight.requires_grad_(False)
-    before = networks.digest(net)
+    before = model_files.digest(net)
     flags = [parameter.requires_grad for parameter in net.parameters()]
     state = torch.get_rng_state()
     whole(*opponent(arguments), net, digits[:40])
-    assert networks.digest(net) == before  # running averages included
+    assert model_files.digest(net) == before  # running averages included
     assert [parameter.requires_grad for parameter in net.parameters()] == flags
     assert all(parameter.grad is None for parameter in net.parameters())
     assert not any(module.training for module in net.modules())
     assert torch.equal(torch.get_rng_state(), state)
     net.train()
     whole(*opponent(arguments), net, digits[:40])
-    assert networks.digest(net) == before
+    assert model_files.digest(net) == before
 
 
 def test_arguments_in_params_are_those_of_the_functions() -> None:
-    assert attacks.METHODS.keys() == params.BUILT_IN.keys()
-    for name, model in params.BUILT_IN.items():
+    assert attacks.METHODS.keys() == BUILT_IN.keys()
+    for name, model in BUILT_IN.items():
         keywords = inspect.signature(attacks.find(name)).parameters
         given_by_the_engine = {"model", "images", "labels", "noise", "starts", "partners"}
         assert keywords.keys() - given_by_the_engine == model.model_fields.keys(), name
@@ -553,13 +558,13 @@ def test_what_fools_as_floats_fools_as_stored(
     inner = Images(digits.index, digits.label, digits.image.clip(3, 252))  # torchattacks' tanh has no ends
     found = whole(*opponent(arguments, store={"margin": 0.05, "dtype": dtype}), net, inner)
     assert found.image.dtype == dtype
-    right = networks.predict(net, inner.image, 50, CPU).argmax(1) == inner.label
+    right = classifier.predict(net, inner.image, 50, CPU).argmax(1) == inner.label
     as_float = right & (found.columns["prediction_float"] != inner.label)
     assert as_float.sum() > right.sum() / 4
     assert (found.columns["prediction"][as_float] != inner.label[as_float]).mean() >= 0.99
     changed = found.columns["linf"] > 0
     with torch.no_grad():
-        logits = net(networks.to_images(found.image, CPU)).numpy()
+        logits = net(classifier.to_images(found.image, CPU)).numpy()
     own = np.take_along_axis(logits, inner.label[:, None], 1)[:, 0]
     np.put_along_axis(logits, inner.label[:, None], -np.inf, 1)
     fooled = changed & (found.columns["prediction"] != inner.label)
@@ -568,7 +573,7 @@ def test_what_fools_as_floats_fools_as_stored(
     plain = whole(*opponent(arguments, store={"faithful": False, "dtype": dtype}), net, inner)
     np.testing.assert_array_equal(plain.columns["prediction"], plain.columns["prediction_rounded"])
     np.testing.assert_array_equal(plain.columns["prediction_rounded"], found.columns["prediction_rounded"])
-    if not arguments["method"].startswith(params.TORCHATTACKS) and dtype == "uint8":
+    if not arguments["method"].startswith(TORCHATTACKS) and dtype == "uint8":
         assert (plain.columns["prediction"][as_float] == inner.label[as_float]).any()
 
 
@@ -677,9 +682,9 @@ def test_a_compiled_attack_leaves_no_library_that_a_kill_has_cut_short(
     monkeypatch.setattr(engine, "worth_compiling", lambda *arguments: True)
     with pytest.raises(KeyboardInterrupt):
         generation.attack_splits(tiny(), "fgsm")
-    assert list(files.PARTIAL.rglob("library.so"))
+    assert list(layout.PARTIAL.rglob("library.so"))
     generation.attack_splits(tiny(), "fgsm")
-    assert seen[:2] == [[], []] and not list(files.PARTIAL.iterdir())
+    assert seen[:2] == [[], []] and not list(layout.PARTIAL.iterdir())
 
 
 def test_without_a_compiler_it_goes_on(
@@ -712,7 +717,7 @@ def test_compiling_is_decided_by_all_of_the_work(net: ResNet) -> None:
 
 
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, tiny: Callable[..., Params]) -> None:
-    folder = files.ADVERSARIAL / "deepfool"
+    folder = layout.ADVERSARIAL / "deepfool"
 
     def stored() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
@@ -730,16 +735,16 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, tiny
         stage = subprocess.Popen([sys.executable, script, "deepfool"], stdout=subprocess.PIPE, env=environment)
         # Killed once some shards are done, at a random moment after that.
         deadline = time.monotonic() + 120
-        while stage.poll() is None and not list(Path(files.PARTIAL).rglob("train-*.parquet")):
+        while stage.poll() is None and not list(Path(layout.PARTIAL).rglob("train-*.parquet")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(pause)
         stage.kill()
         stage.wait()
-        assert list(files.PARTIAL.rglob("*.parquet")) or stage.returncode == 0
+        assert list(layout.PARTIAL.rglob("*.parquet")) or stage.returncode == 0
         generation.attack_splits(params.validate(values), "deepfool")
         assert stored() == wanted
-        assert not list(files.PARTIAL.iterdir())
+        assert not list(layout.PARTIAL.iterdir())
 
 
 def test_unfinished_shards_belong_to_their_inputs(
@@ -748,7 +753,7 @@ def test_unfinished_shards_belong_to_their_inputs(
     write, stop = store.write, 3
 
     def breaks(path: Path, *rest: Any) -> int:
-        if files.PARTIAL in path.parents or files.PARTIAL.name in path.parts:
+        if layout.PARTIAL in path.parents or layout.PARTIAL.name in path.parts:
             nonlocal stop
             stop -= 1
             if stop < 0:
@@ -758,7 +763,7 @@ def test_unfinished_shards_belong_to_their_inputs(
     monkeypatch.setattr(store, "write", breaks)
     with pytest.raises(KeyboardInterrupt):
         generation.attack_splits(tiny(), "fgsm")
-    (left,) = files.PARTIAL.iterdir()
+    (left,) = layout.PARTIAL.iterdir()
     assert len(list(left.iterdir())) == 3
     made = []
     monkeypatch.setattr(store, "write", write)
@@ -783,22 +788,22 @@ def test_metadata_tells_what_ran(project: Path, tiny: Callable[..., Params]) -> 
     for name, eps in {"fgsm": 12 / 255, "strong": 51 / 255}.items():
         chosen = tiny()
         folder = generation.folder(chosen, name)
-        assert folder == (files.ADVERSARIAL if name == "fgsm" else files.UNSEEN) / name
+        assert folder == (layout.ADVERSARIAL if name == "fgsm" else layout.UNSEEN) / name
         found = store.read(folder / "test.parquet").metadata
-        pretrained = networks.load(chosen.network, 10, 16, files.PRETRAINED)
+        pretrained = networks.load(chosen.network, 10, 16, layout.PRETRAINED)
         assert found["attack"] == name and found["method"] == "fgsm" and found["split"] == "test"
         assert found["arguments"] == {"eps": eps}
-        assert found["source_model"] == networks.digest(pretrained)
+        assert found["source_model"] == model_files.digest(pretrained)
         assert found["shape"] == [16, 16, 3] and len(found["classes"]) == 10
 
 
 def test_splits_of_seen_and_unseen_attacks(project: Path) -> None:
-    assert {path.name for path in (files.ADVERSARIAL / "fgsm").iterdir()} == {
-        f"{split}.parquet" for split in params.SPLITS
-    }
-    assert {path.name for path in (files.UNSEEN / "strong").iterdir()} == {"test.parquet", "heldout.parquet"}
-    for split in params.SPLITS:
-        clean, found = (store.read(folder / f"{split}.parquet") for folder in (files.CLEAN, files.ADVERSARIAL / "fgsm"))
+    assert {path.name for path in (layout.ADVERSARIAL / "fgsm").iterdir()} == {f"{split}.parquet" for split in SPLITS}
+    assert {path.name for path in (layout.UNSEEN / "strong").iterdir()} == {"test.parquet", "heldout.parquet"}
+    for split in SPLITS:
+        clean, found = (
+            store.read(folder / f"{split}.parquet") for folder in (layout.CLEAN, layout.ADVERSARIAL / "fgsm")
+        )
         store.check_rows(clean, found, Path(split))
 
 

@@ -14,8 +14,10 @@ from conftest import inside
 from scipy.stats import t
 from test_report import FIGURES, leave_undrawn, make_project
 
-from sparring import report, robustness, statistics
-from sparring.params import BASELINE, CLEAN, Params
+from sparring import statistics
+from sparring.params import Params
+from sparring.params.names import BASELINE, CLEAN
+from sparring.report import render, whitebox
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -147,9 +149,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The report's folder, and how often it made worst cases. Of three trainings, all of adv are good on stored attacks
     and bad when aimed at themselves; of ours two are good and one is bad. On held-out images one of adv is bad."""
     folder, made = tmp_path_factory.mktemp("several"), []
-    worst_cases = robustness.worst_cases
+    worst_cases = whitebox.worst_cases
     with project(folder) as params, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(robustness, "worst_cases", lambda *given: made.append(1) or worst_cases(*given))
+        patched.setattr(whitebox, "worst_cases", lambda *given: made.append(1) or worst_cases(*given))
         retrained("predictions", BASELINE, 0.1)
         retrained("predictions", "adv", 0.9, 0.88, 0.92)
         retrained("predictions", "ours", 0.95, 0.3, 0.9)
@@ -160,7 +162,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
         retrained("whitebox", BASELINE, 1.0)
         retrained("whitebox", "adv", 0.0, 0.0, 0.05)
         retrained("whitebox", "ours", 1.0, 1.0, 0.0)
-        report.render(params)
+        render.render(params)
     return folder / "reports", len(made)
 
 
@@ -211,7 +213,7 @@ def test_the_summary_of_one_training_says_what_the_spread_is(tmp_path: Path) -> 
     with project(tmp_path) as params:
         for structure, right in ((BASELINE, 0.1), ("adv", 0.9), ("ours", 0.92)):
             retrained("predictions", structure, right)
-        report.render(params)
+        render.render(params)
     page = (tmp_path / "reports" / "report.md").read_text()
     summary = page.partition("## The paper's claims, in one training\n")[0]
     assert re.search(r"- adv minus baseline: \+0.*\]; in this one training beyond chance\n", summary)
@@ -236,7 +238,7 @@ def test_leave_one_out_is_judged_by_the_spread(tmp_path: Path, trainings: int) -
             wrong = (rows["attack"] == "fgsm") & (place > np.array(without)[rows["seed"]])
             rows = rows.assign(prediction=np.where(rows["attack"] == "fgsm", rows["label"] + wrong, rows["prediction"]))
             rows.to_parquet(f"leave_one_out/rows/fgsm/data/predictions/{structure}.parquet")
-        report.render_leave_one_out(params)
+        render.render_leave_one_out(params)
     folder = tmp_path / "leave_one_out" / "reports"
     found = pd.read_csv(folder / "leave_one_out.csv").set_index(["split", "attack", "structure"]).sort_index()
     adv, ours = (found.loc[("heldout", "fgsm", name)] for name in ("adv", "ours"))
@@ -258,7 +260,7 @@ def test_an_interval_within_a_point_is_said_to_be() -> None:
     found = {"attack": "mixture", "structure": "ours", "other": "adv", "paper": 0.0224, "verdict": "not shown"}
     found |= {"difference": 0.001, "difference_low": -0.004, "difference_high": 0.006, "equivalent": 1, "trainings": 8}
     claims = pd.DataFrame([found | {"split": split} for split in ("test", "heldout")])
-    (sentence,) = report._verdicts(claims)
+    (sentence,) = render._verdicts(claims)
     assert sentence == (
         "Not shown: that ours beats adv on the mixture (paper +0.022; here +0.001 [-0.004, +0.006] on test images, "
         "within ±1 point and +0.001 [-0.004, +0.006] on held-out images, within ±1 point)."

@@ -18,9 +18,13 @@ import torch
 from conftest import tiny_values
 from ruamel.yaml import YAML
 
-from sparring import checkpoints, files, params, structures, training, transforms
+from sparring import checkpoints, layout, params
 from sparring.checkpoints import Checkpoint
-from sparring.params import InputError, Params
+from sparring.data import transforms
+from sparring.defences.train import train as train_structure
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.training.pretrain import pretrain
 
 STAGES = Path(__file__).resolve().parent.parent / "stages"
 CPU = torch.device("cpu")
@@ -30,15 +34,15 @@ CHANGES: dict[str, Any] = {"training": {"epochs": 3, "batch_size": 50}, "detecto
 def train(settings: Params, name: str) -> dict[str, bytes]:
     """Trains a structure, or `pretrained`; what it wrote, by path."""
     if name == "pretrained":
-        training.pretrain(settings)
+        pretrain(settings)
     else:
-        structures.train(settings, name)
+        train_structure(settings, name)
     return written(name)
 
 
 def written(name: str) -> dict[str, bytes]:
-    models = [files.PRETRAINED] if name == "pretrained" else sorted((files.MODELS / name).iterdir())
-    return {str(path): path.read_bytes() for path in [*models, files.HISTORY / f"{name}.csv"]}
+    models = [layout.PRETRAINED] if name == "pretrained" else sorted((layout.MODELS / name).iterdir())
+    return {str(path): path.read_bytes() for path in [*models, layout.HISTORY / f"{name}.csv"]}
 
 
 def write(values: dict[str, Any]) -> Params:
@@ -51,12 +55,12 @@ def stage(name: str) -> Iterator[subprocess.Popen[str]]:
     """The stage as a process of its own, once it has saved something."""
     command = [STAGES / "pretrain.py"] if name == "pretrained" else [STAGES / "train.py", name]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: more threads round differently
-    before = {path: path.stat().st_mtime_ns for path in files.PARTIAL.rglob("*.pt")}
+    before = {path: path.stat().st_mtime_ns for path in layout.PARTIAL.rglob("*.pt")}
     with subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         deadline = time.monotonic() + 120
-        while process.poll() is None and before == {p: p.stat().st_mtime_ns for p in files.PARTIAL.rglob("*.pt")}:
+        while process.poll() is None and before == {p: p.stat().st_mtime_ns for p in layout.PARTIAL.rglob("*.pt")}:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         yield process
@@ -65,16 +69,16 @@ def stage(name: str) -> Iterator[subprocess.Popen[str]]:
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = write(tiny_values(**CHANGES | {"training": {"epochs": 12, "batch_size": 50}}))
     wanted = train(settings, "ours")
-    assert not list(files.PARTIAL.iterdir())
+    assert not list(layout.PARTIAL.iterdir())
     for pause in np.random.default_rng(1).uniform(0, 0.7, 2):
         with stage("ours") as process:
             time.sleep(pause)
             process.kill()
-    assert list(files.PARTIAL.iterdir()) or process.returncode == 0
+    assert list(layout.PARTIAL.iterdir()) or process.returncode == 0
     capfd.readouterr()
     assert train(settings, "ours") == wanted
     assert "ours: going on after epoch " in capfd.readouterr().out or process.returncode == 0
-    assert not list(files.PARTIAL.iterdir())
+    assert not list(layout.PARTIAL.iterdir())
 
 
 RECIPE = {"schedule": "one_cycle", "label_smoothing": 0.1, "ema": 0.8, "keep": "best"}
@@ -174,7 +178,7 @@ def test_stopped_after_any_batch_it_ends_with_the_same_bytes(
             with stopped_after(batches, monkeypatch):
                 train(settings, name)
         assert train(settings, name) == wanted
-        assert not list(files.PARTIAL.iterdir())
+        assert not list(layout.PARTIAL.iterdir())
 
 
 def test_finished_seeds_are_not_trained_again(
@@ -184,7 +188,7 @@ def test_finished_seeds_are_not_trained_again(
     wanted = train(settings, "ours")
     with stopped_after(18 + 8, monkeypatch):
         train(settings, "ours")
-    shutil.rmtree(files.MODELS / "ours")  # as DVC does before it runs the stage again
+    shutil.rmtree(layout.MODELS / "ours")  # as DVC does before it runs the stage again
     left = 0
     crop = transforms.crop
 
@@ -203,7 +207,7 @@ def test_no_other_run_takes_a_checkpoint(
 ) -> None:
     with stopped_after(8, monkeypatch):
         train(tiny(**CHANGES), "ours")
-    (left,) = files.PARTIAL.iterdir()
+    (left,) = layout.PARTIAL.iterdir()
     other = tiny(**CHANGES | {"training": CHANGES["training"] | {"learning_rate": 0.01}})
     wanted = train(other, "ours")
     assert left.exists() and "going on" not in capfd.readouterr().out
@@ -225,7 +229,7 @@ def test_what_decides_the_results_names_the_folder(tmp_path: Path, monkeypatch: 
         return checkpoints.folder("ours", settings, [data], "sparring.a", torch.device(device), dtype)
 
     first = found()
-    assert first == found() and first.parent == tmp_path / files.PARTIAL and first.name.startswith("ours-")
+    assert first == found() and first.parent == tmp_path / layout.PARTIAL and first.name.startswith("ours-")
     others = [found(settings=("x", 2)), found(dtype=torch.bfloat16), found(device="cuda:0")]
     assert found(device="cuda:1") == others[-1]
     with monkeypatch.context() as patched:
@@ -246,10 +250,16 @@ def test_what_decides_the_results_names_the_folder(tmp_path: Path, monkeypatch: 
 
 
 def test_the_code_of_a_stage_is_what_it_imports() -> None:
-    training, attacking = (checkpoints.code(f"sparring.{name}") for name in ("structures", "generation"))
+    training, attacking = (checkpoints.code(f"sparring.{name}") for name in ("defences.train", "attacks.generation"))
     names = {path.relative_to(checkpoints.CODE).as_posix() for path in training}
-    assert {"structures.py", "training.py", "sampler.py", "attacks/pgd.py", "attacks/losses.py", "device.py"} <= names
-    assert not {"report.py", "figures.py", "tables.py", "whitebox.py", "exchange.py", "attacks/cw.py"} & names
+    assert {
+        "defences/train.py",
+        "training/loop.py",
+        "defences/sampler.py",
+        "attacks/pgd.py",
+        "attacks/losses.py",
+    } <= names
+    assert not {"report/render.py", "evaluation/whitebox.py", "evaluation/exchange.py", "attacks/generation.py"} & names
     assert {path.stem for path in attacking} >= {"cw", "deepfool", "nst", "engine", "generation"}
 
 
@@ -260,7 +270,7 @@ def test_a_broken_checkpoint_is_no_checkpoint(
     wanted = train(settings, "adv")
     with stopped_after(8, monkeypatch):
         train(settings, "adv")
-    (path,) = files.PARTIAL.rglob("*.pt")
+    (path,) = layout.PARTIAL.rglob("*.pt")
     path.write_bytes(path.read_bytes()[:-1000])
     assert train(settings, "adv") == wanted
     assert f"{path.name} cannot be read" in capfd.readouterr().out
@@ -269,7 +279,7 @@ def test_a_broken_checkpoint_is_no_checkpoint(
 def test_a_loss_that_explodes_leaves_no_checkpoint(project: Path, tiny: Callable[..., Params]) -> None:
     with pytest.raises(InputError, match="lower training"):
         train(tiny(training={"epochs": 2, "batch_size": 50, "learning_rate": 1e20}), "adv")
-    assert not list(files.PARTIAL.iterdir())
+    assert not list(layout.PARTIAL.iterdir())
 
 
 def test_saving_takes_two_percent_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +313,7 @@ def test_the_timing_counts_all_runs_of_a_training(
     with stopped_after(8, monkeypatch):
         train(tiny(**CHANGES), "adv")
     train(tiny(**CHANGES), "adv")
-    assert 1000 < YAML(typ="safe").load(files.TIMINGS / "train-adv.json")["seconds"] < 1100
+    assert 1000 < YAML(typ="safe").load(layout.TIMINGS / "train-adv.json")["seconds"] < 1100
 
 
 def test_what_nobody_goes_on_from_is_removed_and_the_rest_stays(
@@ -312,10 +322,10 @@ def test_what_nobody_goes_on_from_is_removed_and_the_rest_stays(
     monkeypatch.chdir(tmp_path)
     long_ago = time.time() - checkpoints.ABANDONED - 60
     for name in ("train-old", "train-new"):
-        (files.PARTIAL / name).mkdir(parents=True)
-        (files.PARTIAL / name / "0.pt").write_bytes(b"state")
+        (layout.PARTIAL / name).mkdir(parents=True)
+        (layout.PARTIAL / name / "0.pt").write_bytes(b"state")
     for path in ("train-old/0.pt", "train-old", "train-new", "watch.json"):
-        (files.PARTIAL / path).touch()
-        os.utime(files.PARTIAL / path, (long_ago, long_ago))
+        (layout.PARTIAL / path).touch()
+        os.utime(layout.PARTIAL / path, (long_ago, long_ago))
     checkpoints.folder("train-ours", {}, [], "sparring.structures", CPU, torch.float32)
-    assert {path.name for path in files.PARTIAL.iterdir()} == {"train-new", "watch.json"}
+    assert {path.name for path in layout.PARTIAL.iterdir()} == {"train-new", "watch.json"}

@@ -11,8 +11,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparring
-from sparring import evaluation, exchange, files, networks, programs
-from sparring.params import InputError, Network, Params
+from sparring import layout
+from sparring.evaluation import exchange, predict, programs
+from sparring.models import model_files, networks
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.sections import Network
 
 DIGITS = [str(digit) for digit in range(10)]
 MIXED = [DIGITS[number] for number in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
@@ -20,11 +24,11 @@ MIXED = [DIGITS[number] for number in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
 
 def renamed(classes: list[str], path: Path = Path("mine.safetensors")) -> Path:
     """The pretrained net as one that was trained with its classes in this order."""
-    tensors, facts = load_file(files.PRETRAINED), networks.facts(files.PRETRAINED)
+    tensors, facts = load_file(layout.PRETRAINED), model_files.facts(layout.PRETRAINED)
     order = [DIGITS.index(name) if name in DIGITS else number for number, name in enumerate(classes)]
-    net = sparring.load(files.PRETRAINED)
+    net = sparring.load(layout.PRETRAINED)
     net.load_state_dict(tensors | {name: tensors[name][order] for name in ("fc.weight", "fc.bias")})
-    networks.save_model(net, path, facts | {"classes": classes})
+    model_files.save_model(net, path, facts | {"classes": classes})
     return path
 
 
@@ -32,7 +36,7 @@ def renamed(classes: list[str], path: Path = Path("mine.safetensors")) -> Path:
 def test_the_same_classes_in_another_order_are_put_in_the_datas(
     project: Path, capsys: pytest.CaptureFixture[str], program: bool
 ) -> None:
-    wanted = measured(str(files.PRETRAINED))
+    wanted = measured(str(layout.PRETRAINED))
     path = renamed(MIXED)
     if program:
         exchange.export(path, path := Path("mine.pt2"))
@@ -65,25 +69,25 @@ def test_what_a_program_notes_has_to_be_readable(project: Path, noted: bytes) ->
 def test_the_stages_compare_names_too(
     project: Path, tiny: Callable[..., Params], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation.evaluate(tiny(), "baseline")
-    path = files.PREDICTIONS / "baseline.parquet"
+    predict.evaluate(tiny(), "baseline")
+    path = layout.PREDICTIONS / "baseline.parquet"
     wanted = pd.read_parquet(path)
-    original = networks.load(tiny().network, DIGITS, 16, files.PRETRAINED)
+    original = networks.load(tiny().network, DIGITS, 16, layout.PRETRAINED)
     capsys.readouterr()
-    renamed(MIXED, Path("mixed.safetensors")).replace(files.PRETRAINED)
-    evaluation.evaluate(tiny(), "baseline")
+    renamed(MIXED, Path("mixed.safetensors")).replace(layout.PRETRAINED)
+    predict.evaluate(tiny(), "baseline")
     pd.testing.assert_frame_equal(pd.read_parquet(path), wanted)
     assert (
         "note: models/pretrained.safetensors calls class 0 3, the stored images call it 0;" in capsys.readouterr().err
     )
-    found = networks.load(tiny().network, DIGITS, 16, files.PRETRAINED)
-    assert networks.digest(found) == networks.digest(original)
-    networks.save_model(original, files.PRETRAINED, {"classes": [*DIGITS[:9], "nine"]})
+    found = networks.load(tiny().network, DIGITS, 16, layout.PRETRAINED)
+    assert model_files.digest(found) == model_files.digest(original)
+    model_files.save_model(original, layout.PRETRAINED, {"classes": [*DIGITS[:9], "nine"]})
     with pytest.raises(InputError, match=r"calls class 9 nine, the stored images call it 9; delete it and run `dvc"):
-        evaluation.evaluate(tiny(), "baseline")
-    networks.save_model(original, files.PRETRAINED, {"classes": DIGITS[:9]})
+        predict.evaluate(tiny(), "baseline")
+    model_files.save_model(original, layout.PRETRAINED, {"classes": DIGITS[:9]})
     with pytest.raises(InputError, match=r"names 9 classes, the stored images 10; delete it and run `dvc"):
-        evaluation.evaluate(tiny(), "baseline")
+        predict.evaluate(tiny(), "baseline")
 
 
 @pytest.mark.parametrize("name", ["resnet", "squeezenet1_1", "mobilenet_v3_small"])
@@ -94,7 +98,7 @@ def test_any_last_layer_is_put_in_another_order(name: str, tmp_path: Path) -> No
     net = networks.create(network, 10, 32)
     for tensor in [*net.parameters()][-2:]:
         nn.init.normal_(tensor, 0, 0.1)  # torchvision's is 0 in some nets
-    networks.save_model(net, tmp_path / "net.safetensors", {"classes": MIXED})
+    model_files.save_model(net, tmp_path / "net.safetensors", {"classes": MIXED})
     found = networks.load(network, DIGITS, 32, tmp_path / "net.safetensors")
     images = torch.rand(2, 3, 32, 32)
     wanted = net.eval()(images)[:, [MIXED.index(digit) for digit in DIGITS]]

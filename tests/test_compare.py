@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sparring import compare
-from sparring.params import InputError
+from sparring.params.errors import InputError
+from sparring.report import compare
 
 
 def git(*arguments: str) -> str:

@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparring import networks
-from sparring.detector import _to_centre
 from sparring.device import cpu_flags
-from sparring.networks import Block, Pointwise
+from sparring.models import convolution
+from sparring.models.convolution import Pointwise
+from sparring.models.detector import _to_centre
+from sparring.models.resnet import Block
 
 CHANNELS = range(1, 18)  # past the 16 that oneDNN's kernels take at once on AVX-512
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
@@ -86,7 +87,7 @@ def test_a_strided_pointwise_convolution_is_torchs_own() -> None:
 def test_in_another_net_only_those_convolutions_change_that_onednn_gets_wrong() -> None:
     few, many = nn.Conv2d(15, 32, 1, 2), nn.Conv2d(16, 32, 1, 2)
     padded, dense, wide = nn.Conv2d(4, 8, 1, 2, 1), nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, 2)
-    networks.spare_onednn(nn.ModuleList([few, many, padded, dense, wide]))
+    convolution.spare_onednn(nn.ModuleList([few, many, padded, dense, wide]))
     assert type(few) is Pointwise
     assert {type(conv) for conv in (many, padded, dense, wide)} == {nn.Conv2d}
 

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sparring import corruptions, evaluation, files, store
-from sparring.params import CORRUPTIONS, STRENGTHS, Params
+from sparring import layout, store
+from sparring.evaluation import corruptions, predict
+from sparring.params import Params
+from sparring.params.names import CORRUPTIONS, STRENGTHS
 
 STAGE = Path(__file__).resolve().parent.parent / "stages" / "corruptions.py"
 
@@ -86,12 +88,12 @@ def test_pixelation_by_half_is_the_mean_of_four() -> None:
 def test_every_image_is_predicted_under_every_corruption(project: Path, tiny: Callable[..., Params]) -> None:
     chosen = tiny()
     corruptions.evaluate(chosen, "baseline")
-    evaluation.evaluate(chosen, "baseline")
-    path = files.CORRUPTIONS / "baseline.parquet"
+    predict.evaluate(chosen, "baseline")
+    path = layout.CORRUPTIONS / "baseline.parquet"
     rows = pd.read_parquet(path)
     assert list(rows) == ["index", "split", "seed", "corruption", "strength", "label", "prediction", "confidence"]
     assert len(rows) == 40 * (1 + 6 * 5) and not rows.duplicated(["index", "corruption", "strength"]).any()
-    clean = pd.read_parquet(files.PREDICTIONS / "baseline.parquet").query("attack == 'clean' and split == 'heldout'")
+    clean = pd.read_parquet(layout.PREDICTIONS / "baseline.parquet").query("attack == 'clean' and split == 'heldout'")
     columns = ["index", "label", "prediction", "confidence"]
     same = rows[rows["strength"] == 0][columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, clean[columns].reset_index(drop=True))

@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from ruamel.yaml import YAML
 
-from sparring import datasets, params, splits, store
-from sparring.params import InputError
+from sparring import params, store
+from sparring.data import prepare as datasets
+from sparring.data import splits
+from sparring.params.errors import InputError
+from sparring.params.names import SPLITS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL = os.environ.get("SPARRING_TEST_DATA")
@@ -41,7 +44,7 @@ def values(**data: Any) -> dict[str, Any]:
 
 def prepare(**data: Any) -> dict[str, store.Images]:
     datasets.prepare(params.validate(values(**data)))
-    return {name: store.read(Path(f"data/clean/{name}.parquet")) for name in params.SPLITS}
+    return {name: store.read(Path(f"data/clean/{name}.parquet")) for name in SPLITS}
 
 
 def fails(match: str, **data: Any) -> None:
@@ -80,7 +83,7 @@ def folder(top: str | Path, classes: dict[str, int], first: int = 0) -> Path:
 
 
 def sizes(splits: dict[str, store.Images]) -> list[int]:
-    return [len(splits[name]) for name in params.SPLITS]
+    return [len(splits[name]) for name in SPLITS]
 
 
 def levels(images: store.Images) -> list[int]:
@@ -91,7 +94,7 @@ def levels(images: store.Images) -> list[int]:
 
 
 pools = st.lists(st.integers(0, 6), min_size=1, max_size=300).map(np.array)
-wishes = st.fixed_dictionaries({name: st.integers(int(name == "train"), 120) for name in params.SPLITS})
+wishes = st.fixed_dictionaries({name: st.integers(int(name == "train"), 120) for name in SPLITS})
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -175,7 +178,7 @@ def test_same_inputs_same_bytes() -> None:
     first = {path.name: path.read_bytes() for path in Path("data/clean").iterdir()}
     prepare(source="digits")
     assert {path.name: path.read_bytes() for path in Path("data/clean").iterdir()} == first
-    assert sorted(first) == sorted(f"{name}.parquet" for name in params.SPLITS)
+    assert sorted(first) == sorted(f"{name}.parquet" for name in SPLITS)
     assert json.loads(Path("data/timings/prepare.json").read_text())["images"] == 40
 
 

@@ -10,8 +10,8 @@ import pytest
 from images import encoded, fails, folder, noise, prepare, settings
 from PIL import Image
 
-from sparring import decode
-from sparring.params import InputError
+from sparring.data import decode
+from sparring.params.errors import InputError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

@@ -19,10 +19,17 @@ from conftest import measure
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
-from sparring import detection, files, networks, report, statistics, store, structures
+from sparring import layout, statistics, store
 from sparring.attacks.pgd import pgd
-from sparring.networks import ResNet
-from sparring.params import CLEAN, InputError, Params
+from sparring.defences.train import train
+from sparring.evaluation import adaptive as adaptive_attacks
+from sparring.evaluation import detect, known_detectors
+from sparring.models import classifier, networks
+from sparring.models.resnet import ResNet
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.names import CLEAN
+from sparring.report import render
 
 STAGE = Path(__file__).resolve().parent.parent / "stages" / "detect.py"
 STRUCTURES = {
@@ -131,7 +138,7 @@ def test_mahalanobis_agrees_with_a_slow_computation() -> None:
     features = [generator.normal(size=(50, width)) @ generator.normal(size=(width, width)) for width in (3, 5)]
     features[1][:, 2] = 0  # a dead channel
     shown = [generator.normal(size=(7, width)) for width in (3, 5)]
-    found = detection.mahalanobis(features, label)(shown)
+    found = known_detectors.mahalanobis(features, label)(shown)
     assert found.shape == (7, 2)
     for layer, (known, new) in enumerate(zip(features, shown, strict=True)):
         means = {number: known[label == number].mean(0) for number in range(3)}
@@ -143,11 +150,11 @@ def test_mahalanobis_agrees_with_a_slow_computation() -> None:
 
 def test_squeezers() -> None:
     levels = np.array([0, 100, 130, 255], np.uint8).reshape(1, 2, 2, 1)
-    assert detection.fewer_bits(levels, bits=1).ravel().tolist() == [0, 0, 255, 255]
-    assert detection.fewer_bits(levels, bits=2).ravel().tolist() == [0, 85, 170, 255]
+    assert known_detectors.fewer_bits(levels, bits=1).ravel().tolist() == [0, 0, 255, 255]
+    assert known_detectors.fewer_bits(levels, bits=2).ravel().tolist() == [0, 85, 170, 255]
     speck = np.full((1, 5, 5, 3), 90, np.uint8)
     speck[0, 2, 2] = 255
-    assert (detection.median(speck, side=3) == 90).all()
+    assert (known_detectors.median(speck, side=3) == 90).all()
 
 
 def test_squeezing_separates_what_a_squeezer_undoes() -> None:
@@ -163,14 +170,16 @@ def test_squeezing_separates_what_a_squeezer_undoes() -> None:
     attacked = clean.copy()
     attacked[:, 4, 4] = 240
     shown = np.concatenate([clean, attacked])
-    squeezers = [lambda images, bits=bits: detection.fewer_bits(images, bits=bits) for bits in detection.BITS]
-    squeezers += [lambda images, side=side: detection.median(images, side=side) for side in detection.SIDES]
-    plain = networks.predict(Brightest(), shown, 7, CPU)
-    moved = detection.squeezed(Brightest(), shown, plain, squeezers, 7, CPU)
+    squeezers = [
+        lambda images, bits=bits: known_detectors.fewer_bits(images, bits=bits) for bits in known_detectors.BITS
+    ]
+    squeezers += [lambda images, side=side: known_detectors.median(images, side=side) for side in known_detectors.SIDES]
+    plain = classifier.predict(Brightest(), shown, 7, CPU)
+    moved = known_detectors.squeezed(Brightest(), shown, plain, squeezers, 7, CPU)
     assert moved.shape == (40, 9) and (moved >= 0).all() and (moved <= 2).all()
     adversarial = np.arange(40) >= 20
     assert moved[adversarial, -1].min() > 1.5 > 0.1 > moved[~adversarial, -1].max()
-    bits, side = detection.choose_squeezers(moved, adversarial)
+    bits, side = known_detectors.choose_squeezers(moved, adversarial)
     best = moved[:, [bits - 1, 7 + side - 2]].max(1)
     assert best[adversarial].min() > best[~adversarial].max()
 
@@ -183,14 +192,14 @@ def test_the_adaptive_attack_fools_and_is_not_seen(net: ResNet, digits: store.Im
         """A detector that finds what steps of gradients' signs leave behind."""
         return 1000 * (images - F.avg_pool2d(images, 3, 1, 1)).square().mean((1, 2, 3))
 
-    images = networks.to_images(digits.image[:60], CPU)
+    images = classifier.to_images(digits.image[:60], CPU)
     labels = torch.from_numpy(digits.label[:60])
     frozen = networks.frozen(net)
     starts = torch.randn((60, 2, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
     reach = {"eps": 0.1, "steps": 15}
-    single = {"step": detection.step_length(**reach), "norm": "linf", "restarts": 1, "loss": "cross_entropy"}
+    single = {"step": adaptive_attacks.step_length(**reach), "norm": "linf", "restarts": 1, "loss": "cross_entropy"}
     unaware = pgd(frozen, images, labels, **reach, **single, starts=starts)
-    adaptive = detection.adaptive(frozen, images, labels, score=roughness, **reach, starts=starts)
+    adaptive = adaptive_attacks.adaptive(frozen, images, labels, score=roughness, **reach, starts=starts)
     assert (adaptive - images).abs().max() <= 0.1 + 1e-6
     assert adaptive.min() >= 0 and adaptive.max() <= 1
     right = {name: frozen(shown).argmax(1) == labels for name, shown in (("unaware", unaware), ("adaptive", adaptive))}
@@ -202,7 +211,7 @@ def test_the_adaptive_attack_fools_and_is_not_seen(net: ResNet, digits: store.Im
     robust["adaptive"] = right["adaptive"] | (roughness(adaptive) > threshold)
     assert robust["adaptive"].float().mean() < robust["unaware"].float().mean() - 0.1
     # An image that is wrong and unseen as it is stays what it is, unless a better one is found.
-    smooth = detection.adaptive(frozen, images, 9 - labels, score=roughness, **reach, starts=starts)
+    smooth = adaptive_attacks.adaptive(frozen, images, 9 - labels, score=roughness, **reach, starts=starts)
     wrong = frozen(images).argmax(1) != 9 - labels
     assert (roughness(smooth) <= roughness(images) + 1e-5)[wrong].all()
 
@@ -214,12 +223,12 @@ def test_from_the_stage_to_the_report(project: Path, tiny: Callable[..., Params]
     changes = {"training": {"epochs": 2, "batch_size": 50}, "structures": STRUCTURES, "seeds": [0, 1]}
     settings = tiny(**changes)
     for name in STRUCTURES:
-        structures.train(settings, name)
+        train(settings, name)
     measure(settings)
-    path = files.DETECTION / "ours.parquet"
+    path = layout.DETECTION / "ours.parquet"
     rows = pd.read_parquet(path)
-    assert pq.read_schema(path).names == detection.SCHEMA.names
-    assert len(pd.read_parquet(files.DETECTION / "adv.parquet")) == 0
+    assert pq.read_schema(path).names == detect.SCHEMA.names
+    assert len(pd.read_parquet(layout.DETECTION / "adv.parquet")) == 0
     counts = rows[rows["seed"] == 1].groupby(["split", "kind"]).size().to_dict()
     wanted = {("validation", CLEAN): 20}
     for split, count in (("test", 120), ("heldout", 40)):
@@ -228,7 +237,7 @@ def test_from_the_stage_to_the_report(project: Path, tiny: Callable[..., Params]
     assert counts == wanted
     # On stored images the score is that of data/predictions, as a logit.
     stored = rows[rows["kind"].isin([CLEAN, "attack"])]
-    both = stored.merge(pd.read_parquet(files.PREDICTIONS / "ours.parquet"), on=["split", "attack", "seed", "index"])
+    both = stored.merge(pd.read_parquet(layout.PREDICTIONS / "ours.parquet"), on=["split", "attack", "seed", "index"])
     assert len(both) == 2 * 160 * 5
     np.testing.assert_allclose(1 / (1 + np.exp(-both["detector"])), both["detector_score"], atol=1e-5)
     # The known detectors know nothing of the structure, so its seeds change nothing.
@@ -238,9 +247,9 @@ def test_from_the_stage_to_the_report(project: Path, tiny: Callable[..., Params]
     aimed = rows[rows["kind"] == "aimed"]
     assert aimed["prediction"].notna().all() and rows.loc[rows["kind"] != "aimed", "prediction"].isna().all()
     before = path.read_bytes()
-    detection.detect(settings, "ours")
+    detect.detect(settings, "ours")
     assert path.read_bytes() == before
-    report.render(settings)
+    render.render(settings)
     table = pd.read_csv("reports/tables/detector_attacks.csv")
     assert set(table["method"]) == {"ours", "mahalanobis", "squeezing"}
     assert set(table["attack"]) == {*settings.attacks, *settings.unseen_attacks, statistics.ALL}
@@ -256,27 +265,27 @@ def test_a_structure_without_a_detector_and_bad_input_by_the_script(project: Pat
     done = stage("adv")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("detect@adv: it has no detector in ")
-    found = pd.read_parquet(files.DETECTION / "adv.parquet")
-    assert len(found) == 0 and list(found.columns) == detection.SCHEMA.names
+    found = pd.read_parquet(layout.DETECTION / "adv.parquet")
+    assert len(found) == 0 and list(found.columns) == detect.SCHEMA.names
     failed = stage("ours")
     assert failed.returncode == 1 and failed.stdout == ""
     assert failed.stderr == "error: models/ours/0.safetensors is missing; `dvc repro` makes it\n"
-    assert not (files.DETECTION / "ours.parquet").exists()
+    assert not (layout.DETECTION / "ours.parquet").exists()
 
 
 def test_known_detectors_are_fitted_on_validation_images_or_else_on_training_images(
     project: Path, tiny: Callable[..., Params]
 ) -> None:
     settings = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES)
-    structures.train(settings, "ours")
+    train(settings, "ours")
 
     def fitted() -> dict[str, Any]:
-        detection.detect(settings, "ours")
-        facts = json.loads(pq.read_schema(files.DETECTION / "ours.parquet").metadata[store.METADATA_KEY])
+        detect.detect(settings, "ours")
+        facts = json.loads(pq.read_schema(layout.DETECTION / "ours.parquet").metadata[store.METADATA_KEY])
         return {key: facts[key] for key in ("split", "fit", "gaussians")}
 
     assert fitted() == {"split": "validation", "fit": 20, "gaussians": 300}
-    for folder in (files.CLEAN, *(files.ADVERSARIAL / attack for attack in settings.attacks)):
+    for folder in (layout.CLEAN, *(layout.ADVERSARIAL / attack for attack in settings.attacks)):
         images = store.read(folder / "validation.parquet")
         store.write(folder / "validation.parquet", [images[:0]], images.metadata)
     assert fitted() == {"split": "train", "fit": 30, "gaussians": 270}
@@ -285,22 +294,22 @@ def test_known_detectors_are_fitted_on_validation_images_or_else_on_training_ima
 def test_missing_and_foreign_files_are_one_line(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES)
     with pytest.raises(InputError, match=r"structures\.our is missing; there are ours, adv"):
-        detection.detect(settings, "our")
-    structures.train(settings, "ours")
-    moved = files.ADVERSARIAL / "fgsm"
+        detect.detect(settings, "our")
+    train(settings, "ours")
+    moved = layout.ADVERSARIAL / "fgsm"
     shutil.move(moved, "elsewhere")
     with pytest.raises(InputError, match=r"fgsm/validation\.parquet is missing; `dvc repro` makes it"):
-        detection.detect(settings, "ours")
+        detect.detect(settings, "ours")
     shutil.move("elsewhere", moved)
     images = store.read(moved / "test.parquet")
     store.write(moved / "test.parquet", [images], images.metadata | {"source_model": "another"})
     with pytest.raises(InputError, match=r"fgsm/test\.parquet was made against model another") as caught:
-        detection.detect(settings, "ours")
+        detect.detect(settings, "ours")
     assert "\n" not in str(caught.value)
     for attack in settings.attacks:  # as if no attack had changed anything
-        path = files.ADVERSARIAL / attack / "validation.parquet"
+        path = layout.ADVERSARIAL / attack / "validation.parquet"
         images = store.read(path)
         images.columns["linf"] = np.zeros(len(images), np.float32)
         store.write(path, [images], images.metadata)
     with pytest.raises(InputError, match=r"data\.validation is 20; no attack changed any of the 20 images"):
-        detection.detect(settings, "ours")
+        detect.detect(settings, "ours")

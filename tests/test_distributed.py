@@ -20,11 +20,22 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparring import checkpoints, distributed, files, networks, params, sampler, store, structures, training, transforms
-from sparring.detector import TransformerDetector
+from sparring import checkpoints, distributed, layout, params, store
+from sparring.data import transforms
+from sparring.defences import sampler
+from sparring.defences.joint import joint_step
+from sparring.defences.opponents import online_attack
 from sparring.device import torch_seed
-from sparring.networks import Classifier
-from sparring.params import InputError, Online, Params
+from sparring.models import classifier, model_files, networks
+from sparring.models.classifier import Classifier
+from sparring.models.detector import TransformerDetector
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.sections import Network, Online
+from sparring.training.gallery import batch_stops, load_gallery
+from sparring.training.loop import fit as run_training
+from sparring.training.results import new_net
+from sparring.training.steps import plain_step
 
 STAGES = Path(__file__).resolve().parent.parent / "stages"
 CPU = torch.device("cpu")
@@ -67,21 +78,21 @@ def fit(
 
     nudge: changes the first weights.
     """
-    net = normed(training.create(settings, "target", 10))
-    pretrained = networks.load(settings.network, 10, 16, files.PRETRAINED)
+    net = normed(new_net(settings, "target", 10))
+    pretrained = networks.load(settings.network, 10, 16, layout.PRETRAINED)
     with torch_seed(0, "weights", "detector"):
-        detector = TransformerDetector(settings.detector, networks.map_shapes(net, 16))
+        detector = TransformerDetector(settings.detector, classifier.map_shapes(net, 16))
     with torch.no_grad():
         for weights in (*net.parameters(), *detector.parameters()):
             weights.copy_(nudge(weights))
     attacked: list[Tensor] = []
     if name == "joint":
         frozen = networks.frozen(pretrained)
-        step = structures.joint_step(net, frozen, detector, settings.training, settings.detector, torch.float32)
+        step = joint_step(net, frozen, detector, settings.training, settings.detector, torch.float32)
     else:
-        step = training.plain_step(net, settings.training, torch.float32)
+        step = plain_step(net, settings.training, torch.float32)
     if name == "online":
-        attack = structures.online_attack(net, Online(eps=0.05, step=0.02, steps=2), torch.float32, 0)
+        attack = online_attack(net, Online(eps=0.05, step=0.02, steps=2), torch.float32, 0)
 
         def noted(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
             attacked.append(attack(images, labels, epoch, number))
@@ -94,14 +105,14 @@ def fit(
         size = settings.training.batch_size
         return sampler.draw(settings.sampler, attacks, fixed=False, seed=0, epoch=epoch, visits=visits, batch_size=size)
 
-    history = training.fit(
+    history = run_training(
         settings,
         name,
         net,
         step,
-        training.gallery(settings, attacks, networks.digest(pretrained), CPU),
+        load_gallery(settings, attacks, model_files.digest(pretrained), CPU),
         draw,
-        store.read(files.CLEAN / "validation.parquet"),
+        store.read(layout.CLEAN / "validation.parquet"),
         checkpoints.Checkpoint(checkpoint),
     )
     found = {f"net.{key}": value for key, value in net.state_dict().items()}
@@ -220,7 +231,7 @@ def test_a_stage_on_two_devices_stops_goes_on_and_ends(
     command = [sys.executable, str(STAGES / "train.py"), "ours"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
-        while not list(files.PARTIAL.rglob("*.pt")):
+        while not list(layout.PARTIAL.rglob("*.pt")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.terminate()
@@ -237,10 +248,10 @@ def test_a_stage_on_two_devices_stops_goes_on_and_ends(
     done = [text.split(",")[0] for text in [*before.splitlines(), *epochs]]
     assert done == [f"ours: epoch {number}/15" for number in range(1, 16)]
     assert last.startswith("train@ours: 15 epochs of 300 images in ")
-    assert len(pd.read_csv(files.HISTORY / "ours.csv")) == 15
-    assert networks.load(settings.network, 10, 16, files.model("ours", 0))
-    assert files.detector("ours", 0).exists() and not list(files.PARTIAL.iterdir())
-    assert YAML(typ="safe").load(files.TIMINGS / "train-ours.json")["hardware"].startswith("2 processes, each on ")
+    assert len(pd.read_csv(layout.HISTORY / "ours.csv")) == 15
+    assert networks.load(settings.network, 10, 16, layout.model("ours", 0))
+    assert layout.detector("ours", 0).exists() and not list(layout.PARTIAL.iterdir())
+    assert YAML(typ="safe").load(layout.TIMINGS / "train-ours.json")["hardware"].startswith("2 processes, each on ")
 
 
 def test_bad_input_of_a_stage_on_two_devices_is_one_line(
@@ -309,12 +320,12 @@ def test_every_process_has_two_images_of_every_batch(count: int, size: int, proc
     size, count = max(size, 2 * processes), max(count, 2 * processes)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(distributed, "size", lambda: processes)
-        sizes = np.diff(training.batch_stops(count, size), prepend=0)
+        sizes = np.diff(batch_stops(count, size), prepend=0)
     assert sizes.sum() == count and (sizes[:-1] == size).all() and sizes.min() >= 2 * processes
 
 
 def test_a_net_with_synchronised_norms_is_the_same_net(tiny: Callable[..., Params]) -> None:
-    for network in (tiny().network, params.Network(name="densenet121")):
+    for network in (tiny().network, Network(name="densenet121")):
         torch.manual_seed(0)
         net = networks.create(network, 10, 32).eval()
         names, images = list(net.state_dict()), torch.rand(2, 3, 32, 32)

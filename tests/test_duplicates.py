@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from images import encoded, folder, noise, prepare
 from PIL import Image
 
-from sparring import params, splits, store
+from sparring import store
+from sparring.data import splits
+from sparring.params.names import SPLITS
 
 REAL = os.environ.get("SPARRING_TEST_DATA")
 
@@ -25,7 +27,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def shared(parts: dict[str, store.Images], *names: str) -> int:
     """Images that lie in more than one of the splits."""
-    pictures = [{each.tobytes() for each in parts[name].image} for name in names or params.SPLITS]
+    pictures = [{each.tobytes() for each in parts[name].image} for name in names or SPLITS]
     return sum(len(one & other) for i, one in enumerate(pictures) for other in pictures[:i])
 
 
@@ -63,7 +65,7 @@ def test_a_small_part_of_many_copies() -> None:
     copies("pictures", 150, 3)
     parts = prepare(**DATA, train=100, validation=20, test=40, heldout=40)
     assert shared(parts) == 0
-    assert [len(parts[name]) for name in params.SPLITS] == [100, 20, 40, 40]
+    assert [len(parts[name]) for name in SPLITS] == [100, 20, 40, 40]
     assert all(np.bincount(part.label).tolist() == [len(part) // 2] * 2 for part in parts.values())
 
 
@@ -123,7 +125,7 @@ def test_groups_that_share_an_image_are_one_group() -> None:
 
 
 labels = st.lists(st.integers(0, 4), min_size=1, max_size=200).map(np.array)
-wishes = st.fixed_dictionaries({name: st.integers(int(name == "train"), 90) for name in params.SPLITS})
+wishes = st.fixed_dictionaries({name: st.integers(int(name == "train"), 90) for name in SPLITS})
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -162,7 +164,7 @@ def test_gtsrb_has_eight_test_images_that_equal_training_images(capsys: pytest.C
     sizes = {"train": 35000, "validation": 2000, "test": 2209, "heldout": 12630}
     parts = prepare(source="parquet", path=path, image_size=32, **sizes)
     assert "8 of 12,630 official test images equal a training image" in capsys.readouterr().err
-    assert [len(parts[name]) for name in params.SPLITS] == list(sizes.values())
+    assert [len(parts[name]) for name in SPLITS] == list(sizes.values())
     row = pq.read_table(path, columns=["image"])["image"][int(parts["heldout"].index[0])]
     with Image.open(io.BytesIO(row["bytes"].as_py())) as image:
         assert np.array_equal(np.asarray(image.convert("RGB")), parts["heldout"].image[0])

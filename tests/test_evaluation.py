@@ -12,8 +12,14 @@ import pytest
 import torch
 from conftest import measure
 
-from sparring import evaluation, files, generation, networks, params, report, store, structures
-from sparring.params import InputError, Params
+from sparring import layout, params, store
+from sparring.attacks import generation
+from sparring.defences.train import train
+from sparring.evaluation import predict
+from sparring.models import model_files, networks
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.report import render
 
 STAGE = Path(__file__).resolve().parent.parent / "stages" / "evaluate.py"
 COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
@@ -24,8 +30,8 @@ STRUCTURES = {
 
 
 def evaluate(settings: Params, structure: str) -> pd.DataFrame:
-    evaluation.evaluate(settings, structure)
-    return pd.read_parquet(files.PREDICTIONS / f"{structure}.parquet")
+    predict.evaluate(settings, structure)
+    return pd.read_parquet(layout.PREDICTIONS / f"{structure}.parquet")
 
 
 def test_the_baseline_repeats_the_stores_predictions(project: Path, tiny: Callable[..., Params]) -> None:
@@ -36,7 +42,7 @@ def test_the_baseline_repeats_the_stores_predictions(project: Path, tiny: Callab
     keys = [*settings.attacks, *settings.unseen_attacks]
     assert rows["attack"].unique().tolist() == ["clean", *keys]
     for (split, attack), part in rows.groupby(["split", "attack"]):
-        clean = store.read(files.CLEAN / f"{split}.parquet")
+        clean = store.read(layout.CLEAN / f"{split}.parquet")
         assert part["index"].tolist() == clean.index.tolist()
         assert part["label"].tolist() == clean.label.tolist()
         if attack != "clean":
@@ -50,8 +56,8 @@ def test_the_baseline_repeats_the_stores_predictions(project: Path, tiny: Callab
 def test_confidence_is_the_softmax_of_the_prediction(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny()
     rows = evaluate(settings, "baseline").query("attack == 'fgsm' and split == 'test'")
-    net = networks.load(settings.network, 10, settings.data.image_size, files.PRETRAINED).eval()
-    images = store.read(files.ADVERSARIAL / "fgsm" / "test.parquet").image
+    net = networks.load(settings.network, 10, settings.data.image_size, layout.PRETRAINED).eval()
+    images = store.read(layout.ADVERSARIAL / "fgsm" / "test.parquet").image
     with torch.no_grad():
         wanted = net(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).softmax(1)
     np.testing.assert_allclose(rows["confidence"], wanted.amax(1), atol=1e-5)
@@ -61,18 +67,18 @@ def test_confidence_is_the_softmax_of_the_prediction(project: Path, tiny: Callab
 def test_scores_are_those_of_the_detector(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny(training={"epochs": 2, "batch_size": 50}, structures=STRUCTURES)
     for name in STRUCTURES:
-        structures.train(settings, name)
+        train(settings, name)
     assert evaluate(settings, "adv")["detector_score"].isna().all()
     rows = evaluate(settings, "ours")
     assert rows["detector_score"].between(0, 1).all() and rows["detector_score"].nunique() > 50
     baseline = evaluate(settings, "baseline")
     assert rows[["index", "split", "attack", "label"]].equals(baseline[["index", "split", "attack", "label"]])
     assert (rows["prediction"] != baseline["prediction"]).any()
-    before = (files.PREDICTIONS / "ours.parquet").read_bytes()
+    before = (layout.PREDICTIONS / "ours.parquet").read_bytes()
     evaluate(settings, "ours")
-    assert (files.PREDICTIONS / "ours.parquet").read_bytes() == before
+    assert (layout.PREDICTIONS / "ours.parquet").read_bytes() == before
     # The detector looks at the pretrained net's maps, whichever net it defends.
-    shutil.copy(files.model("adv", 0), files.model("ours", 0))
+    shutil.copy(layout.model("adv", 0), layout.model("ours", 0))
     np.testing.assert_array_equal(evaluate(settings, "ours")["detector_score"], rows["detector_score"])
 
 
@@ -80,10 +86,10 @@ def test_scores_are_those_of_the_detector(project: Path, tiny: Callable[..., Par
 def test_each_seed_is_a_training_of_its_own_from_training_to_report(project: Path, tiny: Callable[..., Params]) -> None:
     def run(seeds: list[int]) -> tuple[dict[str, bytes], pd.DataFrame, pd.DataFrame]:
         settings = tiny(training={"epochs": 2, "batch_size": 50}, structures=STRUCTURES, seeds=seeds)
-        shutil.rmtree(files.MODELS / "ours", ignore_errors=True)
-        structures.train(settings, "ours")
-        models = {path.name: path.read_bytes() for path in (files.MODELS / "ours").iterdir()}
-        return models, pd.read_csv(files.HISTORY / "ours.csv"), evaluate(settings, "ours")
+        shutil.rmtree(layout.MODELS / "ours", ignore_errors=True)
+        train(settings, "ours")
+        models = {path.name: path.read_bytes() for path in (layout.MODELS / "ours").iterdir()}
+        return models, pd.read_csv(layout.HISTORY / "ours.csv"), evaluate(settings, "ours")
 
     alone = {seed: run([seed]) for seed in (1, 0)}
     models, history, rows = run([0, 1])
@@ -93,7 +99,7 @@ def test_each_seed_is_a_training_of_its_own_from_training_to_report(project: Pat
         assert rows[rows["seed"] == seed].reset_index(drop=True).equals(its_rows)
     settings = tiny(structures={"ours": STRUCTURES["ours"]}, seeds=[0, 1])
     measure(settings)
-    report.render(settings)
+    render.render(settings)
     assert "ours 2" in Path("reports/tables/table2.md").read_text()
     assert Path("reports/vector/curves.svg").stat().st_size > 10_000
 
@@ -104,28 +110,28 @@ def test_float16_images_go_from_attack_to_report(project: Path, tiny: Callable[.
     settings = tiny(**changes, structures={"adv": STRUCTURES["adv"]})
     for name in (*settings.attacks, *settings.unseen_attacks):
         generation.attack_splits(settings, name)
-    clean = store.read(files.CLEAN / "test.parquet")
-    attacked = store.read(files.ADVERSARIAL / "gaussian" / "test.parquet")
+    clean = store.read(layout.CLEAN / "test.parquet")
+    attacked = store.read(layout.ADVERSARIAL / "gaussian" / "test.parquet")
     assert attacked.image.dtype == np.float16 and (attacked.image % 1 > 0).mean() > 0.1
     np.testing.assert_allclose(
         attacked.columns["linf"], np.abs(attacked.image / 255 - clean.image / 255).max((1, 2, 3)), atol=1e-3
     )
-    structures.train(settings, "adv")
+    train(settings, "adv")
     rows = evaluate(settings, "baseline").query("attack == 'deepfool' and split == 'test'")
-    stored = store.read(files.ADVERSARIAL / "deepfool" / "test.parquet")
+    stored = store.read(layout.ADVERSARIAL / "deepfool" / "test.parquet")
     assert rows["prediction"].tolist() == stored.columns["prediction"].tolist()
     measure(settings)
-    report.render(settings)
+    render.render(settings)
     assert Path("reports/figures/gallery.png").stat().st_size > 10_000
 
 
 def test_no_images_are_no_rows(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny()
-    for folder in (files.CLEAN, *(generation.folder(settings, name) for name in ("gaussian", "fgsm", "deepfool"))):
+    for folder in (layout.CLEAN, *(generation.folder(settings, name) for name in ("gaussian", "fgsm", "deepfool"))):
         path = folder / "heldout.parquet"
         found = store.read(path)
         store.write(path, [found[:0]], found.metadata)
-    path = files.UNSEEN / "strong" / "heldout.parquet"
+    path = layout.UNSEEN / "strong" / "heldout.parquet"
     store.write(path, [store.read(path)[:0]], store.read(path).metadata)
     rows = evaluate(settings, "baseline")
     assert rows["split"].unique().tolist() == ["test"]
@@ -133,37 +139,37 @@ def test_no_images_are_no_rows(project: Path, tiny: Callable[..., Params]) -> No
 
 def test_an_unknown_structure_is_one_line(project: Path, tiny: Callable[..., Params]) -> None:
     with pytest.raises(InputError, match=r"structures\.advv is missing; there are baseline, adv, ours"):
-        evaluation.evaluate(tiny(), "advv")
+        predict.evaluate(tiny(), "advv")
 
 
 def test_a_structure_without_its_model_is_one_line(project: Path, tiny: Callable[..., Params]) -> None:
     with pytest.raises(InputError, match=r"models/adv/0\.safetensors is missing; `dvc repro` makes it"):
-        evaluation.evaluate(tiny(), "adv")
-    assert not (files.PREDICTIONS / "adv.parquet").exists()
+        predict.evaluate(tiny(), "adv")
+    assert not (layout.PREDICTIONS / "adv.parquet").exists()
 
 
 def foreign_model(settings: Params) -> str:
     torch.manual_seed(1)
-    networks.save_model(networks.create(settings.network, 10, settings.data.image_size), files.PRETRAINED, {})
+    model_files.save_model(networks.create(settings.network, 10, settings.data.image_size), layout.PRETRAINED, {})
     return r"gaussian/test\.parquet was made against model \w{64}, not \w{64}; delete it"
 
 
 def moved_rows(settings: Params) -> str:
-    path = files.ADVERSARIAL / "fgsm" / "heldout.parquet"
+    path = layout.ADVERSARIAL / "fgsm" / "heldout.parquet"
     found = store.read(path)
     store.write(path, [found[::-1]], found.metadata)
     return r"fgsm/heldout\.parquet: row 0 has index \d+ and label \d, the clean set \d+ and \d; delete it"
 
 
 def missing_rows(settings: Params) -> str:
-    path = files.UNSEEN / "strong" / "test.parquet"
+    path = layout.UNSEEN / "strong" / "test.parquet"
     found = store.read(path)
     store.write(path, [found[:-1]], found.metadata)
     return r"strong/test\.parquet holds 119 rows, the clean set 120; delete it"
 
 
 def renamed_class(settings: Params) -> str:
-    path = files.ADVERSARIAL / "fgsm" / "test.parquet"
+    path = layout.ADVERSARIAL / "fgsm" / "test.parquet"
     found = store.read(path)
     names = found.metadata["classes"]
     store.write(path, [found], found.metadata | {"classes": [names[0], names[2], names[1], *names[3:]]})
@@ -171,7 +177,7 @@ def renamed_class(settings: Params) -> str:
 
 
 def missing_store(settings: Params) -> str:
-    shutil.rmtree(files.ADVERSARIAL / "deepfool")
+    shutil.rmtree(layout.ADVERSARIAL / "deepfool")
     return r"deepfool/test\.parquet is missing; `dvc repro` makes it"
 
 
@@ -181,9 +187,9 @@ def test_a_store_that_does_not_belong_here_is_one_line(
 ) -> None:
     says = spoil(tiny())
     with pytest.raises(InputError, match=says) as caught:
-        evaluation.evaluate(tiny(), "baseline")
+        predict.evaluate(tiny(), "baseline")
     assert "\n" not in str(caught.value)
-    assert not (files.PREDICTIONS / "baseline.parquet").exists()
+    assert not (layout.PREDICTIONS / "baseline.parquet").exists()
 
 
 def test_the_stage_script_ends_in_one_line_and_keeps_its_predictions(
@@ -194,7 +200,7 @@ def test_the_stage_script_ends_in_one_line_and_keeps_its_predictions(
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("evaluate@baseline: 800 predictions in ") and done.stdout.count("\n") == 1
-    path = files.PREDICTIONS / "baseline.parquet"
+    path = layout.PREDICTIONS / "baseline.parquet"
     before = path.read_bytes()
     moved_rows(tiny())
     failed = subprocess.run(script, capture_output=True, text=True, check=False)

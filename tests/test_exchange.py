@@ -17,8 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import sparring
 from sparring import __main__ as command_line
-from sparring import evaluation, exchange, files, networks, programs, statistics
-from sparring.params import InputError, Network, Params
+from sparring import layout, statistics
+from sparring.evaluation import exchange, predict, programs
+from sparring.models import model_files, networks
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.sections import Network
 
 RESNET = "{name: resnet, blocks: [1, 1, 1, 1], width: 4}"
 ALONE = """
@@ -54,7 +58,7 @@ def measured(*arguments: str) -> pd.DataFrame:
 
 
 def test_a_model_file_is_loaded_without_parameters(project: Path, tiny: Callable[..., Params]) -> None:
-    wanted = networks.load(tiny().network, 10, 16, files.PRETRAINED).eval()
+    wanted = networks.load(tiny().network, 10, 16, layout.PRETRAINED).eval()
     images = torch.rand(3, 3, 16, 16)
     Path("params.yaml").unlink()
     net = sparring.load("models/pretrained.safetensors")
@@ -68,7 +72,7 @@ def test_an_exported_program_runs_without_sparring(program: Path, made: Path, tm
     call = [sys.executable, "-c", ALONE, str(program), str(tmp_path / "images"), str(tmp_path / "logits")]
     subprocess.run(call, check=True, capture_output=True)
     found = torch.load(tmp_path / "logits")
-    wanted = sparring.load(made / files.PRETRAINED)(images)
+    wanted = sparring.load(made / layout.PRETRAINED)(images)
     torch.testing.assert_close(found["all"], wanted)
     torch.testing.assert_close(found["one"], wanted[:1])
     assert json.loads(found["facts"]["sparring.json"])["image_size"] == 16
@@ -79,11 +83,11 @@ def test_an_exported_program_runs_without_sparring(program: Path, made: Path, tm
 def test_a_users_model_is_measured_as_a_structure_is(
     program: Path, project: Path, tiny: Callable[..., Params], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation.evaluate(tiny(), "baseline")
-    rows = pd.read_parquet(files.PREDICTIONS / "baseline.parquet")
+    predict.evaluate(tiny(), "baseline")
+    rows = pd.read_parquet(layout.PREDICTIONS / "baseline.parquet")
     rows["correct"] = rows["prediction"] == rows["label"]
     wanted = statistics.accuracies(rows, ["split", "attack"])[["accuracy", "ci_low", "ci_high", "images"]]
-    save_file(load_file(files.PRETRAINED), "bare.safetensors")
+    save_file(load_file(layout.PRETRAINED), "bare.safetensors")
     shutil.copytree("data", "elsewhere")
     shutil.rmtree("data")
     capsys.readouterr()
@@ -98,7 +102,7 @@ def test_a_users_model_is_measured_as_a_structure_is(
 
 
 def saved(name: str, net: torch.nn.Module, **facts: Any) -> str:
-    networks.save_model(net, Path(name), facts)
+    model_files.save_model(net, Path(name), facts)
     return name
 
 
@@ -207,7 +211,7 @@ def test_a_program_runs_nothing_but_its_operations(program: Path, project: Path)
     Path("sprung").unlink()
     images = torch.rand(2, 3, 16, 16)
     net = programs.read(tampered, torch.device("cpu"))
-    torch.testing.assert_close(net(images), sparring.load(files.PRETRAINED)(images))
+    torch.testing.assert_close(net(images), sparring.load(layout.PRETRAINED)(images))
     assert not Path("sprung").exists()
 
 

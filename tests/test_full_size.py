@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sparring import params, profiles
-from sparring.params import InputError, Params
+from sparring.params import Params
+from sparring.params.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"

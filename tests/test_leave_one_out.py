@@ -8,8 +8,12 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from sparring import evaluation, files, params, report, statistics, structures
-from sparring.params import InputError, Params
+from sparring import layout, params, statistics
+from sparring.defences.train import train
+from sparring.evaluation import predict
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.report import render
 
 ROOT = Path(__file__).resolve().parent.parent
 CHANGES = {
@@ -42,8 +46,8 @@ def everything() -> dict[Path, bytes]:
 @pytest.mark.slow
 def test_from_the_attacks_to_the_table(chosen: Params) -> None:
     for name in ("adv", "ours"):
-        structures.train(chosen, name)
-        evaluation.evaluate(chosen, name)
+        train(chosen, name)
+        predict.evaluate(chosen, name)
     before = everything()
     for attack in chosen.attacks:
         stage("train", attack)
@@ -85,11 +89,11 @@ def test_an_attack_left_out_is_as_if_it_had_never_been(chosen: Params, tiny: Cal
     stage("train", "fgsm")
     attacks = {"gaussian": {"std": 0.1}, "deepfool": {"steps": 3, "overshoot": 0.02}}
     never = tiny(**CHANGES, attacks=attacks)
-    row = files.LEAVE_ONE_OUT / "fgsm"
+    row = layout.LEAVE_ONE_OUT / "fgsm"
     for name in ("adv", "ours"):
-        structures.train(never, name)
-        found = {path.name: path.read_bytes() for path in (row / files.MODELS / name).iterdir()}
-        assert found == {path.name: path.read_bytes() for path in (files.MODELS / name).iterdir()}
+        train(never, name)
+        found = {path.name: path.read_bytes() for path in (row / layout.MODELS / name).iterdir()}
+        assert found == {path.name: path.read_bytes() for path in (layout.MODELS / name).iterdir()}
     assert len(found) == 2
 
 
@@ -126,10 +130,10 @@ def test_what_cannot_be_left_out_is_one_line(
 
 def test_a_row_without_predictions_is_one_line_and_keeps_the_table(chosen: Params) -> None:
     for name in ("adv", "ours"):
-        structures.train(chosen, name)
-        evaluation.evaluate(chosen, name)
+        train(chosen, name)
+        predict.evaluate(chosen, name)
     Path("leave_one_out/reports").mkdir(parents=True)
     Path("leave_one_out/reports/leave_one_out.md").write_text("old")
     with pytest.raises(InputError, match=r"leave_one_out/rows/gaussian/data/predictions/adv\.parquet is missing;"):
-        report.render_leave_one_out(chosen)
+        render.render_leave_one_out(chosen)
     assert [path.read_text() for path in Path("leave_one_out/reports").iterdir()] == ["old"]

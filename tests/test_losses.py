@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparring import attacks, detection, files, networks, store, structures
+from sparring import attacks, layout, store
 from sparring.attacks import losses
-from sparring.networks import ResNet
-from sparring.params import Online
+from sparring.defences.opponents import online_attack
+from sparring.evaluation import adaptive as adaptive_attacks
+from sparring.models import classifier, networks
+from sparring.models.resnet import ResNet
+from sparring.params.sections import Online
 
 CPU = torch.device("cpu")
 EPS = 0.05
@@ -52,13 +55,13 @@ def frozen(net: ResNet) -> nn.Module:
 @pytest.fixture
 def images(made: Path) -> Tensor:
     """460 digits: enough that one of them is less than a point."""
-    parts = [store.read(made / files.CLEAN / f"{split}.parquet").image for split in ("train", "test", "heldout")]
-    return networks.to_images(np.concatenate(parts), CPU).contiguous()
+    parts = [store.read(made / layout.CLEAN / f"{split}.parquet").image for split in ("train", "test", "heldout")]
+    return classifier.to_images(np.concatenate(parts), CPU).contiguous()
 
 
 @pytest.fixture
 def labels(made: Path) -> Tensor:
-    parts = [store.read(made / files.CLEAN / f"{split}.parquet").label for split in ("train", "test", "heldout")]
+    parts = [store.read(made / layout.CLEAN / f"{split}.parquet").label for split in ("train", "test", "heldout")]
     return torch.from_numpy(np.concatenate(parts))
 
 
@@ -133,7 +136,7 @@ def pgd_l2(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def online(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    attack = structures.online_attack(model, Online(eps=EPS, step=EPS / 4, steps=8), torch.float32, 0)  # type: ignore[arg-type]
+    attack = online_attack(model, Online(eps=EPS, step=EPS / 4, steps=8), torch.float32, 0)  # type: ignore[arg-type]
     return attack(images, labels, 0, 0)
 
 
@@ -142,7 +145,7 @@ def ddn(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def adaptive(model: nn.Module, images: Tensor, labels: Tensor, score: float = 1.0) -> Tensor:
-    return detection.adaptive(
+    return adaptive_attacks.adaptive(
         model,
         images,
         labels,

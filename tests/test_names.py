@@ -25,9 +25,13 @@ from ruamel.yaml import YAML
 from test_page import Checked
 from test_report import FIGURES, leave_undrawn, make_project, write_results
 
-from sparring import datasets, escape, figures, lettering, page, report, store, tables
 from sparring import params as parameters
-from sparring.params import EVALUATED_SPLITS, InputError, Params
+from sparring import store
+from sparring.data import prepare
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.names import EVALUATED_SPLITS
+from sparring.report import escape, figures, lettering, page, render, tables
 
 PIECES = ["$", "_", "__", "|", "<b>", "</script>", "<!--", "\\", "\\|", '"', "'", "`", "*", "#", "&amp;", "&", "%", "~"]
 PIECES += [
@@ -301,7 +305,7 @@ def check_report(classes: list[str], free: str) -> None:
 def test_a_report_shows_every_name(small: Params, classes_drawn: None, classes: list[str], free: str) -> None:
     rename(classes, free)
     with quiet():
-        report.render(with_loss(small, free))
+        render.render(with_loss(small, free))
     check_report(classes, free)
 
 
@@ -319,11 +323,11 @@ def test_folders_called_like_prices_reach_the_report(tmp_path: Path, monkeypatch
     values["data"] |= {"source": "folder", "path": "pri|ces", "image_size": 8, "train": 30, "test": 30, "heldout": 30}
     values["data"]["validation"] = 0
     params = parameters.validate(values)
-    datasets.prepare(params)
+    prepare.prepare(params)
     clean = {split: store.read(Path(f"data/clean/{split}.parquet")) for split in ("train", *EVALUATED_SPLITS)}
     write_results(params, clean, generator)
     with quiet():
-        report.render(params)
+        render.render(params)
     labels = {image["label"] for image in Names(Path("reports/index.html").read_text()).data[0]["images"]}
     assert labels == set(classes)
     for figure in DRAWN:
@@ -340,7 +344,7 @@ def test_long_names_of_structures_and_attacks(tmp_path: Path, monkeypatch: pytes
     }
     params = make_project(**few("y" * 100, "c_-d") | {"structures": structures})
     with quiet():
-        report.render(params)
+        render.render(params)
     shown = Names(Path("reports/index.html").read_text()).words
     assert long in shown and "y" * 100 in shown
     assert "a-_b" in shown and "the structures" in shown

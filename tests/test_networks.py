@@ -15,11 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from sparring import datasets, evaluation, files, generation, networks, structures, training
-from sparring.attacks import engine
-from sparring.detector import TransformerDetector
-from sparring.networks import Classifier
-from sparring.params import Detector, InputError, Network, Params
+from sparring import layout
+from sparring.attacks import engine, generation
+from sparring.data import prepare
+from sparring.defences.train import train
+from sparring.evaluation import predict
+from sparring.models import classifier, model_files, networks, torchvision
+from sparring.models.classifier import Classifier
+from sparring.models.detector import TransformerDetector
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.sections import Detector, Network
+from sparring.training.pretrain import pretrain
 
 CPU = torch.device("cpu")
 SIZE = 32  # pixels
@@ -76,9 +83,9 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
 def test_maps_are_the_last_before_each_halving_from_fine_to_coarse(case: Case) -> None:
     family = FAMILIES[case.name]
     names = ["layer1", "layer2", "layer3", "layer4"]
-    assert networks.map_shapes(case.net, SIZE) == dict(zip(names, family.shapes, strict=True))
+    assert classifier.map_shapes(case.net, SIZE) == dict(zip(names, family.shapes, strict=True))
     maps = case.net.maps(case.images)
-    assert networks.layers(maps) == names
+    assert classifier.layers(maps) == names
     for name, end in zip(names, family.ends, strict=True):
         torch.testing.assert_close(maps[name], plain_map(case.plain, case.images, end))
 
@@ -107,7 +114,7 @@ def test_a_pass_stops_at_the_map_asked_for(case: Case) -> None:
     whole = case.net.maps(case.images)
     for last in ("layer1", "layer3"):
         part = case.net.maps(case.images, last=last)
-        assert list(part) == networks.layers(whole)[: int(last[-1])]
+        assert list(part) == classifier.layers(whole)[: int(last[-1])]
         torch.testing.assert_close(part[last], whole[last])
     torch.testing.assert_close(case.net(case.images), case.net.classify(whole))  # and the next goes on to the end
 
@@ -127,7 +134,7 @@ def test_a_frozen_net_is_the_same_function_in_tensors_of_its_own(case: Case) -> 
     torch.testing.assert_close(frozen(case.images), case.net(case.images), rtol=1e-4, atol=1e-4)
     found, wanted = frozen.maps(case.images), case.net.maps(case.images)
     assert list(found) == list(wanted)
-    for name in networks.layers(wanted):
+    for name in classifier.layers(wanted):
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-4)
 
 
@@ -140,7 +147,7 @@ def detecting(**changes: object) -> Detector:
 @pytest.mark.parametrize("source", ["low", "full"])
 def test_a_detector_learns_from_the_maps_and_gives_the_images_a_gradient(case: Case, source: str) -> None:
     torch.manual_seed(0)
-    detector = TransformerDetector(detecting(input=source), networks.map_shapes(case.net, SIZE))
+    detector = TransformerDetector(detecting(input=source), classifier.map_shapes(case.net, SIZE))
     images = case.images.clone().requires_grad_()
     case.net.requires_grad_(False)
     try:
@@ -194,7 +201,7 @@ def test_torch_compile_gives_the_same_maps_and_gradients(name: str) -> None:
 @torch.no_grad()
 def test_other_families(name: str) -> None:
     net = small_net(name, 64)
-    shapes = list(networks.map_shapes(net, 64).values())
+    shapes = list(classifier.map_shapes(net, 64).values())
     assert len(shapes) == 4
     assert all(fine[1] > coarse[1] and fine[1:] == (fine[1], fine[1]) for fine, coarse in pairwise(shapes))
     assert shapes[-1][1] > 1  # the head's pooling to 1 × 1 is no map
@@ -207,12 +214,12 @@ def test_other_families(name: str) -> None:
 
 def test_patches_fit_the_image() -> None:
     wanted = {(16, 32): 4, (16, 64): 8, (16, 224): 16, (32, 224): 32, (14, 224): 14, (16, 8): 1, (16, 200): 10}
-    assert {key: networks.patch_size(*key) for key in wanted} == wanted
+    assert {key: torchvision.patch_size(*key) for key in wanted} == wanted
 
 
 def test_a_small_image_has_fewer_maps_and_the_detector_reads_those() -> None:
     net = small_net(size=8)
-    shapes = networks.map_shapes(net, 8)
+    shapes = classifier.map_shapes(net, 8)
     assert [shape[1] for shape in shapes.values()] == [4, 2, 1]
     detector = TransformerDetector(detecting(centre="layer2"), shapes)
     assert detector.inputs == ("layer1", "layer2", "layer3") and detector.last_map == "layer3"
@@ -246,7 +253,7 @@ def test_maps_of_any_size_are_brought_to_the_centre(sides: list[int], centre: in
 
 def test_a_model_of_another_architecture_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    networks.save_model(small_net(), path, {})
+    model_files.save_model(small_net(), path, {})
     resnet = Network(name="resnet", blocks=[1, 1, 1, 1], width=4)
     fails(r"classifier\.0\.bias is 1024, not absent;", lambda: networks.load(resnet, CLASSES, SIZE, path))
     larger = Network(name="mobilenet_v3_large")
@@ -270,19 +277,19 @@ def test_all_stages_run_with_a_net_of_torchvision(
         structures={"ours": {"opponents": "sampler", "detector": "detector"}},
         detector={"input": "full", "layers": 1, "centre": "layer1"},
     )
-    datasets.prepare(chosen)
-    training.pretrain(chosen)
-    first = files.PRETRAINED.read_bytes()
-    training.pretrain(chosen)
-    assert files.PRETRAINED.read_bytes() == first  # its dropout is drawn under the seed
+    prepare.prepare(chosen)
+    pretrain(chosen)
+    first = layout.PRETRAINED.read_bytes()
+    pretrain(chosen)
+    assert layout.PRETRAINED.read_bytes() == first  # its dropout is drawn under the seed
     for name in chosen.attacks:
         generation.attack_splits(chosen, name)
-    structures.train(chosen, "ours")
+    train(chosen, "ours")
     for structure in ("baseline", "ours"):
-        evaluation.evaluate(chosen, structure)
-        rows = pd.read_parquet(files.PREDICTIONS / f"{structure}.parquet")
+        predict.evaluate(chosen, structure)
+        rows = pd.read_parquet(layout.PREDICTIONS / f"{structure}.parquet")
         assert len(rows) == 2 * 20 * 3 and rows["confidence"].between(0, 1).all()
     assert rows["detector_score"].between(0, 1).all()
-    facts = networks.facts(files.PRETRAINED)
+    facts = model_files.facts(layout.PRETRAINED)
     assert facts["network"] == {"name": "mobilenet_v3_small"} and facts["image_size"] == 16
-    models.get_model("mobilenet_v3_small", num_classes=10).load_state_dict(load_file(files.PRETRAINED))
+    models.get_model("mobilenet_v3_small", num_classes=10).load_state_dict(load_file(layout.PRETRAINED))

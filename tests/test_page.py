@@ -18,8 +18,9 @@ from conftest import inside
 from PIL import Image
 from test_report import make_project
 
-from sparring import page, report, store, tables
-from sparring.page import Section
+from sparring import store
+from sparring.report import page, render, tables
+from sparring.report.page import Section
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "img", "input", "br", "hr", "link"}
@@ -69,7 +70,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rendered report in the folder reports/."""
     folder = tmp_path_factory.mktemp("page")
     with inside(folder):
-        report.render(make_project())
+        render.render(make_project())
     return folder
 
 

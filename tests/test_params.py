@@ -10,6 +10,8 @@ from dvc.utils import hydra
 from ruamel.yaml import YAML
 
 from sparring import params
+from sparring.layout import root
+from sparring.params.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 GOOD: dict[str, Any] = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")
@@ -35,7 +37,7 @@ def without(section: str, key: str) -> dict[str, Any]:
 
 
 def message(values: Any) -> str:
-    with pytest.raises(params.InputError) as error:
+    with pytest.raises(InputError) as error:
         params.validate(values)
     return str(error.value)
 
@@ -336,16 +338,16 @@ def test_torchattacks_arguments_are_recorded_with_the_defaults() -> None:
 def test_unreadable_file(content: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
-    with pytest.raises(params.InputError) as error:
+    with pytest.raises(InputError) as error:
         params.load(path)
     assert str(error.value).startswith(f"{path}{expected}")
     assert "\n" not in str(error.value)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(params.InputError, match="is missing; run `python -m sparring profile digits` to make it"):
+    with pytest.raises(InputError, match="is missing; run `python -m sparring profile digits` to make it"):
         params.load(tmp_path / "params.yaml")
-    with pytest.raises(params.InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         params.load(tmp_path)
 
 
@@ -363,6 +365,6 @@ def test_root_is_the_main_repository_also_from_the_copy_of_a_queued_experiment(
     copy_of_queue.mkdir(parents=True)
     (tmp_path / ".dvc" / "config").touch()
     monkeypatch.chdir(copy_of_queue)
-    assert params.root() == tmp_path
+    assert root() == tmp_path
     monkeypatch.chdir(tmp_path)
-    assert params.root() == tmp_path
+    assert root() == tmp_path

@@ -24,10 +24,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from ruamel.yaml import YAML
 
-from sparring import figures, report, statistics, store
 from sparring import params as parameters
-from sparring.figures import PICTURES
-from sparring.params import BASELINE, CLEAN, EVALUATED_SPLITS, KNOWN_DETECTORS, InputError, Params
+from sparring import statistics, store
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.names import BASELINE, CLEAN, CORRUPTIONS, EVALUATED_SPLITS, KNOWN_DETECTORS, STRENGTHS
+from sparring.report import figures, render
+from sparring.report.figures import PICTURES
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["zero", "one", "two", "three"]
@@ -129,7 +132,7 @@ def write_attack(
 
 def write_corruptions(params: Params, clean: store.Images) -> None:
     """Of each structure, the first image under the first corruption is right at strength 1 only; all else is right."""
-    kinds = [("clean", 0), *((name, strength) for name in parameters.CORRUPTIONS for strength in parameters.STRENGTHS)]
+    kinds = [("clean", 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
     rows = [
         {"index": index, "split": "heldout", "seed": 0, "corruption": name, "strength": strength, "label": label}
         | {"prediction": label + (name == "noise" and strength > 1 and place == 0), "confidence": np.float32(0.9)}
@@ -229,7 +232,7 @@ def leave_undrawn(patched: pytest.MonkeyPatch, names: Iterable[str]) -> None:
         path.touch()
 
     for name in names:
-        patched.setattr(report.figures, name, partial(empty, name))
+        patched.setattr(render.figures, name, partial(empty, name))
 
 
 @pytest.fixture
@@ -249,7 +252,7 @@ def test_parts_that_were_left_out_are_said_and_not_read(project: Params, undrawn
     for left_out in ({"detect": "no time"}, dict.fromkeys(parts, "no|time")):
         for part in left_out:
             shutil.rmtree(Path("data", parts[part]), ignore_errors=True)
-        report.render(project, left_out)
+        render.render(project, left_out)
         text = Path("reports/report.md").read_text()
         assert text.count("Left out of this run: no") == len(left_out)
         assert all(part in text.partition("**Left out of this run**")[2].splitlines()[0] for part in left_out)
@@ -259,7 +262,7 @@ def test_parts_that_were_left_out_are_said_and_not_read(project: Params, undrawn
 
 
 def test_numbers_agree_with_the_predictions(project: Params, undrawn: None) -> None:
-    report.render(project)
+    render.render(project)
     summary = json.loads(Path("reports/summary.json").read_text())
     assert summary["data"] == {"source": "made-up images", "classes": 4, "train": 60, "test": 90, "heldout": 60}
     text = Path("reports/report.md").read_text()
@@ -295,7 +298,7 @@ def test_the_summary_says_who_is_weaker_than_the_baseline_when_aimed_at(project:
             path = Path(f"data/whitebox/{name}.parquet")
             rows = pd.read_parquet(path)
             rows.assign(prediction=(rows["label"] + (name in wrong)) % 4).to_parquet(path)
-        report.render(project)
+        render.render(project)
         lines = Path("reports/report.md").read_text().splitlines()
         (line,) = (line for line in lines if line.startswith("- Attackers who aim at each structure itself"))
         return line
@@ -310,13 +313,13 @@ def test_the_summary_says_who_is_weaker_than_the_baseline_when_aimed_at(project:
     rows = pd.read_parquet(path)
     one = rows["index"] == rows["index"].min()
     rows.assign(prediction=(rows["label"] + one) % 4).to_parquet(path)
-    report.render(project)
+    render.render(project)
     assert "ours 0.980 [" in Path("reports/report.md").read_text()
     assert "beyond chance, whatever they gain above: adv." in Path("reports/report.md").read_text()
 
 
 def test_success_counts_only_images_that_were_right_before(project: Params, undrawn: None) -> None:
-    report.render(project)
+    render.render(project)
     facts = json.loads(Path("reports/summary.json").read_text())["attacks"]["cw"]
     rows = pd.read_parquet("data/predictions/baseline.parquet")
     rows = rows[(rows["split"] == "test") & (rows["attack"] == CLEAN)].set_index("index")
@@ -331,7 +334,7 @@ def test_success_counts_only_images_that_were_right_before(project: Params, undr
 def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
     project: Params, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report.render(project)
+    render.render(project)
     first = everything()
     names = {name.removeprefix("reports/") for name in first}
     assert names == {
@@ -359,8 +362,8 @@ def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
     Path("reports/mine.txt").write_text("kept")
     before = everything()
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
-        patched.setattr(report.figures, "curves", lambda *_: 1 / 0)
-        report.render(project)
+        patched.setattr(render.figures, "curves", lambda *_: 1 / 0)
+        render.render(project)
     Path("data/predictions/adv.parquet").unlink()
     failed = subprocess.run(script, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
@@ -370,7 +373,7 @@ def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
 
 
 def test_pictures_have_a_palette_and_few_bytes(project: Params) -> None:
-    report.render(project)
+    render.render(project)
     for name in PICTURES:
         path = Path(f"reports/figures/{name}.png")
         assert path.stat().st_size <= 150_000 and Image.open(path).mode == "P", name
@@ -398,16 +401,16 @@ def test_files_of_an_earlier_layout_do_not_survive(project: Params, undrawn: Non
         path.write_text("old")
     Path("data/history/adv.csv").rename("adv.csv")
     with pytest.raises(InputError, match="is missing"):
-        report.render(project)
+        render.render(project)
     assert all(Path("reports", name).read_text() == "old" for name in earlier)
     Path("adv.csv").rename("data/history/adv.csv")
-    report.render(project)
+    render.render(project)
     assert not any(Path("reports", name).exists() for name in earlier)
     assert Path("reports/vector/curves.svg").exists() and Path("reports/tex/table2.tex").exists()
 
 
 def test_tables_tell_what_the_figures_are(project: Params, undrawn: None) -> None:
-    report.render(project)
+    render.render(project)
     table1 = Path("reports/tables/table1.md").read_text()
     assert table1.count("6/255") >= 2  # fgsm 0.025 and bim 0.026 are the same radius once stored
     assert "pgd (unseen)" in table1
@@ -430,7 +433,7 @@ def test_without_detector_or_timings_or_heldout_images(tmp_path: Path, monkeypat
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"heldout": 0}
     params = make_project(data=data, structures={"adv": {"opponents": "sampler", "detector": "none"}})
     Path("data/timings/attack-fgsm.json").unlink()
-    report.render(params)
+    render.render(params)
     summary = json.loads(Path("reports/summary.json").read_text())
     assert summary["detector"] == {}
     assert summary["heldout"]["mixture"]["adv"]["accuracy"] is None
@@ -444,7 +447,7 @@ def test_controls_stand_beside_the_papers_structures(
     monkeypatch.chdir(tmp_path)
     opponents = {"adv": "sampler", "classical": "fixed", "fast": "online_fgsm", "madry": "online_pgd"}
     structures = {name: {"opponents": word, "detector": "none"} for name, word in opponents.items()}
-    report.render(make_project(structures=structures))
+    render.render(make_project(structures=structures))
     table = pd.read_csv("reports/tables/table2.csv")
     assert set(table["structure"]) == {BASELINE, *opponents} and table["accuracy"].notna().all()
     assert set(pd.read_csv("reports/tables/table4.csv")["structure"]) == {BASELINE, *opponents}
@@ -458,7 +461,7 @@ def test_controls_stand_beside_the_papers_structures(
 def test_no_structures_and_no_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"test": 0}
-    report.render(make_project(data=data, structures={}))
+    render.render(make_project(data=data, structures={}))
     assert json.loads(Path("reports/metrics.json").read_text()) == {
         "mixture": {BASELINE: None},
         "whitebox": {},
@@ -470,7 +473,7 @@ def test_no_structures_and_no_test_images(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_detector_without_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
     monkeypatch.chdir(tmp_path)
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"test": 0}
-    report.render(make_project(data=data))
+    render.render(make_project(data=data))
     found = pd.read_csv("reports/tables/detector_attacks.csv").set_index("split")
     assert found.loc["test", "auroc"].isna().all() and found.loc["heldout", "auroc"].notna().all()
 
@@ -479,7 +482,7 @@ def test_several_seeds_are_pooled(project: Params, undrawn: None) -> None:
     path = Path("data/predictions/adv.parquet")
     rows = pd.read_parquet(path)
     pd.concat([rows, rows.assign(seed=1, prediction=rows["label"])]).to_parquet(path)
-    report.render(project)
+    render.render(project)
     summary = json.loads(Path("reports/summary.json").read_text())
     once = rows[(rows["split"] == "test") & (rows["attack"] == CLEAN)]
     pooled = (1 + (once["label"] == once["prediction"]).mean()) / 2
@@ -503,7 +506,7 @@ def rewrite(structure: str, right: bool) -> None:
 def test_the_papers_claims_are_judged_by_the_numbers(project: Params, undrawn: None) -> None:
     for structure, right in ((BASELINE, False), ("adv", True), ("ours", False)):
         rewrite(structure, right)
-    report.render(project)
+    render.render(project)
     claims = pd.read_csv("reports/tables/claims.csv").set_index(["split", "attack", "structure", "other"])
     assert len(claims) == 2 * (2 + len(project.attacks)) * 3
     for split in EVALUATED_SPLITS:
@@ -533,7 +536,7 @@ def test_the_papers_claims_are_judged_by_the_numbers(project: Params, undrawn: N
 
 
 def test_the_papers_figures_stand_beside_ours(project: Params, undrawn: None) -> None:
-    report.render(project)
+    render.render(project)
     beside = pd.read_csv("reports/tables/paper.csv")
     assert len(beside) == 2 * 3 * (1 + 1 + len(project.attacks))
     assert beside["minus_paper"].to_numpy() == pytest.approx(
@@ -546,7 +549,7 @@ def test_the_papers_figures_stand_beside_ours(project: Params, undrawn: None) ->
 
 
 def test_mcnemar_stands_beside_tables_2_and_4(project: Params, undrawn: None) -> None:
-    report.render(project)
+    render.render(project)
     first, second = (pd.read_parquet(f"data/predictions/{name}.parquet") for name in ("ours", "adv"))
     both = first.merge(second, on=["split", "attack", "index"])
     both = both[(both["split"] == "test") & (both["attack"] == "cw")]
@@ -565,7 +568,7 @@ def test_mcnemar_stands_beside_tables_2_and_4(project: Params, undrawn: None) ->
 
 
 def test_mcnemar_compares_what_withstood_every_attack_image_by_image(project: Params, undrawn: None) -> None:
-    report.render(project)
+    render.render(project)
     withstood = {}
     for structure in ("ours", "adv"):
         rows = pd.read_parquet(f"data/whitebox/{structure}.parquet")
@@ -584,7 +587,7 @@ def test_without_the_papers_structures_nothing_is_said_to_be_reproduced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    report.render(make_project(structures={"classical": {"opponents": "fixed", "detector": "none"}}))
+    render.render(make_project(structures={"classical": {"opponents": "fixed", "detector": "none"}}))
     page = Path("reports/report.md").read_text()
     assert "none of its claims was tried" in page and "Reproduced:" not in page and "trained once" not in page
 
@@ -664,7 +667,7 @@ def test_bad_input_is_one_line_and_keeps_the_old_report(project: Params, spoil: 
     before = everything()
     spoil()
     with pytest.raises(InputError, match=says) as caught:
-        report.render(project)
+        render.render(project)
     assert "\n" not in str(caught.value)
     assert "dvc repro" in str(caught.value)
     assert everything() == before
@@ -800,7 +803,7 @@ def test_unchanged_images_count_as_clean_for_the_detector() -> None:
 
 
 def test_corruptions_are_counted_by_strength_and_image(project: Params, undrawn: None) -> None:
-    report.render(project)
+    render.render(project)
     table = pd.read_csv("reports/tables/corruptions.csv").set_index(["structure", "corruption", "strength"])
     assert len(table) == len([BASELINE, *project.structures]) * 31 and (table["images"] == 60).all()
     found = table.loc["adv", ["accuracy", "ci_low", "ci_high"]]
@@ -816,7 +819,7 @@ def test_a_missing_corruption_is_one_line(project: Params) -> None:
     rows = pd.read_parquet(path)
     rows[(rows["corruption"] != "jpeg") | (rows["strength"] != 3)].to_parquet(path)
     with pytest.raises(InputError, match=r"adv\.parquet: seed 0, heldout, jpeg:3: 60 of 60 images have no prediction"):
-        report.render(project)
+        render.render(project)
     path.unlink()
     with pytest.raises(InputError, match=r"data/corruptions/adv\.parquet is missing; `dvc repro` makes it"):
-        report.render(project)
+        render.render(project)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sparring import sampler
+from sparring.defences import sampler
 from sparring.device import rng
-from sparring.params import Sampler
+from sparring.params.sections import Sampler
 
 NAMES = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
 

@@ -20,8 +20,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparring import networks, store
-from sparring.params import InputError
+from sparring import store
+from sparring.models import classifier
+from sparring.params.errors import InputError
 from sparring.store import Images
 
 ADVERSARIAL = ("prediction", "l2", "linf")
@@ -107,7 +108,7 @@ def test_one_row_group_is_read_as_a_view(tmp_path: Path) -> None:
     base = base.obj if isinstance(base, memoryview) else base
     assert isinstance(base, pa.Buffer), "the pixels are a copy, not Arrow's own memory"
     assert np.shares_memory(found[2:5], found)
-    tensor = networks.to_images(found, torch.device("cpu"))
+    tensor = classifier.to_images(found, torch.device("cpu"))
     assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -14,11 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparring import files, store, structures, training
+from sparring import layout, store
+from sparring.defences.train import train
 from sparring.device import rng
-from sparring.networks import Classifier
-from sparring.params import InputError, Params
+from sparring.models.classifier import Classifier
+from sparring.params import Params
+from sparring.params.errors import InputError
 from sparring.store import Images
+from sparring.training.gallery import Gallery, Stream, batch_stops, load_gallery
+from sparring.training.pretrain import pretrain
+from sparring.training.steps import Step, plain_step
 
 CPU = torch.device("cpu")
 
@@ -36,9 +41,7 @@ def versions(count: int, number: int, shape: tuple[int, int, int], halves: bool,
     return found
 
 
-def both(
-    folder: Path, images: list[Images], sizes: list[int], budget: float
-) -> tuple[training.Gallery, training.Stream]:
+def both(folder: Path, images: list[Images], sizes: list[int], budget: float) -> tuple[Gallery, Stream]:
     """The same images in memory, and streamed from stores with row groups of these sizes."""
     ends = np.cumsum(sizes)
     groups = []
@@ -48,8 +51,8 @@ def both(
         store.write(path, shards, {"shape": list(version.image.shape[1:]), "classes": []})
         groups.append(store.Groups(path))
     clean, *attacked = images
-    gallery = training.Gallery(np.stack([version.image for version in images]), clean, attacked, CPU)
-    return gallery, training.Stream(groups, clean, attacked, budget, CPU)
+    gallery = Gallery(np.stack([version.image for version in images]), clean, attacked, CPU)
+    return gallery, Stream(groups, clean, attacked, budget, CPU)
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)
@@ -78,7 +81,7 @@ def test_a_stream_gives_every_image_once_in_its_drawn_version(
             groups = len(set(np.searchsorted(np.cumsum(sizes), window, "right")))
             assert groups == 1 or (len(window) * size_of_image <= budget / 2 and groups <= len(sizes) / 8)
         found = list(stream.batches(windows, version, size, 0))
-        stops = training.batch_stops(count, size)
+        stops = batch_stops(count, size)
         assert [len(rows) for rows, *_ in found] == np.diff(stops, prepend=0).tolist()
         wanted = gallery.batches(windows, version, size, 0)
         for mine, theirs in zip(found, wanted, strict=True):
@@ -146,16 +149,16 @@ def set_up(tiny: Callable[..., Params], budget: float, **more: Any) -> Params:
 
 def test_the_budget_decides_and_no_image_is_in_memory_twice(project: Path, tiny: Callable[..., Params]) -> None:
     names = list(tiny().attacks)
-    source = store.read(files.ADVERSARIAL / names[0] / "train.parquet").metadata["source_model"]
+    source = store.read(layout.ADVERSARIAL / names[0] / "train.parquet").metadata["source_model"]
     pixels = 4 * 300 * 16 * 16 * 3
-    found: list[training.Gallery] = []
+    found: list[Gallery] = []
 
     def gallery(budget: float) -> type:
-        found[:] = [training.gallery(set_up(tiny, budget / 1e9), names, source, CPU)]
+        found[:] = [load_gallery(set_up(tiny, budget / 1e9), names, source, CPU)]
         return type(found[0])
 
     assert peak(lambda: gallery(pixels)) < 1.2 * pixels
-    assert gallery(pixels) is training.Gallery and gallery(pixels - 1) is training.Stream
+    assert gallery(pixels) is Gallery and gallery(pixels - 1) is Stream
 
 
 @pytest.mark.parametrize("opponents", ["sampler", "fixed"])
@@ -163,9 +166,9 @@ def test_streamed_training_sees_what_training_in_memory_sees(
     project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, opponents: str
 ) -> None:
     seen: list[bytes] = []
-    original = training.plain_step
+    original = plain_step
 
-    def spy(net: Classifier, *rest: Any) -> training.Step:
+    def spy(net: Classifier, *rest: Any) -> Step:
         step = original(net, *rest)
 
         def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
@@ -173,15 +176,16 @@ def test_streamed_training_sees_what_training_in_memory_sees(
                 seen.append((image * 255).round().byte().numpy().tobytes() + bytes([label, attacked]))
             return step.run(images, labels, adversarial)
 
-        return training.Step(run, step.optimizers)
+        return Step(run, step.optimizers)
 
-    monkeypatch.setattr(training, "plain_step", spy)
+    monkeypatch.setattr("sparring.defences.train.plain_step", spy)
+    monkeypatch.setattr("sparring.training.pretrain.plain_step", spy)
     runs = []
     for budget in (4, 1e-6, 1e-6):
         settings = set_up(tiny, budget, structures={"adv": {"opponents": opponents, "detector": "none"}})
         seen.clear()
-        structures.train(settings, "adv")
-        runs.append((list(seen), files.model("adv", 0).read_bytes()))
+        train(settings, "adv")
+        runs.append((list(seen), layout.model("adv", 0).read_bytes()))
     (memory, _), (streamed, net), again = runs
     assert len(memory) == 600 and memory != streamed
     for epoch in (slice(0, 300), slice(300, 600)):
@@ -194,23 +198,23 @@ def test_ours_and_the_pretrained_net_stream_too(project: Path, tiny: Callable[..
     memory, tight = set_up(tiny, 4), set_up(tiny, 1e-6)
     found = []
     for chosen in (memory, tight, tight):
-        structures.train(chosen, "ours")
-        found.append(files.model("ours", 0).read_bytes() + files.detector("ours", 0).read_bytes())
+        train(chosen, "ours")
+        found.append(layout.model("ours", 0).read_bytes() + layout.detector("ours", 0).read_bytes())
     assert found[0] != found[1] == found[2]
-    before = files.PRETRAINED.read_bytes()
-    training.pretrain(tight)
-    assert files.PRETRAINED.read_bytes() != before
+    before = layout.PRETRAINED.read_bytes()
+    pretrain(tight)
+    assert layout.PRETRAINED.read_bytes() != before
 
 
 @pytest.mark.parametrize("budget", [4, 1e-6])
 def test_a_damaged_or_missing_store_is_one_line(project: Path, tiny: Callable[..., Params], budget: float) -> None:
     settings = set_up(tiny, budget)
-    path = files.ADVERSARIAL / "fgsm" / "train.parquet"
+    path = layout.ADVERSARIAL / "fgsm" / "train.parquet"
     whole = path.read_bytes()
 
     def fails(match: str) -> None:
         with pytest.raises(InputError, match=match) as caught:
-            structures.train(settings, "adv")
+            train(settings, "adv")
         assert "\n" not in str(caught.value)
 
     middle = len(whole) // 2  # among the pixels of the second of three row groups
@@ -223,9 +227,9 @@ def test_a_damaged_or_missing_store_is_one_line(project: Path, tiny: Callable[..
 
 
 def test_stores_with_other_row_groups_are_not_streamed(project: Path, tiny: Callable[..., Params]) -> None:
-    path = files.ADVERSARIAL / "fgsm" / "train.parquet"
+    path = layout.ADVERSARIAL / "fgsm" / "train.parquet"
     images = store.read(path)
     store.write(path, store.in_shards(images, 70), images.metadata)
     with pytest.raises(InputError, match=r"fgsm/train\.parquet has other row groups than data/clean/train\.parquet;"):
-        structures.train(set_up(tiny, 1e-6), "adv")
-    structures.train(set_up(tiny, 4), "adv")
+        train(set_up(tiny, 1e-6), "adv")
+    train(set_up(tiny, 4), "adv")

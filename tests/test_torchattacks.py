@@ -10,11 +10,18 @@ import pytest
 import torch
 import torchattacks
 
-from sparring import demands, files, generation, networks, store, structures, training, whitebox
-from sparring.attacks import engine
-from sparring.networks import ResNet
-from sparring.params import BASELINE, TORCHATTACKS, InputError, Params, check_classes
+from sparring import layout, store
+from sparring.attacks import engine, generation
+from sparring.defences.train import train
+from sparring.evaluation import whitebox
+from sparring.models import classifier
+from sparring.models.resnet import ResNet
+from sparring.params import Params, check_classes, demands
+from sparring.params.attacks import TORCHATTACKS
+from sparring.params.errors import InputError
+from sparring.params.names import BASELINE
 from sparring.store import Images
+from sparring.training.pretrain import pretrain
 
 CPU = torch.device("cpu")
 CLASSES = sorted(
@@ -54,7 +61,7 @@ def made(classes: int, size: int = SIZE, count: int = 3) -> tuple[ResNet, Images
     torch.manual_seed(0)
     net = ResNet((1, 1, 1, 1), 4, classes).eval()
     image = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
-    label = networks.predict(net, image, count, CPU).argmax(1)
+    label = classifier.predict(net, image, count, CPU).argmax(1)
     label[2::3] = (label[2::3] + 1) % classes
     with torch.no_grad():  # by other names, so that the highest class is one that the net is right about
         swap = torch.arange(classes)
@@ -256,14 +263,14 @@ def test_a_failure_of_ours_stays_what_it_is(tiny: Callable[..., Params], monkeyp
 def test_stages_check_the_data_before_they_work(project: Path, tiny: Callable[..., Params]) -> None:
     params = tiny(unseen_attacks={"aimed": {"method": "torchattacks.APGDT", "eps": 0.1}})
     for split in ("train", "test"):
-        images = store.read(files.CLEAN / f"{split}.parquet")
+        images = store.read(layout.CLEAN / f"{split}.parquet")
         metadata = images.metadata | {"classes": ["0", "1", "2"]}
-        store.write(files.CLEAN / f"{split}.parquet", [images], metadata)
+        store.write(layout.CLEAN / f"{split}.parquet", [images], metadata)
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
     for stage in (
-        lambda: training.pretrain(params),
+        lambda: pretrain(params),
         lambda: generation.attack_splits(params, "fgsm"),
-        lambda: structures.train(params, "adv"),
+        lambda: train(params, "adv"),
         lambda: whitebox.attack_structure(params, BASELINE),
     ):
         with pytest.raises(

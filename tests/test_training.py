@@ -17,12 +17,25 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparring import datasets, files, generation, networks, params, sampler, store, structures, training, transforms
-from sparring.detector import Dropout, Layer, TransformerDetector
+from sparring import layout, store
+from sparring.attacks import generation
+from sparring.data import prepare, transforms
+from sparring.defences import sampler
+from sparring.defences.joint import joint_step
+from sparring.defences.opponents import online_attack
+from sparring.defences.train import train as train_structure
 from sparring.device import rng
-from sparring.networks import ResNet
-from sparring.params import Detector, InputError, Network, Online, Params
+from sparring.models import classifier, model_files, networks, resnet
+from sparring.models.detector import Dropout, Layer, TransformerDetector
+from sparring.models.resnet import ResNet
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.sections import Detector, Network, Online, Training
 from sparring.store import Images
+from sparring.training.gallery import Gallery, batch_stops
+from sparring.training.loop import fit as run_training
+from sparring.training.pretrain import pretrain
+from sparring.training.steps import Step, plain_step
 
 CPU = torch.device("cpu")
 MAPS = {"stem": (64, 32, 32), "layer1": (64, 32, 32), "layer2": (128, 16, 16), "layer3": (256, 8, 8)} | {
@@ -62,7 +75,7 @@ def test_maps_of_resnet34_have_the_papers_shapes() -> None:
         maps = net.maps(torch.zeros(1, 3, 32, 32))
         logits = net.classify(maps)
     assert {name: tuple(found.shape[1:]) for name, found in maps.items()} == MAPS
-    assert list(maps) == list(networks.LAYERS)
+    assert list(maps) == list(resnet.LAYERS)
     torch.testing.assert_close(logits, net.fc(maps["layer4"].mean((2, 3))))
     # 21.28 million, as the ResNet-34 with this stem that is known from the literature on CIFAR-10.
     assert sum(parameter.numel() for parameter in net.parameters()) == 21_282_122
@@ -70,10 +83,10 @@ def test_maps_of_resnet34_have_the_papers_shapes() -> None:
 
 def test_map_shapes_are_measured_without_a_trace() -> None:
     net = small(width=8).train()
-    before = networks.digest(net)
-    found = networks.map_shapes(net, 16)
+    before = model_files.digest(net)
+    found = classifier.map_shapes(net, 16)
     assert found["layer1"] == (8, 16, 16) and found["layer4"] == (64, 2, 2)
-    assert networks.digest(net) == before and net.training
+    assert model_files.digest(net) == before and net.training
 
 
 def test_maps_stop_where_asked() -> None:
@@ -84,53 +97,53 @@ def test_maps_stop_where_asked() -> None:
 def test_a_frozen_net_is_the_same_function(blocks: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     net = stirred(ResNet(blocks, 8, 7)).train()
-    before = networks.digest(net)
+    before = model_files.digest(net)
     folded = networks.frozen(net)
-    assert networks.digest(net) == before and net.training
+    assert model_files.digest(net) == before and net.training
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert not folded.training and not any(parameter.requires_grad for parameter in folded.parameters())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     images = torch.rand(5, 3, 16, 16)
     with torch.no_grad():
         wanted, found = net.eval().maps(images), folded.maps(images)
-        for name in networks.LAYERS:
+        for name in resnet.LAYERS:
             torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(folded(images), net(images), rtol=1e-5, atol=1e-5)
 
 
 def test_digest_is_of_the_tensors(tmp_path: Path) -> None:
     net = small()
-    digest = networks.digest(net)
-    assert networks.digest(copy.deepcopy(net).to(memory_format=torch.channels_last)) == digest
+    digest = model_files.digest(net)
+    assert model_files.digest(copy.deepcopy(net).to(memory_format=torch.channels_last)) == digest
     for name in ("a", "b"):
-        networks.save_model(net, tmp_path / name, {"name": name})
+        model_files.save_model(net, tmp_path / name, {"name": name})
         other = small(seed=3)
-        assert networks.digest(other) != digest
-        networks.load_into(other, tmp_path / name)
-        assert networks.digest(other) == digest
+        assert model_files.digest(other) != digest
+        model_files.load_into(other, tmp_path / name)
+        assert model_files.digest(other) == digest
     for name, tensor in net.state_dict().items():
         changed = copy.deepcopy(net)
         changed.state_dict()[name].view(-1)[0].add_(1)
-        assert networks.digest(changed) != digest, f"{name} does not count ({tuple(tensor.shape)})"
+        assert model_files.digest(changed) != digest, f"{name} does not count ({tuple(tensor.shape)})"
 
 
 def test_a_model_comes_back_as_saved(tmp_path: Path) -> None:
     net, path = small(), tmp_path / "below" / "net.safetensors"
-    networks.save_model(net, path, {"name": "x", "classes": ["é"]})
+    model_files.save_model(net, path, {"name": "x", "classes": ["é"]})
     network = Network(name="resnet", blocks=[1, 2, 1, 1], width=4)
     found = networks.load(network, 10, 16, path)
     assert found.state_dict().keys() == net.state_dict().keys() == load_file(path).keys()
     assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
-    assert networks.facts(path) == {"name": "x", "classes": ["é"]}
+    assert model_files.facts(path) == {"name": "x", "classes": ["é"]}
     before = path.read_bytes()
-    networks.save_model(found, path, {"classes": ["é"], "name": "x"})
+    model_files.save_model(found, path, {"classes": ["é"], "name": "x"})
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_model_of_another_architecture_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
-    networks.save_model(small(), path, {})
+    model_files.save_model(small(), path, {})
     same, wider, deeper = (
         Network(name="resnet", blocks=blocks, width=width)
         for blocks, width in (([1, 2, 1, 1], 4), ([1, 2, 1, 1], 8), ([2, 2, 1, 1], 4))
@@ -147,7 +160,7 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
     fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
     path.write_bytes(b"something else altogether")
     fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
-    networks.save_model(small(), path, {})
+    model_files.save_model(small(), path, {})
     path.write_bytes(path.read_bytes()[:-100])
     fails(r"net\.safetensors is not a model file", lambda: networks.load(network, 10, 16, path))
     save_file({"weight": torch.zeros(2)}, path)
@@ -155,11 +168,11 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_predictions_do_not_depend_on_batches(net: ResNet, digits: Images) -> None:
-    whole = networks.predict(net, digits.image, 120, CPU)
-    np.testing.assert_allclose(networks.predict(net, digits.image, 7, CPU), whole, atol=1e-5)
+    whole = classifier.predict(net, digits.image, 120, CPU)
+    np.testing.assert_allclose(classifier.predict(net, digits.image, 7, CPU), whole, atol=1e-5)
     np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
     assert (whole.argmax(1) == digits.label).mean() > 0.7
-    assert networks.predict(net, digits.image[:0], 7, CPU).shape == (0, 10)
+    assert classifier.predict(net, digits.image[:0], 7, CPU).shape == (0, 10)
 
 
 # The detector
@@ -235,7 +248,7 @@ def test_the_detector_of_the_paper_has_the_published_size_and_start() -> None:
     assert not detector.position.any() and not detector.class_token.any()
 
 
-SMALL = networks.map_shapes(ResNet((1, 1, 1, 1), 4, 10), 16)
+SMALL = classifier.map_shapes(ResNet((1, 1, 1, 1), 4, 10), 16)
 
 
 @pytest.mark.parametrize(("source", "count"), [("full", 4), ("low", 4), ("low", 300)])
@@ -390,7 +403,7 @@ def test_a_version_that_an_attack_left_unchanged_is_not_adversarial() -> None:
         Images(clean.index, clean.label, image + shift, {"linf": np.array(linf, np.float32)})
         for shift, linf in ((50, [0.1, 0, 0.2, 0]), (100, [0, 0, 0, 1 / 255]))
     ]
-    gallery = training.Gallery(np.stack([image, image + 50, image + 100]), clean, attacked, CPU)
+    gallery = Gallery(np.stack([image, image + 50, image + 100]), clean, attacked, CPU)
     assert gallery.adversarial.tolist() == [[False] * 4, [True, False, True, False], [False, False, False, True]]
     images, labels, adversarial = gallery.batch(torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 3, 1]))
     assert labels.tolist() == [3, 3, 0, 1]
@@ -464,9 +477,9 @@ def test_joint_steps_are_those_of_the_method(
         if name.endswith("bias"):
             nn.init.normal_(parameter, 0, 0.3)
     slow_net, slow_detector = copy.deepcopy(net).train(), copy.deepcopy(detector)
-    before = networks.digest(pretrained)
+    before = model_files.digest(pretrained)
 
-    step = structures.joint_step(net.train(), pretrained, detector, settings, chosen, torch.float32)
+    step = joint_step(net.train(), pretrained, detector, settings, chosen, torch.float32)
     slow = SlowSgd(slow_net, 0.05, settings.momentum, settings.weight_decay)
     slow_second = SlowSgd(slow_detector, 0.1, settings.momentum, settings.weight_decay)
     for images, labels, adversarial in batches():
@@ -498,7 +511,7 @@ def test_joint_steps_are_those_of_the_method(
         assert float(sums["detector_accuracy"]) == (guess.argmax(1) == adversarial).sum()
     equal(net, slow_net)
     equal(detector, slow_detector)
-    assert networks.digest(pretrained) == before  # running averages included
+    assert model_files.digest(pretrained) == before  # running averages included
     assert not pretrained.training
     assert all(parameter.grad is None for parameter in pretrained.parameters())
 
@@ -512,9 +525,7 @@ def test_dropout_is_on_for_the_detectors_loss_and_as_published_for_the_matching_
     for dropout in (0.0, 0.8):
         chosen = detecting(dropout=dropout, order=order, learning_rate=1e-9)
         detector = detector_for(SMALL, dropout=dropout)
-        step = structures.joint_step(
-            small(seed=1).train(), small(seed=2).eval(), detector, settings, chosen, torch.float32
-        )
+        step = joint_step(small(seed=1).train(), small(seed=2).eval(), detector, settings, chosen, torch.float32)
         sums.append(step.run(*batch))
     without, with_dropout = sums
     assert torch.equal(without["matching_loss"], with_dropout["matching_loss"]) == (order == "before")
@@ -526,7 +537,7 @@ def test_plain_steps_are_cross_entropy(tiny: Callable[..., Params]) -> None:
     settings = tiny(training={"learning_rate": 0.05}).training
     net = small(seed=1).train()
     slow_net = copy.deepcopy(net)
-    step = training.plain_step(net, settings, torch.float32)
+    step = plain_step(net, settings, torch.float32)
     slow = SlowSgd(slow_net, 0.05, settings.momentum, settings.weight_decay)
     for images, labels, adversarial in batches():
         sums = step.run(images, labels, adversarial)
@@ -550,7 +561,7 @@ def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, ste
     images, labels = torch.rand(16, 3, 16, 16), torch.randint(10, (16,))
     images[:2] = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
     before = copy.deepcopy(net.state_dict())
-    attack = structures.online_attack(net, Online(eps=eps, step=step, steps=steps), torch.float32, 0)
+    attack = online_attack(net, Online(eps=eps, step=step, steps=steps), torch.float32, 0)
     attacked = attack(images, labels, 3, 7)
     assert net.training and all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters()) and not attacked.requires_grad
@@ -586,12 +597,12 @@ def eight() -> Images:
     return Images(np.arange(8), np.arange(8), shown)
 
 
-def fit(settings: Params, net: ResNet, step: training.Step, validation: Images | None = None) -> pd.DataFrame:
+def fit(settings: Params, net: ResNet, step: Step, validation: Images | None = None) -> pd.DataFrame:
     """Training on eight images, in three batches an epoch where the batch size is 3."""
     clean = eight()
-    gallery = training.Gallery(clean.image[None], clean, [], CPU)
+    gallery = Gallery(clean.image[None], clean, [], CPU)
     draw: Callable[[int, np.ndarray], np.ndarray] = lambda epoch, visits: np.zeros(len(visits), np.int64)  # noqa: E731
-    return training.fit(settings, "eight", net, step, gallery, draw, clean if validation is None else validation)
+    return run_training(settings, "eight", net, step, gallery, draw, clean if validation is None else validation)
 
 
 @pytest.mark.parametrize(
@@ -619,7 +630,7 @@ def test_a_schedule_moves_the_rates_of_net_and_detector(
         return {"loss": torch.zeros(())}
 
     settings = tiny(training={"epochs": 4, "batch_size": 3, "schedule": schedule})
-    fit(settings, small(), training.Step(run, optimizers))
+    fit(settings, small(), Step(run, optimizers))
     np.testing.assert_allclose(rates, np.outer([share(step) for step in range(12)], [0.2, 0.1]), rtol=1e-6)
 
 
@@ -631,14 +642,14 @@ def test_smoothed_labels(tiny: Callable[..., Params], smoothing: float) -> None:
     logits = F.log_softmax(copy.deepcopy(net)(images), 1)
     target = (1 - smoothing) * F.one_hot(labels, 10) + smoothing / 10
     wanted = -(target * logits).sum(1).mean().item()
-    plain = training.plain_step(copy.deepcopy(net), settings, torch.float32)
-    joint = structures.joint_step(net, pretrained, detector, settings, detecting(), torch.float32)
+    plain = plain_step(copy.deepcopy(net), settings, torch.float32)
+    joint = joint_step(net, pretrained, detector, settings, detecting(), torch.float32)
     assert float(plain.run(images, labels, adversarial)["loss"]) == pytest.approx(8 * wanted, rel=1e-4)
     sums = joint.run(images, labels, adversarial)
     assert float(sums["classification_loss"]) == pytest.approx(8 * wanted, rel=1e-4)
 
 
-def counting(net: ResNet, helper: nn.Linear) -> training.Step:
+def counting(net: ResNet, helper: nn.Linear) -> Step:
     """A step that sets a bias and a running average of the net, and the helper's bias, to its own number."""
     steps = 0
 
@@ -650,7 +661,7 @@ def counting(net: ResNet, helper: nn.Linear) -> training.Step:
                 tensor.fill_(steps)  # type: ignore[operator, union-attr]
         return {"loss": torch.zeros(())}
 
-    return training.Step(run, [], (helper,))
+    return Step(run, [], (helper,))
 
 
 def test_the_moving_average_is_validated_and_kept(tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -661,7 +672,7 @@ def test_the_moving_average_is_validated_and_kept(tiny: Callable[..., Params], m
         validated.append(shown.fc.bias[0].item())
         return np.eye(10)[:8]
 
-    monkeypatch.setattr(networks, "predict", predict)
+    monkeypatch.setattr(classifier, "predict", predict)
     fit(tiny(training={"epochs": 2, "batch_size": 3, "ema": 0.75}), net, counting(net, helper))
     wanted = [1.0]
     for step in range(2, 7):
@@ -681,7 +692,7 @@ def test_the_best_epoch_is_the_first_of_the_best_on_validation_images(
         guesses[next(right) :] = 9
         return np.eye(10)[guesses]
 
-    monkeypatch.setattr(networks, "predict", predict)
+    monkeypatch.setattr(classifier, "predict", predict)
     net, helper = small(), nn.Linear(1, 1)
     settings = tiny(training={"epochs": 5, "batch_size": 3, "keep": "best"})
     history = fit(settings, net, counting(net, helper))
@@ -695,7 +706,7 @@ def test_the_best_epoch_is_the_first_of_the_best_on_validation_images(
 
 @given(st.integers(1, 50), st.integers(2, 9))
 def test_batches_hold_every_visit_once_and_none_is_of_one_image(count: int, size: int) -> None:
-    stops = training.batch_stops(count, size)
+    stops = batch_stops(count, size)
     sizes = np.diff(stops, prepend=0)
     assert stops[-1] == count and (sizes[:-1] == size).all()
     assert 0 < sizes[-1] <= size + 1 and (count == 1 or sizes[-1] > 1)
@@ -707,12 +718,12 @@ def test_batches_hold_every_visit_once_and_none_is_of_one_image(count: int, size
 def train(settings: Params, name: str) -> dict[str, bytes]:
     """Trains a structure, or `pretrained`; what it wrote, by path."""
     if name == "pretrained":
-        training.pretrain(settings)
-        found = [files.PRETRAINED]
+        pretrain(settings)
+        found = [layout.PRETRAINED]
     else:
-        structures.train(settings, name)
-        found = sorted((files.MODELS / name).iterdir())
-    return {str(path): path.read_bytes() for path in [*found, files.HISTORY / f"{name}.csv"]}
+        train_structure(settings, name)
+        found = sorted((layout.MODELS / name).iterdir())
+    return {str(path): path.read_bytes() for path in [*found, layout.HISTORY / f"{name}.csv"]}
 
 
 STRUCTURES = {
@@ -739,7 +750,7 @@ def test_training_twice_gives_the_same_bytes(project: Path, tiny: Callable[..., 
 
 def test_seeds_give_other_nets(project: Path, tiny: Callable[..., Params]) -> None:
     changes = {"training": {"epochs": 1, "batch_size": 50}}
-    nets = [train(tiny(seed=seed, **changes), "pretrained")[str(files.PRETRAINED)] for seed in (0, 1)]
+    nets = [train(tiny(seed=seed, **changes), "pretrained")[str(layout.PRETRAINED)] for seed in (0, 1)]
     assert nets[0] != nets[1]
 
 
@@ -747,19 +758,20 @@ def test_a_structure_trains_on_what_the_sampler_draws(
     project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny(training={"epochs": 2, "batch_size": 50, "crop_area": [1.0, 1.0]}, structures=STRUCTURES)
-    clean = store.read(files.CLEAN / "train.parquet")
-    versions = [clean, *(store.read(files.ADVERSARIAL / name / "train.parquet") for name in settings.attacks)]
+    clean = store.read(layout.CLEAN / "train.parquet")
+    versions = [clean, *(store.read(layout.ADVERSARIAL / name / "train.parquet") for name in settings.attacks)]
     seen: list[tuple[np.ndarray, Tensor]] = []
 
-    def spy(net: ResNet, chosen: params.Training, dtype: torch.dtype) -> training.Step:
+    def spy(net: ResNet, chosen: Training, dtype: torch.dtype) -> Step:
         def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
             seen.append(((images * 255).round().byte().permute(0, 2, 3, 1).numpy(), labels))
             return {"loss": torch.zeros(())}
 
-        return training.Step(run, [])
+        return Step(run, [])
 
-    monkeypatch.setattr(training, "plain_step", spy)
-    structures.train(settings, "classical")
+    monkeypatch.setattr("sparring.defences.train.plain_step", spy)
+    monkeypatch.setattr("sparring.training.pretrain.plain_step", spy)
+    train_structure(settings, "classical")
     assert len(seen) == 2 * 6
     shown = np.concatenate([images for images, _ in seen]).reshape(2, 300, -1)
     for epoch in range(2):
@@ -777,12 +789,12 @@ def test_online_training_attacks_every_image_and_needs_no_store(
 ) -> None:
     changes = {"crop_area": [1.0, 1.0], "epochs": 2, "batch_size": 50}
     settings = tiny(training=changes, structures=STRUCTURES, online_pgd={"eps": 0.06, "step": 0.02, "steps": 2})
-    shutil.rmtree(files.ADVERSARIAL)
-    clean = store.read(files.CLEAN / "train.parquet").image / 255
+    shutil.rmtree(layout.ADVERSARIAL)
+    clean = store.read(layout.CLEAN / "train.parquet").image / 255
     seen: list[np.ndarray] = []
-    original = training.plain_step
+    original = plain_step
 
-    def spy(net: ResNet, chosen: params.Training, dtype: torch.dtype) -> training.Step:
+    def spy(net: ResNet, chosen: Training, dtype: torch.dtype) -> Step:
         step = original(net, chosen, dtype)
 
         def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
@@ -790,34 +802,35 @@ def test_online_training_attacks_every_image_and_needs_no_store(
             seen.append(images.permute(0, 2, 3, 1).numpy())
             return step.run(images, labels, adversarial)
 
-        return training.Step(run, step.optimizers)
+        return Step(run, step.optimizers)
 
-    monkeypatch.setattr(training, "plain_step", spy)
-    structures.train(settings, "online")
+    monkeypatch.setattr("sparring.defences.train.plain_step", spy)
+    monkeypatch.setattr("sparring.training.pretrain.plain_step", spy)
+    train_structure(settings, "online")
     epochs = np.concatenate(seen).reshape(2, 300, *clean.shape[1:])
     for epoch, shown in enumerate(epochs):
         change = np.abs(shown - clean[rng(0, "order", epoch).permutation(300)])
         assert change.max() <= 0.06 + 1e-6
         assert (change.max((1, 2, 3)) > 0.03).all()
     with pytest.raises(InputError, match="is missing"):
-        structures.train(settings, "classical")
+        train_structure(settings, "classical")
 
 
 def test_history_has_a_row_an_epoch(project: Path, tiny: Callable[..., Params]) -> None:
     train(tiny(training={"epochs": 3, "batch_size": 50}, structures=STRUCTURES), "ours")
-    history = pd.read_csv(files.HISTORY / "ours.csv")
+    history = pd.read_csv(layout.HISTORY / "ours.csv")
     assert history["epoch"].tolist() == [0, 1, 2]
     for name in ("accuracy", "detector_accuracy", "validation_accuracy"):
         assert history[name].between(0, 1).all()
     total = history["classification_loss"] + history["matching_loss"]
     np.testing.assert_allclose(history["loss"], total, atol=1e-5)
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-    facts = networks.facts(files.model("ours", 0))
+    facts = model_files.facts(layout.model("ours", 0))
     assert facts["name"] == "ours" and facts["epochs"] == 3 and facts["precision"] == "float32"
     assert facts["classes"] == [str(digit) for digit in range(10)] and facts["image_size"] == 16
     network = Network.model_validate(facts["network"])
-    assert networks.load(network, 10, 16, files.model("ours", 0)).fc.out_features == 10
-    assert json.loads((files.TIMINGS / "train-ours.json").read_text())["images"] == 900
+    assert networks.load(network, 10, 16, layout.model("ours", 0)).fc.out_features == 10
+    assert json.loads((layout.TIMINGS / "train-ours.json").read_text())["images"] == 900
 
 
 def test_no_validation_images_are_needed(
@@ -826,21 +839,21 @@ def test_no_validation_images_are_needed(
     """As in the profile `paper`."""
     monkeypatch.chdir(tmp_path)
     chosen = tiny(data={"validation": 0}, attacks={"fgsm": {"eps": 0.05}}, structures=STRUCTURES)
-    datasets.prepare(chosen)
-    training.pretrain(chosen)
+    prepare.prepare(chosen)
+    pretrain(chosen)
     generation.attack_splits(chosen, "fgsm")
-    structures.train(chosen, "ours")
+    train_structure(chosen, "ours")
     for name in ("pretrained", "ours"):
-        history = pd.read_csv(files.HISTORY / f"{name}.csv")
+        history = pd.read_csv(layout.HISTORY / f"{name}.csv")
         assert history["accuracy"].notna().all() and history["validation_accuracy"].isna().all()
     told = capsys.readouterr().out
     assert "ours: epoch 1/" in told and "validation" not in told.replace("0 validation,", "") and "nan" not in told
 
 
 def test_training_leaves_the_pretrained_net_alone(project: Path, tiny: Callable[..., Params]) -> None:
-    before = files.PRETRAINED.read_bytes()
+    before = layout.PRETRAINED.read_bytes()
     train(tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES), "ours")
-    assert files.PRETRAINED.read_bytes() == before
+    assert layout.PRETRAINED.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["pretrained", "ours"])
@@ -852,7 +865,7 @@ def test_a_loss_that_explodes_is_one_line_and_writes_nothing(
     message = rf"^{name}: \w+ is (nan|inf|-inf) in epoch \d; lower training.learning_rate \(1e\+20\)"
     if name != "pretrained":
         fails(message, lambda: train(bad, name))
-        assert not (files.MODELS / name).exists() and not (files.HISTORY / f"{name}.csv").exists()
+        assert not (layout.MODELS / name).exists() and not (layout.HISTORY / f"{name}.csv").exists()
     before = train(good, name)
     fails(message, lambda: train(bad, name))
     assert {path: Path(path).read_bytes() for path in before} == before
@@ -868,9 +881,9 @@ def test_an_unknown_structure_is_one_line(project: Path, tiny: Callable[..., Par
 
 def test_a_store_of_another_model_is_not_trained_on(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES)
-    networks.save_model(small_like(settings), files.PRETRAINED, {})
+    model_files.save_model(small_like(settings), layout.PRETRAINED, {})
     fails(r"gaussian/train\.parquet was made against model \w{64}, not \w{64};", lambda: train(settings, "classical"))
-    assert not (files.MODELS / "classical").exists()
+    assert not (layout.MODELS / "classical").exists()
     assert train(settings, "plain")  # has no opponents
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparring.networks import Classifier
+    from sparring.models.classifier import Classifier
 
 
 def load(path: str | Path) -> Classifier:
@@ -15,6 +15,8 @@ def load(path: str | Path) -> Classifier:
     It takes images (N, 3, H, W) in [0, 1], not normalised, and gives logits (N, classes). The file says what it is: no
     params.yaml is read. Raises params.InputError for a file that is missing or holds no classifier of Sparring.
     """
-    from sparring import exchange  # as `import sparring` alone should not take the time that loading torch takes
+    from sparring.evaluation import (
+        exchange,  # as `import sparring` alone should not take the time that loading torch takes
+    )
 
     return exchange.load(path)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sparring import files, params, profiles
+from sparring import layout, params, profiles
+from sparring.params.errors import InputError
+from sparring.params.names import BASELINE, CLEAN, PARAMS_FILE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -16,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command; bad input ends in one line on standard error and exit code 1."""
     try:
         app(arguments, prog_name="python -m sparring")
-    except params.InputError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -57,16 +59,16 @@ def check(
             print(line)
     try:
         values = params.load()
-    except params.InputError as error:
-        absent = profiles.missing(params.read(params.PARAMS_FILE)) if "is missing" in str(error) else {}
+    except InputError as error:
+        absent = profiles.missing(params.read(PARAMS_FILE)) if "is missing" in str(error) else {}
         if not absent:
             raise
-        raise params.InputError(
-            f"{params.PARAMS_FILE}: {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing, perhaps as the "
+        raise InputError(
+            f"{PARAMS_FILE}: {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing, perhaps as the "
             "file is of an older version; `python -m sparring check --fill` adds what is missing"
         ) from error
     print(
-        f"{params.PARAMS_FILE} is valid: data {values.data.source}; attacks {', '.join(values.attacks)}; "
+        f"{PARAMS_FILE} is valid: data {values.data.source}; attacks {', '.join(values.attacks)}; "
         f"structures {', '.join(values.structures) or 'none'}"
     )
 
@@ -84,18 +86,16 @@ def export(
 
     torch.export.load reads it without Sparring. For example: python -m sparring export ours ours.pt2
     """
-    from sparring import exchange
+    from sparring.evaluation import exchange
 
     values = params.load()
-    if structure not in (known := (params.BASELINE, *values.structures)):
-        raise params.InputError(
-            f"{params.PARAMS_FILE}: structures.{structure} is missing; there are {', '.join(known)}"
-        )
-    baseline = structure == params.BASELINE
+    if structure not in (known := (BASELINE, *values.structures)):
+        raise InputError(f"{PARAMS_FILE}: structures.{structure} is missing; there are {', '.join(known)}")
+    baseline = structure == BASELINE
     seeds = [values.seed] if baseline else values.seeds
     if seed is not None and seed not in seeds:
-        raise params.InputError(f"--seed {seed}: {structure} was trained with {', '.join(map(str, seeds))}")
-    source = files.PRETRAINED if baseline else files.model(structure, seeds[0] if seed is None else seed)
+        raise InputError(f"--seed {seed}: {structure} was trained with {', '.join(map(str, seeds))}")
+    source = layout.PRETRAINED if baseline else layout.model(structure, seeds[0] if seed is None else seed)
     exchange.export(source, file)
     print(f"{file}: {structure}, from {source}")
 
@@ -123,17 +123,19 @@ def evaluate_model(
 
     It takes images (N, 3, H, W) in [0, 1], normalised by --mean and --std where you give them, and gives logits.
     """
-    from sparring import exchange, statistics, tables
+    from sparring import statistics
+    from sparring.evaluation import exchange
+    from sparring.report import tables
 
     values = params.load()
     chosen = None if network is None else params.network(network, "--network")
     scaling = exchange.scaling(mean, std)
-    with files.images_below(data):
+    with layout.images_below(data):
         rows = exchange.evaluate(values, path, chosen, scaling)
     rows = rows.assign(correct=rows["label"] == rows["prediction"])
     accuracy = statistics.accuracies(rows, ["split", "attack"])
     print(tables.grid(tables.own_model(values, accuracy)))
-    clean = rows[rows["attack"] == params.CLEAN]
+    clean = rows[rows["attack"] == CLEAN]
     if (guessed := statistics.as_if_guessed(clean)) is not None:
         print(
             f"warning: {path} gets {clean['correct'].mean():.3f} of the clean images right, no more than guessing does "
@@ -141,7 +143,7 @@ def evaluate_model(
             file=sys.stderr,
         )
     if to is not None:
-        with files.replacing(to) as temporary:
+        with layout.replacing(to) as temporary:
             figures = accuracy[["accuracy", "ci_low", "ci_high", "images"]].reset_index().to_dict("records")
             temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
@@ -158,7 +160,7 @@ def compare(
 
     For example: python -m sparring compare workspace main tined-moss
     """
-    from sparring import compare, tables
+    from sparring.report import compare, tables
 
     made = compare.compare(revisions)
     print("\n".join(tables.markdown(table) for table in made), end="")

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from sparring import files
+from sparring import layout
 from sparring.device import hardware
-from sparring.params import root
+from sparring.layout import root
 
 PACKAGE = "sparring"
 CODE = Path(__file__).parent
@@ -32,12 +32,12 @@ def folder(
 
     Its name ends in a digest of what decides the run's results, so that no other run ever takes it: settings (plain
     values and sections of params.yaml), the content of the input files, type of device and precision, torch's version,
-    and the code of the stage's module (as `sparring.whitebox`) with all that it imports. The processor and its number
-    of threads have no part in it, so results agree to rounding only where another machine goes on. A run whose bytes
-    must not depend on that has `machine` among its settings.
+    and the code of the stage's module (as `sparring.evaluation.whitebox`) with all that it imports. The processor and
+    its number of threads have no part in it, so results agree to rounding only where another machine goes on. A run
+    whose bytes must not depend on that has `machine` among its settings.
     Folders of runs that were abandoned are removed.
     """
-    unfinished = root() / files.PARTIAL
+    unfinished = root() / layout.PARTIAL
     _remove_abandoned(unfinished)
     facts = [settings, device.type, str(dtype), torch.__version__]
     text = json.dumps(facts, sort_keys=True, default=lambda section: section.model_dump())
@@ -115,7 +115,7 @@ class Checkpoint:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # work that is still queued is no cost of saving
         began = time.monotonic()
-        with files.replacing(self.path) as temporary, temporary.open("wb") as file:
+        with layout.replacing(self.path) as temporary, temporary.open("wb") as file:
             torch.save(state | {"seconds": self.earlier + began - self._start}, file)
         ended = time.monotonic()
         self._due = ended + (ended - began) / SHARE

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparring.params import InputError, Params
+from sparring.params import Params
+from sparring.params.errors import InputError
 
 Net = TypeVar("Net", bound=nn.Module)
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparring.device import choose
-from sparring.params import InputError, Params
+from sparring.params import Params
+from sparring.params.errors import InputError
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 LEAST = 2  # images of a batch that each process gets: BatchNorm has nothing to average over one, where a map is 1×1

@@ -13,8 +13,9 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from sparring import params
-from sparring.files import replacing
-from sparring.params import PARAMS_FILE, InputError
+from sparring.layout import replacing
+from sparring.params.errors import InputError
+from sparring.params.names import PARAMS_FILE
 
 FOLDER = Path("profiles")
 DEFAULT = "digits"

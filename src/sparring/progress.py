@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from sparring import device, files
+from sparring import device, layout
 
 Advance = Callable[[int], None]
 
@@ -60,7 +60,7 @@ def timed(stage: str, on: torch.device, precision: torch.dtype = torch.float32, 
             "precision": str(precision).removeprefix("torch."),
             "torch": torch.__version__,
         }
-        with files.replacing(files.TIMINGS / f"{stage.replace('@', '-')}.json") as path:
+        with layout.replacing(layout.TIMINGS / f"{stage.replace('@', '-')}.json") as path:
             path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
         print(f"{stage}: {what} in {seconds:.1f} s ({rate:,.0f} images/s)", flush=True)
 

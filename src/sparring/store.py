@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparring.files import replacing
-from sparring.params import InputError, reason
+from sparring.layout import replacing
+from sparring.params.errors import InputError, reason
 
 METADATA_KEY = b"sparring"
 COLUMN_TYPES = {

@@ -20,7 +20,7 @@ from sparring.attacks.gaussian import gaussian
 from sparring.attacks.nst import nst
 from sparring.attacks.pgd import pgd
 from sparring.attacks.torchattacks_adapter import run
-from sparring.params import TORCHATTACKS
+from sparring.params.attacks import TORCHATTACKS
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     "gaussian": gaussian,

@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.attacks import losses
 from sparring.device import channels_last
-from sparring.networks import Classifier, frozen, predict
-from sparring.params import Attack, Store
+from sparring.models.classifier import Classifier, predict
+from sparring.models.networks import frozen
+from sparring.params.attacks import Attack
+from sparring.params.sections import Store
 
 # How far a change may be stretched or shrunk to be stored: by 4 doublings either way; and how near to the least scale
 # that fools the model the search goes on.

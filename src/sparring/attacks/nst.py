@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from sparring.networks import Classifier, layers
+from sparring.models.classifier import Classifier, layers
 
 
 def nst(

@@ -3,7 +3,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparring.params import TORCHATTACKS
+from sparring.params.attacks import TORCHATTACKS
 
 
 def run(method: str, model: nn.Module, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:

@@ -1,0 +1,161 @@
+"""Encoded images in, pixels out: upright, opaque, RGB, 8 bits, at one size; what cannot be told is refused.
+
+Each kind of pixel has a known range (8, 12 and 16 bits: the whole of it; floats: 0 to 1) or is an error.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+
+from sparring.data.sources import Encoded, some
+from sparring.params.errors import InputError, reason
+
+MOST_PIXELS = 50_000_000  # of one encoded image: a small file can claim to be a picture that fills the memory
+THREADS = 4
+NAMED = 10  # broken images that an error names
+STILL = ("MPO", "PSD")  # formats whose further frames are previews or layers of the one picture
+
+
+class _Refused(Exception):
+    """Why one image cannot be read, and the mend."""
+
+
+def decoded(
+    batches: Iterator[list[tuple[str, Encoded]]], size: int, background: str, several: list[str]
+) -> Iterator[np.ndarray]:
+    """Batches of images, (M, S, S, 3) uint8, from batches of M encoded ones, each with its name for an error.
+
+    background: what transparent images are put on, a colour that Pillow knows.
+    several: gets the names of images with several frames or pages, of which the first is taken.
+
+    Raises InputError, once all are read, that names the broken images: the first ten and their number.
+    """
+    broken: dict[str, list[str]] = {}
+
+    def read(named: tuple[str, Encoded]) -> np.ndarray | _Refused:
+        try:
+            return _decode(*named, size, background, several)
+        except _Refused as error:
+            return error
+
+    with _strict_pillow(), ThreadPoolExecutor(THREADS) as pool:
+        for batch in batches:
+            images = []
+            for (name, _), image in zip(batch, pool.map(read, batch), strict=True):
+                if isinstance(image, _Refused):
+                    broken.setdefault(str(image), []).append(name)
+                else:
+                    images.append(image)
+            if images and not broken:
+                yield np.stack(images)
+    if broken:
+        raise InputError(_told(broken))
+
+
+def _told(broken: dict[str, list[str]]) -> str:
+    """One line on all broken images, by why they are: the names of the first ten, and their number."""
+    number = sum(len(names) for names in broken.values())
+    if number == 1:
+        return "".join(f"{names[0]} {why}" for why, names in broken.items())
+    line, room = [], NAMED
+    for why, names in broken.items():
+        if room:
+            line.append(f"{some(names, room)}: {why}")
+            room -= min(room, len(names))
+    return f"{number:,} images cannot be used; {' | '.join(line)}"
+
+
+def _decode(name: str, encoded: Encoded, size: int, background: str, several: list[str]) -> np.ndarray:
+    """One image as (S, S, 3) uint8."""
+    if encoded is None:
+        raise _Refused("has no image (null); write its bytes there, or remove the row")
+    if isinstance(encoded, np.ndarray):
+        return _at_size(Image.fromarray(encoded), size)
+    too_large = f"has more than {MOST_PIXELS / 1e6:.0f} million pixels; make it smaller or remove it"
+    try:
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise _Refused(too_large)
+            if getattr(image, "is_animated", False) and image.format not in STILL:
+                several.append(name)
+            reduced = _reduced(image, size)
+            ImageOps.exif_transpose(reduced, in_place=True)
+            return _at_size(_opaque(_in_8_bits(reduced), background), size)
+    except _Refused:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _Refused(too_large) from error
+    except Exception as error:  # Pillow's decoders let out whatever a broken file provokes: SyntaxError, struct.error …
+        why = "not in an image format" if isinstance(error, UnidentifiedImageError) else reason(error)
+        raise _Refused(f"is no readable image ({why}); mend it or remove it") from error
+
+
+def _reduced(image: Image.Image, size: int) -> Image.Image:
+    """A large JPEG at its final size, by way of a half, a quarter or an eighth that is at least twice as large."""
+    whole = image.size
+    drafted = image.draft(None, (2 * size, 2 * size))
+    if drafted is None or image.size == whole:
+        return image
+    # The box, since the last column and row of the reduced image may reach beyond the whole one's edge.
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=drafted[1])
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """The image in a mode of 8 bits a channel, which Pillow would clip instead of scale."""
+    if image.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB")) or image
+    if image.mode == "F":
+        pixels = np.asarray(image)
+        if not np.isfinite(pixels).all():
+            raise _Refused("has pixels that are no numbers (NaN or infinite); mend it or remove it")
+        if pixels.min() < 0 or pixels.max() > 1:
+            raise _Refused(
+                f"has floats from {pixels.min():.4g} to {pixels.max():.4g}, of which only 0 to 1 has a meaning here; "
+                f"scale it to that, or save it with 8 or 16 bits"
+            )
+        return Image.fromarray((pixels * 255).round().astype(np.uint8))
+    if not image.mode.startswith("I"):
+        return image
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two have 16 bits at most, and are scaled to it
+        raise _Refused("has integers whose range nobody knows (signed, or of 32 bits); save it with 8 or 16 bits")
+    pixels = np.asarray(image)
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    highest = 2 ** tags.get(BITSPERSAMPLE, (16,))[0] - 1
+    level = (np.clip(pixels, 0, highest) / (highest / 255)).round().astype(np.uint8)
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero, which Pillow knows of 8 bits only
+        level = 255 - level
+    grey = Image.fromarray(level)
+    if isinstance(image.info.get("transparency"), int):
+        seen = np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8)
+        grey.putalpha(Image.fromarray(seen))
+    return grey
+
+
+def _opaque(image: Image.Image, background: str) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+
+
+def _at_size(image: Image.Image, size: int) -> np.ndarray:
+    image = image.convert("RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)  # Pillow's is antialiased when it shrinks
+    return np.asarray(image)
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Bombs raise at the header, and Pillow's other remarks (on EXIF, palettes) stay off the screen."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield

@@ -1,0 +1,189 @@
+"""Data sets in, stores out: digits, CIFAR-10, Parquet files and folders of images, split by class (and group).
+
+A source is read twice. The first time only labels and paths are looked at, which is enough to split; the second time
+the images that a split wants are decoded, and no others: a thousand images of a large set take seconds. Where images
+in two splits turn out equal, the split is drawn again, and only the images that are new to it are read.
+"""
+
+import os
+import shutil
+import sys
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from hashlib import blake2b
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sparring import progress, store
+from sparring.data import decode, parquet, splits
+from sparring.data import folder as folders
+from sparring.data.sources import BATCH, Encoded, Source, location, some
+from sparring.params import Params
+from sparring.params.errors import InputError, one_line, reason
+from sparring.params.names import SPLITS, outputs
+from sparring.params.sections import Data
+
+CLEAN = Path("data/clean")
+DOWNLOADS = "data/downloads"
+FEW_LEVELS = 16  # an image whose levels span no more is nearly constant, as 12 bits are that are kept in 16
+
+
+def prepare(params: Params) -> None:
+    """Read the source that `data` names and write its four splits to data/clean, rows sorted by index.
+
+    Everything is read and checked before the first file is written, so bad input leaves the old files alone.
+
+    Raises InputError, in one line, for a source that is missing, broken, or without training images of some class.
+    """
+    with progress.timed("prepare", torch.device("cpu")) as done:
+        source = open_source(params.data)
+        rows, image, remarks = _drawn(source, params.data, params.seed)
+        for remark in source.remarks + remarks:
+            print(f"warning: {one_line(remark)}", file=sys.stderr)
+        _write_all(params, source, rows, image)
+        print(f"prepare: the outputs of a classifier are {outputs(source.classes)}")
+        sizes = ", ".join(f"{len(rows[name]):,} {name}" for name in SPLITS)
+        done(len(image), f"{sizes} images of {len(source.classes)} classes")
+
+
+def open_source(data: Data) -> Source:
+    """The data set that `data.source` names, its labels read and checked, its images not yet decoded.
+
+    Raises InputError for a source that is missing or broken, or whose labels do not number the classes 0, 1, 2, …
+    """
+    readers = {"digits": _digits, "cifar10": _cifar10, "parquet": parquet.read, "folder": folders.read}
+    try:
+        source = readers[data.source](data)
+    except PermissionError as error:
+        raise InputError(f"{error.filename} may not be read; change its permissions") from error
+    if not len(source.label):
+        raise InputError(f"{source.name} holds no images; name a data set that does in data.path")
+    if source.heldout.all():
+        raise InputError(f"{source.name} has no training images, only others; add some, or call those `train`")
+    if len(source.classes) < 2:
+        raise InputError(f"{source.name} has one class only ({source.classes[0]}); a classifier needs at least two")
+    trained = np.bincount(source.label[~source.heldout], minlength=len(source.classes))
+    missing = [name for name, count in zip(source.classes, trained, strict=True) if not count]
+    if missing:
+        raise InputError(
+            f"{source.name} has no training image of {splits.class_list(missing)}; add some, or number the classes "
+            f"from 0 without gaps"
+        )
+    return source
+
+
+def _drawn(source: Source, data: Data, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
+    """Rows of each split, their images in the order of the splits, (N, S, S, 3), and remarks for the user.
+
+    Equal images are found among those that a split wants. Those that lie in different splits are joined, and all is
+    drawn again; new images may then be equal to others, so this repeats until no two splits share one.
+    """
+    equal = np.arange(len(source.label))  # the first row known to have the same image
+    first: dict[bytes, int] = {}
+    several: list[str] = []
+    rows, remarks = splits.split(source, data, seed)
+    image, stored = np.empty((0, data.image_size, data.image_size, 3), np.uint8), np.empty(0, np.int64)
+    while True:
+        wanted = np.concatenate([rows[name] for name in SPLITS])
+        image = _read(source, data, wanted, stored, image, several)
+        stored = wanted
+        for row, pixels in sorted(zip(wanted.tolist(), image, strict=True), key=lambda pair: pair[0]):
+            equal[row] = first.setdefault(blake2b(pixels.tobytes(), digest_size=16).digest(), row)
+        carved = {name: part[~source.heldout[part]] for name, part in rows.items()}
+        if not splits.share_images(carved, equal):
+            return rows, image, remarks + _remarks(image, several) + splits.remarks_on_equal(source, rows, equal)
+        rows, remarks = splits.split(source, data, seed, equal)
+
+
+def _read(
+    source: Source, data: Data, wanted: np.ndarray, stored: np.ndarray, image: np.ndarray, several: list[str]
+) -> np.ndarray:
+    """The wanted rows' images in the wanted order, (N, S, S, 3); the source is read once, front to back.
+
+    stored, image: rows that are not read again, and their images.
+    """
+    position = {row: number for number, row in enumerate(stored.tolist())}
+    old = np.array([position.get(row, -1) for row in wanted.tolist()], np.int64)
+    images = np.empty((len(wanted), *image.shape[1:]), np.uint8)
+    images[old >= 0] = image[old[old >= 0]]
+    order = np.argsort(wanted)
+    order = order[old[order] < 0]
+    done = 0
+    with progress.bar("prepare: images", len(order)) as advance:
+        for batch in decode.decoded(source.read(wanted[order]), data.image_size, data.background, several):
+            images[order[done : done + len(batch)]] = batch
+            done += len(batch)
+            advance(len(batch))
+    return images
+
+
+def _remarks(image: np.ndarray, several: list[str]) -> list[str]:
+    remarks = []
+    if several:
+        names = some(sorted(set(several)), 3)
+        remarks.append(f"images with several frames or pages, of which the first is taken: {names}")
+    levels = image.reshape(len(image), -1)
+    flat = sum(int(each.max()) - int(each.min()) <= FEW_LEVELS for each in levels)
+    if 2 * flat > len(image):
+        remarks.append(
+            f"{flat:,} of {len(image):,} images are nearly constant: their levels span {FEW_LEVELS} of 255 or less; "
+            f"look at some, and at the range of their pixels"
+        )
+    return remarks
+
+
+def _write_all(params: Params, source: Source, rows: dict[str, np.ndarray], image: np.ndarray) -> None:
+    """Write the four files beside their folder, then move them in: a full disk does not leave two old, two new."""
+    staging = CLEAN.with_name(f".{CLEAN.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    metadata = {"shape": list(image.shape[1:]), "classes": source.classes, "source": params.data.source}
+    start = 0
+    try:
+        for name in SPLITS:
+            index = rows[name]
+            images = store.Images(index, source.label[index], image[start : start + len(index)])
+            shards = store.in_shards(images, params.store.shard_size)
+            store.write(staging / f"{name}.parquet", shards, metadata | {"split": name})
+            start += len(index)
+        CLEAN.mkdir(parents=True, exist_ok=True)
+        for name in SPLITS:
+            os.replace(staging / f"{name}.parquet", CLEAN / f"{name}.parquet")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _digits(data: Data) -> Source:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    label = digits.target.astype(np.int64)
+    names = [str(name) for name in digits.target_names]
+    read = partial(_from_pixels, pixels)
+    return Source("data.source digits", label, np.zeros(len(label), bool), names, None, read)
+
+
+def _cifar10(data: Data) -> Source:
+    from torchvision.datasets import CIFAR10
+
+    folder = location(data.path or DOWNLOADS)
+    try:
+        train, test = (CIFAR10(root=str(folder), train=part, download=True) for part in (True, False))
+    except (RuntimeError, OSError, EOFError, HTTPException, tarfile.TarError) as error:
+        raise InputError(
+            f"data.source cifar10: no download of {CIFAR10.url} into {folder} ({reason(error)}); put the "
+            f"archive there yourself, or read a copy with data.source parquet or folder"
+        ) from error
+    label = np.array([*train.targets, *test.targets], np.int64)
+    heldout = np.arange(len(label)) >= len(train.targets)
+    read = partial(_from_pixels, np.concatenate([train.data, test.data]))
+    return Source("data.source cifar10", label, heldout, [str(name) for name in train.classes], None, read)
+
+
+def _from_pixels(pixels: np.ndarray, rows: np.ndarray) -> Iterator[list[tuple[str, Encoded]]]:
+    for start in range(0, len(rows), BATCH):
+        yield [(f"image {row}", pixels[row]) for row in rows[start : start + BATCH]]

@@ -1,0 +1,82 @@
+"""Whether a user's images are still those that `prepare` read: DVC does not look at what `data.path` names."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sparring import layout
+from sparring.data.sources import existing
+from sparring.layout import root
+from sparring.params.sections import Data
+
+THREADS = 4
+REMEMBERED = "watch.json"  # in files.PARTIAL: digests of the files that were read before
+
+Stamp = tuple[int, int, int]  # size and times of a file: what does not change unless its content may have
+
+
+def watch(data: Data) -> None:
+    """Write data/source.json: number, size and digest of the files that `data.path` names, of their contents and paths.
+
+    A file is read again only if its size or times have changed. The other sources have nothing to watch: their content
+    is fixed. Raises InputError where there is no such path.
+    """
+    facts: dict[str, object] = {"source": data.source}
+    if data.source in ("folder", "parquet"):
+        facts |= _facts(existing(data))
+    with layout.replacing(layout.SOURCE) as path:
+        path.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _facts(top: Path) -> dict[str, object]:
+    remembered = root() / layout.PARTIAL / REMEMBERED
+    before = _read(remembered)
+    stamps = {str(path): _stamp(path) for path in _files(top)}
+    unknown = [path for path, stamp in stamps.items() if path not in before or before[path][0] != stamp]
+    with ThreadPoolExecutor(THREADS) as pool:
+        read = dict(zip(unknown, pool.map(_digest, unknown), strict=True))
+    digests = {path: read.get(path) or before[path][1] for path in stamps}
+    with layout.replacing(remembered) as temporary:
+        temporary.write_text(json.dumps({path: [stamps[path], digests[path]] for path in stamps}))
+    print(f"watch: {len(stamps):,} files, of which {len(unknown):,} are new or have changed", flush=True)
+    whole = hashlib.sha256()
+    for path, digest in digests.items():
+        whole.update(f"{os.path.relpath(path, top)}\0{digest}\0".encode(errors="surrogateescape"))
+    return {"files": len(stamps), "bytes": sum(stamp[0] for stamp in stamps.values()), "digest": whole.hexdigest()}
+
+
+def _files(top: Path) -> Iterator[Path]:
+    """Every file below a folder, or the file itself, in the order of their names; none twice, and no hidden one."""
+    if top.is_file():
+        yield top
+        return
+    visited = set()
+    for folder, below, names in os.walk(top, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # by a link, perhaps to a folder above
+            below.clear()
+            continue
+        visited.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        paths = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> dict[str, tuple[Stamp, str]]:
+    try:
+        return {name: (tuple(stamp), digest) for name, (stamp, digest) in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or cut short
+        return {}

@@ -1,0 +1,82 @@
+"""Joint training of a classifier and the detector."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparring import distributed
+from sparring.models.classifier import Classifier
+from sparring.models.detector import TransformerDetector
+from sparring.params.sections import Detector, Training
+from sparring.training.steps import Step, autocast, sgd, update
+
+
+def joint_step(
+    net: Classifier,
+    pretrained: Classifier,
+    detector: TransformerDetector,
+    settings: Training,
+    detector_settings: Detector,
+    dtype: torch.dtype,
+) -> Step:
+    """Joint training with the detector ("ours"): arXiv 2204.11596, equation 1.
+
+    The net learns by alpha × cross-entropy + beta × SmoothL1(z_net, z_pretrained), z being the detector's class token;
+    the detector by cross-entropy on the pretrained net's maps. The matching term reaches neither the detector nor the
+    pretrained net. Its two z's come from the detector before its step and without dropout, or, where
+    `detector.order` is `after`, from the detector after its step and with dropout, as in the published code.
+    """
+    after = detector_settings.order == "after"
+    optimizer = sgd(net, settings.learning_rate, settings)
+    detector_optimizer = sgd(detector, detector_settings.learning_rate, settings)
+
+    def classify(images: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+        with autocast(images.device, dtype):
+            maps = net.maps(images)
+            logits = net.classify(maps)
+            token = detector.token(maps)
+        classification = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+        matching = F.smooth_l1_loss(token.float(), wanted.float())
+        loss = detector_settings.alpha * classification + detector_settings.beta * matching
+        return loss, classification, matching, logits
+
+    def detect(maps: dict[str, Tensor], adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(adversarial.device, dtype):
+            guess = detector(maps)
+        return F.cross_entropy(guess.float(), adversarial.long()), guess
+
+    classify_of_all = distributed.parallel(net, classify)
+    detect_of_all = distributed.parallel(detector, detect)
+
+    def teach_net(images: Tensor, labels: Tensor, source_maps: dict[str, Tensor], whole: int) -> dict[str, Tensor]:
+        detector.train(after).requires_grad_(False)
+        with autocast(images.device, dtype), torch.no_grad():
+            wanted = detector.token(source_maps)
+        loss, classification, matching, logits = classify_of_all(images, labels, wanted)
+        update(optimizer, distributed.weighted(loss, whole))
+        return {
+            "loss": loss.detach() * len(labels),
+            "accuracy": (logits.argmax(1) == labels).sum(),
+            "classification_loss": classification.detach() * len(labels),
+            "matching_loss": matching.detach() * len(labels),
+        }
+
+    def teach_detector(source_maps: dict[str, Tensor], adversarial: Tensor, whole: int) -> dict[str, Tensor]:
+        detector.train().requires_grad_(True)
+        detection, guess = detect_of_all(source_maps, adversarial)
+        update(detector_optimizer, distributed.weighted(detection, whole))
+        return {
+            "detector_loss": detection.detach() * len(adversarial),
+            "detector_accuracy": (guess.argmax(1) == adversarial).sum(),
+        }
+
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        whole, labels, adversarial = len(labels), distributed.mine(labels), distributed.mine(adversarial)
+        with autocast(images.device, dtype), torch.no_grad():
+            source_maps = pretrained.maps(images, last=detector.last_map)
+        if after:
+            of_detector = teach_detector(source_maps, adversarial, whole)
+            return teach_net(images, labels, source_maps, whole) | of_detector
+        return teach_net(images, labels, source_maps, whole) | teach_detector(source_maps, adversarial, whole)
+
+    return Step(run, [optimizer, detector_optimizer], (detector,))

@@ -1,0 +1,54 @@
+"""Which version of every image an epoch uses: the clean one, or that of one of the attacks.
+
+Method: arXiv 2204.11596, the random sampler with dynamic probabilities. Version 0 is the clean image,
+version i the i-th attack. A draw is a function of (seed, epoch, image), so an epoch can be drawn on its own.
+"""
+
+import numpy as np
+
+from sparring.device import rng
+from sparring.params.sections import Sampler
+
+
+def weights(settings: Sampler, attacks: list[str]) -> np.ndarray:
+    """The attacks' weights (A,), which sum to 1; an attack without an entry weighs 1 before scaling."""
+    given = np.array([settings.weights.get(name, 1.0) for name in attacks], np.float64)
+    return given / given.sum()
+
+
+def probabilities(settings: Sampler, base: np.ndarray, generator: np.random.Generator) -> tuple[float, np.ndarray]:
+    """One dynamic draw of the adversarial share and of the attacks' weights.
+
+    The share is uniform in adv_ratio ± range. Weight i is w_i (1 + r (u_i − Σ w_j u_j) / 2) with u uniform in [−1, 1]:
+    the sum stays 1, the expectation w_i, each within w_i (1 ± r), and a weight of 0 stays 0.
+    """
+    share = settings.adv_ratio + settings.range * generator.uniform(-1, 1)
+    u = generator.uniform(-1, 1, len(base))
+    return float(np.clip(share, 0, 1)), base * (1 + settings.range * (u - base @ u) / 2)
+
+
+def draw(
+    settings: Sampler, attacks: list[str], *, fixed: bool, seed: int, epoch: int, visits: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """The version of each image (N,) in this epoch: 0 for clean, i for attacks[i − 1]; entry k belongs to image k.
+
+    visits: the order in which the epoch visits the images. It and batch_size matter only for `redraw: batch`, where
+    share and weights are drawn anew for each batch.  fixed: the classical strategy, in which an image meets one attack
+    only, the same in every epoch, while chance still decides each time whether it comes clean.
+    """
+    count = len(visits)
+    base = weights(settings, attacks)
+    chance = rng(seed, "sampler", epoch).random((count, 2))
+    if fixed:
+        chance[:, 1] = rng(seed, "fixed").random(count)
+    share = np.empty(count)
+    bounds = np.empty((count, len(attacks)))
+    groups = [visits] if settings.redraw == "epoch" else np.split(visits, range(batch_size, count, batch_size))
+    for number, group in enumerate(groups):
+        drawn_share, drawn_weights = probabilities(settings, base, rng(seed, "probabilities", epoch, number))
+        share[group] = drawn_share
+        bounds[group] = np.cumsum(base if fixed else drawn_weights)
+    # The attack is the first whose bound lies above the chance; rounding must not lift it past the last used one.
+    last = int(np.flatnonzero(base)[-1])
+    attack = np.minimum((chance[:, 1:] >= bounds).sum(1), last)
+    return np.where(chance[:, 0] < share, attack + 1, 0)

@@ -1,0 +1,99 @@
+"""The structures: nets trained from scratch on clean and adversarial images, with or without the detector."""
+
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from sparring import checkpoints, distributed, layout, progress, store
+from sparring.defences import sampler
+from sparring.defences.joint import joint_step
+from sparring.defences.opponents import online_attack
+from sparring.device import channels_last, choose, precision, torch_seed
+from sparring.models import classifier, model_files, networks
+from sparring.models.detector import TransformerDetector
+from sparring.params import Params, check_classes
+from sparring.params.errors import InputError
+from sparring.params.sections import Structure
+from sparring.training.gallery import load_gallery
+from sparring.training.loop import fit
+from sparring.training.results import new_net, save_history, save_net
+from sparring.training.steps import plain_step
+
+
+def train(params: Params, name: str) -> None:
+    """Train the structure `structures.<name>` from scratch, once for each of `seeds`, and save it, with its detector
+    where it has one."""
+    if name not in params.structures:
+        raise InputError(f"params.yaml: structures.{name} is missing; there are {', '.join(params.structures)}")
+    structure = params.structures[name]
+    device = choose(params)
+    dtype = precision(params, device)
+    with progress.timed(f"train@{name}", device, dtype, distributed.size()) as done:
+        inputs = [layout.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
+        clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
+        classes = clean.metadata["classes"]
+        check_classes(params, len(classes))
+        attacks = list(params.attacks) if structure.stored else []
+        pretrained = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
+        gallery = load_gallery(params, attacks, model_files.digest(pretrained), device)
+
+        sections = [getattr(params, word) for word in (structure.opponents, structure.detector)]
+        settings = [params.deterministic, params.network, params.training, checkpoints.machine(device)]
+        settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
+        inputs += [layout.PRETRAINED, *(layout.ADVERSARIAL / attack / "train.parquet" for attack in attacks)]
+        settings += [structure, sections, attacks]
+        unfinished = checkpoints.folder(f"train-{name}", settings, inputs, __name__, device, dtype)
+        histories, earlier = [], 0.0
+        for seed in params.seeds:
+            # A finished seed's state is its last checkpoint: after an interruption nothing of it is trained again.
+            checkpoint = checkpoints.Checkpoint(unfinished / f"{seed}.pt")
+            once = params.model_copy(update={"seed": seed})
+            net = new_net(once, "target", len(classes))
+            channels_last(net, device)
+            detector = None
+            if structure.detector == "none":
+                step = plain_step(net, params.training, dtype)
+                if structure.online:
+                    online = getattr(params, structure.opponents)
+                    step = step._replace(attack=online_attack(net, online, dtype, seed))
+            else:
+                with torch_seed(seed, "weights", "detector"):
+                    detector = TransformerDetector(params.detector, classifier.map_shapes(net, params.data.image_size))
+                detector = detector.to(device)
+                helper = channels_last(networks.frozen(pretrained), device)
+                step = joint_step(net, helper, detector, params.training, params.detector, dtype)
+            draw = _draw(once, structure, attacks)
+            history = fit(once, name, net, step, gallery, draw, validation, checkpoint)
+            if distributed.first():
+                save_net(once, name, layout.model(name, seed), net, dtype, clean)
+            if distributed.first() and detector is not None:
+                save_net(once, name, layout.detector(name, seed), detector, dtype, clean)
+            histories.append(history.assign(seed=seed) if len(params.seeds) > 1 else history)
+            earlier += checkpoint.earlier
+        distributed.wait()  # or one may still read the checkpoint that another removes
+        if distributed.first():
+            save_history(name, pd.concat(histories))
+            epochs = params.training.epochs * len(params.seeds)
+            done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
+            shutil.rmtree(unfinished)
+
+
+def _draw(params: Params, structure: Structure, attacks: list[str]) -> Callable[[int, np.ndarray], np.ndarray]:
+    """(epoch, order of visits) → version of each image."""
+
+    def draw(epoch: int, visits: np.ndarray) -> np.ndarray:
+        if not attacks:
+            return np.zeros(len(visits), np.int64)
+        return sampler.draw(
+            params.fixed if structure.opponents == "fixed" else params.sampler,
+            attacks,
+            fixed=structure.opponents == "fixed",
+            seed=params.seed,
+            epoch=epoch,
+            visits=visits,
+            batch_size=params.training.batch_size,
+        )
+
+    return draw

@@ -1,0 +1,126 @@
+"""Detectors, scored: the structure's own and two known ones on the same net and images, on clean, attacked and benignly
+changed images; and an attack that aims at classifier and detector together.
+
+One row an image and version of it. Every figure on detectors but those of the mixture is made of these rows.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sparring import layout, progress, store
+from sparring.device import channels_last, choose
+from sparring.evaluation import corruptions, predict
+from sparring.evaluation.adaptive import aimed_rows, detector_score, rows_of
+from sparring.evaluation.known_detectors import fit_known_detectors
+from sparring.models import classifier, model_files, networks
+from sparring.models.classifier import Classifier
+from sparring.models.detector import TransformerDetector
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.names import CLEAN, EVALUATED_SPLITS
+
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("split", pa.string()),
+        ("seed", pa.int64()),
+        ("kind", pa.string()),  # clean | attack | benign | aimed
+        ("attack", pa.string()),  # clean; an attack; a benign change; none, unaware or adaptive
+        ("label", pa.int64()),
+        ("prediction", pa.int64()),  # of the structure; kind aimed only
+        ("detector", pa.float32()),
+        ("mahalanobis", pa.float32()),  # not of kind aimed, as is squeezing
+        ("squeezing", pa.float32()),
+    ]
+)
+
+BENIGN, MILD = ("blur", "brightness", "jpeg"), 2  # corruptions that a detector should let pass, and their strength
+
+
+def detect(params: Params, name: str) -> None:
+    """Score all test and held-out images, clean, attacked and benignly changed, and the clean validation images, with
+    the detector of `structures.<name>` and two known ones; and attack `detection.images` of each split anew, aiming at
+    classifier and detector. A structure without a detector gets a file without rows."""
+    if name not in params.structures:
+        raise InputError(f"params.yaml: structures.{name} is missing; there are {', '.join(params.structures)}")
+    device = choose(params)
+    with progress.timed(f"detect@{name}", device) as done:
+        if params.structures[name].detector == "none":
+            _write(name, pd.DataFrame(), {})
+            done(0, "it has no detector")
+            return
+        clean = {
+            split: store.read(layout.CLEAN / f"{split}.parquet") for split in ("train", "validation", *EVALUATED_SPLITS)
+        }
+        classes = clean["train"].metadata["classes"]
+        pretrained = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
+        source = model_files.digest(pretrained)
+        channels_last(pretrained, device)
+        models = []
+        for seed in params.seeds:
+            net, detector = predict.models(params, name, seed, pretrained, classes, device)
+            assert detector is not None  # as params.structures says
+            models.append((seed, net, detector))
+        known, facts = fit_known_detectors(params, pretrained, source, clean, device)
+        size = params.store.batch_size
+        parts = []
+        evaluated = len(params.attacks) + len(params.unseen_attacks) + len(BENIGN)
+        count = len(clean["validation"]) + sum(len(clean[split]) for split in EVALUATED_SPLITS) * (1 + evaluated)
+        count += len(models) * sum(min(len(clean[split]), params.detection.images) for split in EVALUATED_SPLITS)
+        with progress.bar(f"detect@{name}", count) as advance:
+            for split, kind, attack, images in _versions(params, source, clean):
+                others = known(images.image)
+                for seed, _, detector in models:
+                    score = _scores(pretrained, detector, images.image, size, device)
+                    row = rows_of(images, split, seed, kind, attack).assign(detector=score, **others)
+                    parts.append(row)
+                advance(len(images))
+            for seed, net, detector in models:
+                for split in EVALUATED_SPLITS:
+                    parts += aimed_rows(params, split, clean[split], seed, net, pretrained, detector, device)
+                    advance(min(len(clean[split]), params.detection.images))
+        rows = pd.concat(parts, ignore_index=True)
+        _write(name, rows, facts)
+        done(count, f"{len(rows):,} images scored")
+
+
+def _write(name: str, rows: pd.DataFrame, facts: dict[str, Any]) -> None:
+    table = pa.Table.from_pandas(rows.reindex(columns=SCHEMA.names), SCHEMA, preserve_index=False)
+    table = table.replace_schema_metadata({store.METADATA_KEY: json.dumps(facts, sort_keys=True)})
+    with layout.replacing(layout.DETECTION / f"{name}.parquet") as path:
+        pq.write_table(table, path)
+
+
+def _versions(
+    params: Params, source: str, clean: dict[str, store.Images]
+) -> Iterator[tuple[str, str, str, store.Images]]:
+    """(split, kind, attack, images) for all that there are images of."""
+    for split in ("validation", *EVALUATED_SPLITS):
+        images = clean[split]
+        if not len(images):
+            continue
+        evaluated = split in EVALUATED_SPLITS
+        folders = predict.stored_folders(params) if evaluated else {}
+        for _, attack, shown in predict.versions({split: images}, folders, source):
+            yield split, CLEAN if attack == CLEAN else "attack", attack, shown
+        for change in BENIGN if evaluated else ():
+            changed = corruptions.corrupt(images, change, MILD, params.seed)
+            yield split, "benign", change, store.Images(images.index, images.label, changed)
+
+
+@torch.no_grad()
+def _scores(
+    pretrained: Classifier, detector: TransformerDetector, stored: np.ndarray, size: int, device: torch.device
+) -> np.ndarray:
+    parts = [
+        detector_score(pretrained.eval(), detector, classifier.to_images(stored[start : start + size], device))
+        for start in range(0, len(stored), size)
+    ]
+    return torch.cat(parts).cpu().numpy()

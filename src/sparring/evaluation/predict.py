@@ -1,0 +1,156 @@
+"""Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from sparring import layout, progress, store
+from sparring.device import channels_last, choose
+from sparring.models import classifier, model_files, networks
+from sparring.models.classifier import Classifier
+from sparring.models.detector import TransformerDetector
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS
+
+
+def evaluate(params: Params, structure: str) -> None:
+    """Predict all clean and attacked test and held-out images with one structure (`baseline`: the pretrained net)."""
+    check_known(params, structure)
+    device = choose(params)
+    with progress.timed(f"evaluate@{structure}", device) as done:
+        clean = {split: store.read(layout.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
+        classes = clean["test"].metadata["classes"]
+        pretrained = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
+        source = model_files.digest(pretrained)
+        channels_last(pretrained, device)
+        seeds = seeds_of(params, structure)
+        folders = stored_folders(params)
+        parts = []
+        count = sum(map(len, clean.values())) * (1 + len(folders)) * len(seeds)
+        with progress.bar(f"evaluate@{structure}", count) as advance:
+            for seed in seeds:
+                net, detector = models(params, structure, seed, pretrained, classes, device)
+                for split, attack, shown in versions(clean, folders, source):
+                    rows = predicted(params, net, pretrained, detector, shown, device)
+                    parts.append(rows.assign(split=split, attack=attack, seed=seed))
+                    advance(len(shown))
+        rows = pd.concat(parts, ignore_index=True)
+        columns = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
+        with layout.replacing(layout.PREDICTIONS / f"{structure}.parquet") as path:
+            rows[columns].to_parquet(path, index=False)
+        done(len(rows), f"{len(rows):,} predictions")
+
+
+def check_known(params: Params, structure: str) -> None:
+    if structure != BASELINE and structure not in params.structures:
+        known = ", ".join([BASELINE, *params.structures])
+        raise InputError(f"params.yaml: structures.{structure} is missing; there are {known}")
+
+
+def seeds_of(params: Params, structure: str) -> list[int]:
+    """The seeds of the trainings of a structure."""
+    return [params.seed] if structure == BASELINE else params.seeds
+
+
+def trained(
+    params: Params, structure: str, seed: int, classes: int | Sequence[str], device: torch.device
+) -> Classifier:
+    """A structure's net (`baseline`: the pretrained one) as it was trained with one seed, on the device."""
+    path = layout.PRETRAINED if structure == BASELINE else layout.model(structure, seed)
+    net = networks.load(params.network, classes, params.data.image_size, path)
+    channels_last(net, device)
+    return net
+
+
+def models(
+    params: Params,
+    structure: str,
+    seed: int,
+    pretrained: Classifier,
+    classes: int | Sequence[str],
+    device: torch.device,
+) -> tuple[Classifier, TransformerDetector | None]:
+    """A structure as it was trained with one seed, on the device: its net, and its detector where it has one."""
+    if structure == BASELINE:
+        return pretrained, None
+    net = trained(params, structure, seed, classes, device)
+    if params.structures[structure].detector == "none":
+        return net, None
+    return net, _detector(params, structure, seed, pretrained, device)
+
+
+def stored_folders(params: Params) -> dict[str, Path]:
+    """Where each attack's images are, by name."""
+    folders = {name: layout.ADVERSARIAL / name for name in params.attacks}
+    return folders | {name: layout.UNSEEN / name for name in params.unseen_attacks}
+
+
+def versions(
+    clean: dict[str, store.Images], folders: dict[str, Path], source: str | None
+) -> Iterator[tuple[str, str, store.Images]]:
+    """Every split, clean and under each attack, one after another: (split, attack, images).
+
+    source: digest of the net that the attacks have to have been made against; InputError where they were not.
+    """
+    for split, images in clean.items():
+        yield split, CLEAN, images
+        for attack, folder in folders.items():
+            path = folder / f"{split}.parquet"
+            attacked = store.read(path, ("image",))
+            store.check_rows(images, attacked, path)
+            if source is not None:
+                store.check_source(attacked, source, path)
+            yield split, attack, attacked
+
+
+def _detector(
+    params: Params, structure: str, seed: int, pretrained: Classifier, device: torch.device
+) -> TransformerDetector:
+    """A structure's detector, on `device` and in eval mode. Raises InputError as networks.load_into does."""
+    detector = TransformerDetector(params.detector, classifier.map_shapes(pretrained, params.data.image_size))
+    model_files.load_into(detector, layout.detector(structure, seed))
+    return detector.to(device).eval()
+
+
+def classified(net: nn.Module, images: store.Images, size: int, device: torch.device) -> pd.DataFrame:
+    """A row an image: index, label, prediction, confidence; `size` images at a time."""
+    probabilities = classifier.predict(net, images.image, size, device)
+    rows = pd.DataFrame({"index": images.index, "label": images.label})
+    rows["prediction"], rows["confidence"] = probabilities.argmax(1), probabilities.max(1)
+    return rows
+
+
+def predicted(
+    params: Params,
+    net: Classifier,
+    pretrained: Classifier,
+    detector: TransformerDetector | None,
+    images: store.Images,
+    device: torch.device,
+) -> pd.DataFrame:
+    """A row an image: index, label, prediction, confidence, detector_score."""
+    size = params.store.batch_size
+    rows = classified(net, images, size, device)
+    rows["detector_score"] = pd.Series(np.nan, rows.index, dtype="float32")
+    if detector is not None:
+        rows["detector_score"] = _scores(pretrained, detector, images.image, size, device)
+    return rows
+
+
+@torch.no_grad()
+def _scores(
+    pretrained: Classifier, detector: TransformerDetector, stored: np.ndarray, size: int, device: torch.device
+) -> np.ndarray:
+    """The detector's probability (N,) that an image is adversarial, from the pretrained net's maps of it."""
+    parts = [np.empty(0, np.float32)]
+    for start in range(0, len(stored), size):
+        maps = pretrained.eval().maps(
+            classifier.to_images(stored[start : start + size], device), last=detector.last_map
+        )
+        parts.append(detector(maps).softmax(1)[:, 1].cpu().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,118 @@
+"""Attacks aimed at a structure itself: every image is made against the very net whose predictions are stored."""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sparring import checkpoints, layout, progress, store
+from sparring.attacks import engine, generation
+from sparring.device import channels_last, choose, rng
+from sparring.evaluation import predict as evaluation
+from sparring.models import networks
+from sparring.models.classifier import Classifier
+from sparring.params import Params, check_classes
+from sparring.params.names import CLEAN
+
+COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score", "l2", "linf"]
+
+
+def draw(index: np.ndarray, label: np.ndarray, seed: int) -> np.ndarray:
+    """An order of the images, a permutation (N,), whose every beginning has the classes in their shares.
+
+    The test split lies in the order of its source, where images of one class may stand together.
+    """
+    shuffled = np.argsort(index, kind="stable")[rng(seed, "whitebox").permutation(len(index))]
+    place = np.empty(len(index))
+    for own in np.unique(label):
+        rows = shuffled[label[shuffled] == own]
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return shuffled[np.argsort(place[shuffled], kind="stable")]
+
+
+def attack_structure(params: Params, structure: str) -> None:
+    """Run every attack of `whitebox` against one structure (`baseline`: the pretrained net), each seed of it, and write
+    a row of predictions for each image and attack.
+
+    An image that the structure misclassifies when clean is not attacked: its rows tell of the clean image. Attacked
+    images are kept below files.PARTIAL until the rows are written: a run that was killed goes on after them.
+    """
+    evaluation.check_known(params, structure)
+    device = choose(params)
+    with progress.timed(f"whitebox@{structure}", device) as done:
+        path = layout.CLEAN / "test.parquet"
+        test = store.read(path)
+        classes = test.metadata["classes"]
+        check_classes(params, len(classes))
+        order = draw(test.index, test.label, params.seed)[: params.whitebox.images]
+        pretrained = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
+        channels_last(pretrained, device)
+        seeds = evaluation.seeds_of(params, structure)
+        trained = [model for model in (layout.model(structure, seed) for seed in seeds) if model.exists()]
+        settings = [params.seed, params.deterministic, params.network, params.whitebox]
+        settings.append(params.store.model_dump(exclude={"memory_budget"}))
+        inputs = [path, layout.PRETRAINED, *trained]
+        unfinished = checkpoints.folder(f"whitebox-{structure}", settings, inputs, __name__, device, torch.float32)
+        total = len(seeds) * sum(min(count, len(order)) for _, count in params.whitebox.runs.values())
+        parts = []
+        with progress.bar(f"whitebox@{structure}", total) as advance:
+            for seed in seeds:
+                net, detector = evaluation.models(params, structure, seed, pretrained, classes, device)
+                predict = partial(evaluation.predicted, params, net, pretrained, detector, device=device)
+                rows = _attacked(params, net, predict, test, order, device, unfinished / str(seed), advance)
+                parts.append(rows.assign(seed=seed, split="test"))
+        rows = pd.concat(parts, ignore_index=True)
+        with layout.replacing(layout.WHITEBOX / f"{structure}.parquet") as path:
+            rows[COLUMNS].to_parquet(path, index=False)
+        done(len(rows), f"{len(rows):,} predictions of the attacked structure")
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _attacked(
+    params: Params,
+    net: Classifier,
+    predict: Callable[[store.Images], pd.DataFrame],
+    test: store.Images,
+    order: np.ndarray,
+    device: torch.device,
+    folder: Path,
+    advance: progress.Advance,
+) -> pd.DataFrame:
+    """Rows of the images test[order], clean and under each attack on `net`, which meets the first so many of them.
+
+    Gradients are float32 whatever `precision` says: rounded ones make an attacker weaker.
+    """
+    runs = params.whitebox.runs
+    images, rank = test[np.sort(order)], np.argsort(order)
+    shape = test.image.shape[1:]
+    compiled = any(engine.worth_compiling(net, attack, shape, count, device) for attack, count in runs.values())
+    if compiled:
+        engine.compile_below(folder / "compiled")
+    model = engine.Fast(net, device, torch.float32, compiled=compiled)
+    clean = predict(images).assign(l2=np.float32(0), linf=np.float32(0))
+    right = (clean["prediction"] == clean["label"]).to_numpy(bool)
+    parts = [clean.assign(attack=CLEAN)]
+    for number, (name, (attack, count)) in enumerate(runs.items()):
+        met = rank < count
+        advance(int((met & ~right).sum()))
+        made = generation.kept(
+            folder / str(number),
+            store.in_shards(images[met & right], params.store.batch_size),
+            partial(generation.attacked, params, attack, name, net, model, pool=test, device=device),
+            test.metadata | {"attack": name},
+            advance,
+        )
+        shards = [store.read(path) for path in made]
+        index, label, image = (
+            np.concatenate([getattr(shard, key) for shard in shards]) for key in ("index", "label", "image")
+        )
+        rows = predict(store.Images(index, label, image))
+        for key in ("l2", "linf"):
+            rows[key] = np.concatenate([shard.columns[key] for shard in shards])
+        rows = pd.concat([rows, clean[met & ~right]]).sort_values("index")
+        parts.append(rows.assign(attack=name))
+    return pd.concat(parts, ignore_index=True)

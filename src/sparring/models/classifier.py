@@ -1,0 +1,64 @@
+"""What every network is to the others: a classifier that returns its feature maps."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """What every network is to the others: images (N, 3, H, W) in [0, 1], not normalised → logits (N, classes)."""
+
+    def maps(self, images: Tensor, last: str | None = None) -> dict[str, Tensor]:
+        """Feature maps (N, channels, height, width) by name: layer1, layer2, … from the finest to the coarsest.
+
+        last: the map at which to stop; None for a whole pass.
+        """
+        raise NotImplementedError
+
+    def classify(self, maps: dict[str, Tensor]) -> Tensor:
+        """Logits (N, classes) from the maps of a whole pass."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.maps(images))
+
+
+def layers(names: Iterable[str]) -> list[str]:
+    """Those of a net's maps that the detector and the attacks read, in their order: layer1, layer2, …"""
+    return [name for name in names if name.startswith("layer")]
+
+
+def map_shapes(net: Classifier, size: int) -> dict[str, tuple[int, int, int]]:
+    """(channels, height, width) of every feature map for square images of `size` pixels."""
+    weight = next(net.parameters())
+    probe = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
+    training = net.training
+    with torch.no_grad():
+        maps = net.eval().maps(probe)
+    net.train(training)
+    return {name: (m.shape[1], m.shape[2], m.shape[3]) for name, m in maps.items() if m.dim() == 4}
+
+
+def to_images(stored: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """(N, H, W, C) as stored → (N, C, H, W) float32 in [0, 1]: a view in channels_last order, divided once."""
+    tensor = torch.from_numpy(stored) if isinstance(stored, np.ndarray) else stored
+    return tensor.to(device).permute(0, 3, 1, 2).float().div_(255)
+
+
+@torch.no_grad()
+def predict(net: nn.Module, stored: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
+    """Softmax probabilities (N, classes), float32, of images as stored: the original model, in eval mode, true float32.
+
+    Every prediction that is stored or counted comes from here, so that no two of them can disagree.
+    """
+    net.eval()
+    if not len(stored):  # the number of classes is what the net gives one image
+        stored = np.resize(np.arange(256, dtype=np.uint8), (1, *stored.shape[1:]))
+        return predict(net, stored, 1, device)[:0]
+    parts = [
+        net(to_images(stored[start : start + batch_size], device)).softmax(1).cpu().numpy()
+        for start in range(0, len(stored), batch_size)
+    ]
+    return np.concatenate(parts)

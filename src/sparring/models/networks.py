@@ -1,0 +1,86 @@
+"""The classifier that params.yaml describes: made, loaded, or made ready for attacks."""
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sparring.models.classifier import Classifier
+from sparring.models.model_files import class_order, facts, load_into, reorder
+from sparring.models.resnet import Block, ResNet
+from sparring.models.torchvision import Torchvision
+from sparring.params.sections import Network
+
+
+def create(network: Network, classes: int, image_size: int) -> Classifier:
+    """The classifier that params.yaml describes, with random weights (seed torch before), for images of image_size
+    pixels. Raises InputError where it cannot read images of that size."""
+    if network.blocks is None or network.width is None:
+        return Torchvision(network.name, classes, image_size)
+    return ResNet(tuple(network.blocks), network.width, classes)
+
+
+def frozen(net: Classifier) -> Classifier:
+    """A copy for attacks: in eval mode, parameters without gradient, every BatchNorm that follows a convolution folded
+    into it."""
+    net = copy.deepcopy(net).eval().requires_grad_(False)
+    if isinstance(net, Torchvision):
+        _fold(net.net)
+        net.found.clear()  # of what the tracer sent through
+    if not isinstance(net, ResNet):
+        return net
+    net.stem = nn.Sequential(_folded(net.stem[0], net.stem[1]), net.stem[2])
+    for module in net.modules():
+        if isinstance(module, Block):
+            module.conv1, module.norm1 = _folded(module.conv1, module.norm1), nn.Identity()
+            module.conv2, module.norm2 = _folded(module.conv2, module.norm2), nn.Identity()
+            if len(module.shortcut):
+                module.shortcut = nn.Sequential(_folded(module.shortcut[0], module.shortcut[1]))
+    return net
+
+
+def _fold(net: nn.Module) -> None:
+    """Fold, in place, each BatchNorm that alone reads a convolution's output; none where the net cannot be traced."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+        return
+    try:
+        nodes = list(fx.Tracer().trace(net).nodes)
+    except Exception:  # whatever keeps it from being traced: unfolded, it is slower and as correct
+        return
+    modules = dict(net.named_modules())
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    for node in nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        names = str(before.target), str(node.target)
+        conv, norm = (modules[name] for name in names)
+        fits = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats
+        # Whose output is a map keeps its hook, and so its place.
+        if fits and not any(calls[name] > 1 or modules[name]._forward_hooks for name in names):
+            net.set_submodule(names[0], _folded(conv, norm))
+            net.set_submodule(names[1], nn.Identity())
+
+
+def _folded(conv: Any, norm: Any) -> nn.Conv2d:
+    return fuse_conv_bn_eval(conv, norm).requires_grad_(False)
+
+
+def load(network: Network, classes: int | Sequence[str], image_size: int, path: Path) -> Classifier:
+    """The classifier that params.yaml describes, for images of image_size pixels, with the tensors of a file.
+
+    classes: how many; or the names of the data's, with which those in the file are compared: where they stand in
+    another order there, the net's logits are put in the data's. Raises InputError as `load_into` and `class_order` do.
+    """
+    number = classes if isinstance(classes, int) else len(classes)
+    net = create(network, number, image_size)
+    load_into(net, path)
+    if not isinstance(classes, int):
+        order = class_order(path, facts(path).get("classes"), classes, "delete it and run `dvc repro`")
+        if order is not None:
+            reorder(net, order)
+    return net

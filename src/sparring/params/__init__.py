@@ -1,0 +1,178 @@
+"""params.yaml as typed, validated models: the one place that knows every key.
+
+Every key is required: what a run did can be read off its params.yaml without knowing any default.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sparring.params import demands
+from sparring.params.attacks import Attack, attack_entries
+from sparring.params.errors import InputError, validated
+from sparring.params.names import (
+    AUTOATTACK,
+    BASELINE,
+    CLEAN,
+    KNOWN_DETECTORS,
+    MIXTURE,
+    PARAMS_FILE,
+    TABLE_COLUMNS,
+    check_names,
+)
+from sparring.params.sections import (
+    Data,
+    Detection,
+    Detector,
+    Mixture,
+    Network,
+    Online,
+    Sampler,
+    Store,
+    Structure,
+    Training,
+)
+from sparring.params.values import CountOrNone, Section
+from sparring.params.whitebox import Whitebox
+
+
+class Params(Section):
+    seed: CountOrNone
+    seeds: Annotated[list[CountOrNone], Field(min_length=1)]
+    device: str
+    precision: Literal["auto", "float32", "bfloat16"]
+    deterministic: bool
+    data: Data
+    network: Network
+    training: Training
+    store: Store
+    attacks: dict[str, Attack]
+    unseen_attacks: dict[str, Attack]
+    sampler: Sampler
+    fixed: Sampler
+    online_fgsm: Online
+    online_pgd: Online
+    detector: Detector
+    none: dict[str, Any]
+    structures: dict[str, Structure]
+    mixture: Mixture
+    whitebox: Whitebox
+    detection: Detection
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError("use auto, cpu, cuda or cuda:<number>")
+        return device
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("name each seed once")
+        return seeds
+
+    @field_validator("attacks", "unseen_attacks", mode="before")
+    @classmethod
+    def attack_entries(cls, entries: Any) -> Any:
+        return attack_entries(entries, (CLEAN, MIXTURE))
+
+    @field_validator("structures")
+    @classmethod
+    def _structures(cls, structures: dict[str, Structure]) -> dict[str, Structure]:
+        check_names(structures, (BASELINE, "pretrained", *KNOWN_DETECTORS, *TABLE_COLUMNS))
+        return structures
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Params":
+        if not self.attacks:
+            raise ValueError("attacks is empty; name at least one")
+        if self.training.keep == "best" and self.data.validation == 0:
+            raise ValueError(
+                "training.keep is best, but data.validation is 0; give it images to choose by, or use last"
+            )
+        for name in self.unseen_attacks:
+            if name in self.attacks:
+                raise ValueError(f"unseen_attacks.{name} is also in attacks; an unseen attack needs a name of its own")
+        for section in ("sampler", "fixed"):
+            weights = getattr(self, section).weights
+            for name in weights:
+                if name not in self.attacks:
+                    raise ValueError(f"{section}.weights.{name} is not in attacks; use {', '.join(self.attacks)}")
+            if not any(weights.get(name, 1) for name in self.attacks):
+                raise ValueError(f"{section}.weights are all 0; give at least one attack a weight above 0")
+        for key, attack in self.of_library.items():
+            if problem := demands.of_image_size(str(attack.of_library), attack.arguments, self.data.image_size):
+                raise ValueError(f"{key} is {attack.method}; {problem}")
+        return self
+
+    @property
+    def of_library(self) -> dict[str, Attack]:
+        """Every attack of torchattacks that is run, by its key in params.yaml."""
+        attacks = [*self.attacks.items(), *self.unseen_attacks.items()]
+        attacks += [(name, attack) for name, (attack, _) in self.whitebox.runs.items()]
+        return {self.key(name, attack): attack for name, attack in attacks if attack.of_library}
+
+    def key(self, name: str, attack: Attack) -> str:
+        """Where params.yaml describes an attack that is run under a name."""
+        sections = {"attacks": self.attacks, "unseen_attacks": self.unseen_attacks}
+        for section, entries in (sections | {"whitebox.attacks": self.whitebox.attacks}).items():
+            if entries.get(name) == attack:
+                return f"{section}.{name}"
+        return "whitebox.autoattack" if name == AUTOATTACK else "whitebox.checks"
+
+
+def load(path: str | Path = PARAMS_FILE) -> Params:
+    """Read and validate a parameter file, the way DVC reads it (YAML 1.2).
+
+    Raises InputError, in one line, for a file that is missing, is not YAML, or has an unknown,
+    missing or impossible key.
+    """
+    return validate(read(path), str(path))
+
+
+def check_classes(params: Params, classes: int) -> None:
+    """Raises InputError where one of the attacks cannot attack a net of so many classes."""
+    for key, attack in params.of_library.items():
+        if problem := demands.of_classes(str(attack.of_library), attack.arguments, classes):
+            mend = "set its images to 0" if key == "whitebox.autoattack" else "use another attack"
+            raise InputError(f"{PARAMS_FILE}: {key} is {attack.method}; {problem}; {mend}")
+
+
+def network(text: str, name: str) -> Network:
+    """A network as params.yaml has it, or its name alone, from text; InputError begins with `name`."""
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise InputError(f"{name}: {' '.join(text.split())} is not a YAML value") from error
+    return validated(Network, value if isinstance(value, dict) else {"name": value}, name)
+
+
+def read(path: str | Path) -> Any:
+    """What a YAML 1.2 file holds, not validated; InputError where it cannot be read."""
+    try:
+        return YAML(typ="safe").load(Path(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; run `python -m sparring profile digits` to make it") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).split("To suppress this check")[0]
+        raise InputError(f"{path} is not YAML: {' '.join(reason.split())}") from error
+
+
+def validate(values: Any, name: str = PARAMS_FILE) -> Params:
+    """Params from a plain dictionary; InputError begins with `name`."""
+    if not isinstance(values, dict):
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise InputError(f"{name} {found}; it needs the sections of profiles/digits.yaml")
+    return validated(Params, values, name)

@@ -1,0 +1,220 @@
+"""The arguments of every attack, and an entry of `attacks` in params.yaml."""
+
+import difflib
+import inspect
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+)
+
+from sparring.params import demands
+from sparring.params.errors import did_you_mean, first_problem, shown
+from sparring.params.names import check_names
+from sparring.params.values import Count, NotNegative, Positive, Radius, Section, Share, fraction, radius
+
+
+class Gaussian(Section):
+    std: Positive
+
+
+class Fgsm(Section):
+    eps: Radius
+
+
+class Bim(Section):
+    eps: Radius
+    step: Positive
+    first_step: Positive
+    steps: Count
+
+
+class DeepFool(Section):
+    steps: Count
+    overshoot: NotNegative
+
+
+class CW(Section):
+    c: Positive
+    kappa: NotNegative
+    steps: Count
+    learning_rate: Positive
+    search_steps: Count
+
+
+class NST(Section):
+    steps: Count
+    learning_rate: Positive
+    momentum: Share
+    weight_decay: NotNegative
+    style: Literal["maps", "gram"]
+
+
+class PGD(Section):
+    eps: Positive
+    step: Positive
+    steps: Count
+    norm: Literal["linf", "l2"]
+    restarts: Count
+    loss: Literal["cross_entropy", "margin"]
+
+
+class DDN(Section):
+    steps: Count
+    gamma: Annotated[float, Field(gt=0, lt=1), BeforeValidator(fraction)]
+    start: Positive
+
+
+BUILT_IN: dict[str, type[Section]] = {
+    "gaussian": Gaussian,
+    "fgsm": Fgsm,
+    "bim": Bim,
+    "deepfool": DeepFool,
+    "cw": CW,
+    "nst": NST,
+    "pgd": PGD,
+    "ddn": DDN,
+}
+TORCHATTACKS = "torchattacks."
+# They look for the least change that fools the model, and so stop right behind its boundary.
+MINIMAL_NORM = {"deepfool", "cw", "ddn"} | {
+    TORCHATTACKS + name for name in ("DeepFool", "CW", "SparseFool", "EADL1", "EADEN", "JSMA", "FAB")
+}
+
+NOISE = {"gaussian", TORCHATTACKS + "GN"}
+
+
+def torchattacks_class(method: str) -> type:
+    """The class that `torchattacks.NAME` names; ValueError where there is none."""
+    import torchattacks
+
+    name = method.removeprefix(TORCHATTACKS)
+    found = getattr(torchattacks, name, None)
+    if not (inspect.isclass(found) and issubclass(found, torchattacks.attack.Attack)):
+        close = difflib.get_close_matches(name, dir(torchattacks), 3, 0.5)
+        raise ValueError(f"method is {method}; torchattacks has no attack of that name" + did_you_mean(close))
+    if name in demands.REFUSED:
+        raise ValueError(f"method is {method}; {demands.REFUSED[name]}")
+    return found
+
+
+class Attack(Section):
+    """One entry of `attacks`: which method runs, with which arguments."""
+
+    method: str
+    arguments: dict[str, Any]
+
+    @property
+    def linf(self) -> float | None:
+        """The L∞ radius, in [0, 1] units, as stored: the largest k/255 within eps. None for an attack without one."""
+        eps = self.arguments.get(self.radius_key)
+        return None if eps is None or self._norm() != "linf" else math.floor(255 * float(eps) + 0.001) / 255
+
+    @property
+    def l2(self) -> float | None:
+        """The L2 radius, in [0, 1] units; None for an attack without one."""
+        return float(self.arguments["eps"]) if "eps" in self.arguments and self._norm() == "l2" else None
+
+    @property
+    def minimal(self) -> bool:
+        """Whether it looks for the least change, without a radius to keep."""
+        return self.method in MINIMAL_NORM and self.linf is None and self.l2 is None
+
+    @property
+    def noise(self) -> bool:
+        """Whether it is mere noise, which aims at nothing."""
+        return self.method in NOISE
+
+    def stored(self) -> dict[str, Any]:
+        """The arguments that the attack runs with: as configured, but eps as stored."""
+        return self.arguments | ({} if self.linf is None else {self.radius_key: self.linf})
+
+    @property
+    def of_library(self) -> str | None:
+        """The name of its class in torchattacks; None for one of ours."""
+        return self.method.removeprefix(TORCHATTACKS) if self.method.startswith(TORCHATTACKS) else None
+
+    @property
+    def radius_key(self) -> str:
+        """The argument that is its radius, where it has one."""
+        return "max_epsilon" if "max_epsilon" in self.arguments else "eps"
+
+    def _norm(self) -> str:
+        return str(self.arguments.get("norm", "L2" if "L2" in self.method else "Linf")).lower()
+
+
+def attack_entry(name: str, entry: Any) -> Attack:
+    if not isinstance(entry, dict):
+        raise ValueError(f" is {shown(entry)}; it needs the attack's arguments, as in {{eps: 0.03}}")
+    arguments = dict(entry)
+    method = arguments.pop("method", name)
+    if isinstance(method, str) and method.startswith(TORCHATTACKS):
+        return _storable(_of_torchattacks(method, arguments))
+    if not isinstance(method, str) or method not in BUILT_IN:
+        known = ", ".join(BUILT_IN)
+        raise ValueError(f"method is {shown(method)}; there is no such attack; use {known} or torchattacks.<Class>")
+    return _storable(Attack(method=method, arguments=BUILT_IN[method].model_validate(arguments).model_dump()))
+
+
+def _of_torchattacks(method: str, arguments: dict[str, Any]) -> Attack:
+    accepted = dict(list(inspect.signature(torchattacks_class(method)).parameters.items())[1:])
+    for key, value in arguments.items():
+        if key not in accepted:
+            raise ValueError(f"{key} is not an argument of {method}; it takes {', '.join(accepted) or 'none'}")
+        default = accepted[key].default
+        if _is_number(default):
+            try:
+                arguments[key] = fraction(value)
+            except ValueError as error:
+                raise ValueError(f"{key} is {shown(value)}; {error}") from error
+            if not _is_number(arguments[key]):
+                raise ValueError(f"{key} is {shown(value)}; it is a number, as in {default:g}")
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{key} is {shown(value)}; it is true or false")
+    # The library's defaults become part of the record; the number of classes is the data set's, not a default.
+    defaults = {key: found.default for key, found in accepted.items() if key != "n_classes"}
+    attack = Attack(method=method, arguments=defaults | arguments)
+    for key, value in attack.arguments.items():
+        if value is inspect.Parameter.empty:
+            raise ValueError(f"{key} is missing; {method} cannot run without it")
+    if problem := demands.of_arguments(str(attack.of_library), attack.arguments):
+        raise ValueError(problem)
+    return attack
+
+
+def _storable(attack: Attack) -> Attack:
+    key = attack.radius_key
+    eps = attack.arguments.get(key, 0.0)
+    if not _is_number(eps) or eps < 0:
+        raise ValueError(f"{key} is {shown(eps)}; it is a radius, so a number above 0")
+    if attack.linf is not None:
+        try:
+            radius(eps)
+        except ValueError as error:
+            raise ValueError(f"{key} is {eps:g}; {error}") from error
+    if attack.linf == 0:
+        raise ValueError(f"{key} is {eps}; below 1/255 nothing of it survives storage in 8 bits")
+    return attack
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def attack_entries(entries: Any, reserved: tuple[str, ...]) -> Any:
+    """The attacks of a section, by name; ValueError begins with the name of the one that is wrong."""
+    if not isinstance(entries, dict):
+        return entries
+    check_names(entries, reserved)
+    attacks = {}
+    for name, entry in entries.items():
+        try:
+            attacks[name] = attack_entry(str(name), entry)
+        except ValidationError as error:
+            raise ValueError(f".{name}.{first_problem(error, BUILT_IN[entry.get('method', name)])}") from error
+        except ValueError as error:
+            raise ValueError(f".{name}{'' if str(error).startswith(' ') else '.'}{error}") from error
+    return attacks

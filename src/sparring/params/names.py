@@ -1,0 +1,36 @@
+"""Words that stand for the same thing everywhere: in params.yaml, in stages, files and tables."""
+
+import re
+from typing import Any
+
+PARAMS_FILE = "params.yaml"
+BASELINE = "baseline"
+ABLATED = "ours"  # the structure that Table 3 varies
+CLEAN = "clean"
+# The white-box attacks that `whitebox` describes by numbers, by their names in data/whitebox/.
+AUTOATTACK, MORE_STEPS, SQUARE = "autoattack", "more_steps", "square"
+KNOWN_DETECTORS = ("mahalanobis", "squeezing")  # to which a structure's own is compared
+MIXTURE = "mixture"  # stands where else an attack's name stands
+# Of the report's tables, beside a column for each structure.
+TABLE_COLUMNS = ("structure", "attack", "images", "within", "check", "compared", "corruption")
+SPLITS = ("train", "validation", "test", "heldout")
+EVALUATED_SPLITS = ("test", "heldout")
+CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate")
+STRENGTHS = (1, 2, 3, 4, 5)
+
+
+def outputs(classes: list[str]) -> str:
+    """Which output of a classifier is which class, as `0 cat, 1 dog`; of more than twelve, ten and the last."""
+    numbered = [f"{number} {name}" for number, name in enumerate(classes)]
+    return ", ".join(numbered if len(numbered) <= 12 else [*numbered[:10], "…", numbered[-1]])
+
+
+LONGEST_NAME = 100
+
+
+def check_names(entries: dict[str, Any], reserved: tuple[str, ...]) -> None:
+    for name in entries:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", str(name)) or name in reserved:
+            raise ValueError(f"{name} cannot be a name here; use letters, digits, - and _, not {', '.join(reserved)}")
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"{name[:20]}… has {len(name)} characters; files bear such names, so use {LONGEST_NAME}")

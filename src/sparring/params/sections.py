@@ -1,0 +1,219 @@
+"""The sections of params.yaml but those of attacks."""
+
+import difflib
+import re
+from typing import Annotated, Any, Literal
+
+from PIL import ImageColor
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from sparring.params.errors import shown
+from sparring.params.values import BelowOne, Count, CountOrNone, NotNegative, Positive, Radius, Section, Share
+
+
+class Data(Section):
+    source: Literal["digits", "cifar10", "parquet", "folder"]
+    path: str | None
+    group_pattern: str | None
+    background: str
+    image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
+    train: Count
+    validation: CountOrNone
+    test: CountOrNone
+    heldout: CountOrNone
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"it is not a regular expression ({error})") from error
+            if groups != 1:
+                raise ValueError("it needs exactly one (…) that captures the name of the group")
+        return pattern
+
+    @field_validator("background")
+    @classmethod
+    def _is_opaque(cls, colour: str) -> str:
+        try:
+            channels = ImageColor.getrgb(colour)
+        except ValueError as error:
+            raise ValueError(f"{shown(colour)} is no colour; use a name like white, or '#rrggbb'") from error
+        if len(channels) != 3:
+            raise ValueError(f"{shown(colour)} is transparent itself; leave its last part out")
+        return colour
+
+    @model_validator(mode="after")
+    def _has_path(self) -> "Data":
+        if self.source in ("parquet", "folder") and not self.path:
+            raise ValueError(f"path is missing; data.source {self.source} reads the files that data.path names")
+        return self
+
+
+class Store(Section):
+    shard_size: Count
+    batch_size: Count
+    dtype: Literal["uint8", "float16"]
+    faithful: bool
+    margin: NotNegative
+    memory_budget: Positive
+
+    @model_validator(mode="after")
+    def _batches_fill_shards(self) -> "Store":
+        # Attack and evaluation must predict the same images together: a batch of another size rounds differently.
+        if self.shard_size % self.batch_size:
+            raise ValueError(f"batch_size is {self.batch_size}; it must divide shard_size, which is {self.shard_size}")
+        return self
+
+
+RESNET = "resnet"
+
+
+class Network(Section):
+    """Our ResNet for small images, of `blocks` and `width`; or any classifier of torchvision, by its name alone."""
+
+    name: str
+    blocks: Annotated[list[Count], Field(min_length=4, max_length=4)] | None = None
+    width: Count | None = None
+
+    @model_validator(mode="after")
+    def _exists(self) -> "Network":
+        if self.name != RESNET and self.name not in (known := torchvision_names()):
+            close = difflib.get_close_matches(self.name, known, 2)
+            raise ValueError(
+                f"name is {shown(self.name)}; use {RESNET} or a classifier of torchvision"
+                + (f"; did you mean {' or '.join(close)}?" if close else f", such as {', '.join(known[:3])}")
+            )
+        for key in ("blocks", "width"):
+            given = getattr(self, key)
+            if self.name == RESNET and given is None:
+                raise ValueError(f"{key} is missing; add it (profiles/digits.yaml has every key, with its meaning)")
+            if self.name != RESNET and given is not None:
+                raise ValueError(f"{key} is {shown(given)}; only {RESNET} has it: network is {{name: {self.name}}}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_has_not(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+    @property
+    def words(self) -> str:
+        """It, for the reader of a report."""
+        if self.blocks is None:
+            return f"torchvision's {self.name}"
+        return f"a ResNet of {' + '.join(map(str, self.blocks))} blocks and width {self.width}"
+
+
+def torchvision_names() -> list[str]:
+    """The classifiers that torchvision can make."""
+    # Imported here, as loading it takes longer than checking all else, and our ResNet needs none of it.
+    from torchvision import models
+
+    return models.list_models(module=models)
+
+
+class Training(Section):
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    schedule: Literal["constant", "step", "cosine", "one_cycle"]
+    momentum: Share
+    weight_decay: NotNegative
+    crop_area: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    horizontal_flip: bool
+    label_smoothing: BelowOne
+    ema: BelowOne
+    keep: Literal["last", "best"]
+    devices: int | Literal["auto"]
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _is_devices(cls, devices: Any) -> Any:
+        if devices != "auto" and (not isinstance(devices, int) or isinstance(devices, bool) or devices < 1):
+            raise ValueError("use auto or a number of devices, 1 or more")
+        return devices
+
+    @field_validator("crop_area")
+    @classmethod
+    def _is_range(cls, area: list[float]) -> list[float]:
+        if not 0 < area[0] <= area[1]:
+            raise ValueError("it is [smallest, largest] share of the image, both above 0")
+        return area
+
+
+class Sampler(Section):
+    adv_ratio: Share
+    range: Share
+    redraw: Literal["epoch", "batch"]
+    weights: dict[str, NotNegative]
+
+    @model_validator(mode="after")
+    def _range_fits(self) -> "Sampler":
+        if self.adv_ratio - self.range < -1e-9 or self.adv_ratio + self.range > 1 + 1e-9:
+            raise ValueError(
+                f"range is {self.range}; adv_ratio {self.adv_ratio} ± range must stay within 0 to 1, "
+                f"so at most {min(self.adv_ratio, 1 - self.adv_ratio):g}"
+            )
+        return self
+
+
+class Detector(Section):
+    input: Literal["full", "low"]
+    layers: Count
+    tokens: Literal["auto", "channel", "position"]
+    centre: Literal["layer1", "layer2", "layer3", "layer4"]
+    dropout: BelowOne
+    alpha: NotNegative
+    beta: NotNegative
+    order: Literal["before", "after"]
+    learning_rate: Positive
+
+
+class Online(Section):
+    eps: Radius
+    step: Positive
+    steps: Count
+
+
+class Structure(Section):
+    opponents: Literal["sampler", "fixed", "online_fgsm", "online_pgd", "none"]
+    detector: Literal["detector", "none"]
+
+    @property
+    def stored(self) -> bool:
+        """Whether it trains on the stored attacks."""
+        return self.opponents in ("sampler", "fixed")
+
+    @property
+    def online(self) -> bool:
+        """Whether its opponents are made on the fly, with the settings of the section that they are named after."""
+        return self.opponents in ("online_fgsm", "online_pgd")
+
+    @model_validator(mode="after")
+    def _has_opponents(self) -> "Structure":
+        if self.detector != "none" and self.opponents == "none":
+            raise ValueError("detector needs adversarial images to learn from; name its opponents: sampler or fixed")
+        if self.detector != "none" and self.online:
+            raise ValueError(
+                f"detector has no clean images to learn from, as {self.opponents} attacks every image; use none, or "
+                "sampler or fixed as opponents"
+            )
+        return self
+
+
+class Mixture(Section):
+    adv_ratio: Share
+
+
+class Detection(Section):
+    images: Count
+    eps: Radius
+    steps: Count

@@ -1,0 +1,52 @@
+"""The kinds of values that keys of params.yaml have."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+)
+
+
+def _share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError("it is a share, so 0 to 1")
+    return value
+
+
+def fraction(value: Any) -> Any:
+    """8/255 for "8/255"; anything else as it is."""
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    parts = re.fullmatch(r"\s*([-+]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", value)
+    if parts is None:
+        raise ValueError("it is neither a number nor a fraction such as 8/255")
+    above, below = map(float, parts.groups())
+    if below == 0:
+        raise ValueError("it divides by 0; write a fraction such as 8/255")
+    return above / below
+
+
+def radius(value: float) -> float:
+    if not 0 <= value <= 1:
+        mend = f"; {value:g}/255 is {value / 255:.3g}" if 1 < value <= 255 else ""
+        raise ValueError(f"an L∞ radius is a share of the pixel range, so 0 to 1{mend}")
+    return value
+
+
+# Every number but a count may be written as a fraction.
+Share = Annotated[float, AfterValidator(_share), BeforeValidator(fraction)]
+BelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(fraction)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(fraction)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(fraction)]
+Radius = Annotated[float, Field(gt=0), AfterValidator(radius), BeforeValidator(fraction)]
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -1,0 +1,88 @@
+"""Variants of params.yaml: the rows of Table 3, and what is trained without one of the attacks."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    ValidationError,
+    field_validator,
+)
+
+from sparring.params import Params, read
+from sparring.params.errors import InputError, first_problem, validated
+from sparring.params.names import ABLATED, PARAMS_FILE, check_names
+from sparring.params.sections import Sampler, Structure
+from sparring.params.values import Count, Section, Share
+
+ABLATION_FILE = "ablation/params.yaml"
+
+
+class Row(Section):
+    """What a row of Table 3 changes in params.yaml."""
+
+    input: Literal["full", "low"]
+    adv_ratio: Share
+    layers: Count
+
+
+class Ablation(Section):
+    rows: Annotated[dict[str, Row], Field(min_length=1)]
+
+    @field_validator("rows")
+    @classmethod
+    def _rows(cls, rows: dict[str, Row]) -> dict[str, Row]:
+        check_names(rows, ())
+        return rows
+
+
+def load_rows(path: str | Path = ABLATION_FILE) -> dict[str, Row]:
+    """The rows of Table 3, by name; InputError in one line as for `load`."""
+    return validated(Ablation, read(path), str(path)).rows
+
+
+def row_params(params: Params, name: str, rows: dict[str, Row]) -> Params:
+    """`params` with the detector and the adversarial share of a row of Table 3; its one structure is ABLATED.
+
+    Raises InputError for a row that there is not, or whose share does not go with the sampler's range.
+    """
+    if name not in rows:
+        raise InputError(f"{ABLATION_FILE}: rows.{name} is missing; there are {', '.join(rows)}")
+    row = rows[name]
+    detector = params.detector.model_copy(update={"input": row.input, "layers": row.layers})
+    try:
+        sampler = Sampler.model_validate(params.sampler.model_dump() | {"adv_ratio": row.adv_ratio})
+    except ValidationError as error:
+        raise InputError(
+            f"{ABLATION_FILE}: rows.{name} does not go with {PARAMS_FILE}: sampler.{first_problem(error, Sampler)}"
+        ) from error
+    ours = Structure(opponents="sampler", detector="detector")
+    changes = {"detector": detector, "sampler": sampler, "structures": {ABLATED: ours}, "unseen_attacks": {}}
+    return params.model_copy(update=changes)
+
+
+def without(params: Params, attack: str) -> Params:
+    """`params` for training without one attack: it is in no list, and the structures are those that train on stored
+    attacks. Raises InputError where there is no such attack, no other one that is drawn, or no such structure.
+    """
+    structures = only(params, attack).structures
+    left = {name: entry for name, entry in params.attacks.items() if name != attack}
+    changes: dict[str, Any] = {"attacks": left, "structures": structures}
+    for section in {structure.opponents for structure in structures.values()}:
+        settings = getattr(params, section)
+        weights = {name: weight for name, weight in settings.weights.items() if name != attack}
+        if not any(weights.get(name, 1) for name in left):
+            raise InputError(f"{PARAMS_FILE}: {section} draws no attack but {attack}; leaving it out leaves none")
+        changes[section] = settings.model_copy(update={"weights": weights})
+    return params.model_copy(update=changes)
+
+
+def only(params: Params, attack: str) -> Params:
+    """`params` for evaluating the structures that train on stored attacks under one attack; InputError as `without`."""
+    if attack not in params.attacks:
+        raise InputError(f"{PARAMS_FILE}: attacks.{attack} is missing; there are {', '.join(params.attacks)}")
+    stored = {name: structure for name, structure in params.structures.items() if structure.stored}
+    if not stored:
+        raise InputError(f"{PARAMS_FILE}: structures has none that trains on stored attacks, so none can be left out")
+    changes = {"attacks": {attack: params.attacks[attack]}, "unseen_attacks": {}, "structures": stored}
+    return params.model_copy(update=changes)

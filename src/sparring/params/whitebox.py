@@ -1,0 +1,100 @@
+"""The section `whitebox` of params.yaml, and every attack that it asks for."""
+
+from typing import Annotated, Any
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from sparring.params.attacks import TORCHATTACKS, Attack, attack_entries
+from sparring.params.names import AUTOATTACK, CLEAN, MORE_STEPS, SQUARE
+from sparring.params.values import Count, CountOrNone, Radius, Section
+
+
+class AutoAttack(Section):
+    images: CountOrNone
+    eps: Radius
+
+    @field_validator("eps")
+    @classmethod
+    def _survives(cls, eps: float) -> float:
+        if eps < 1 / 255 - 1e-6:
+            raise ValueError("below 1/255 nothing of it survives storage in 8 bits")
+        return eps
+
+
+class Checks(Section):
+    images: CountOrNone
+    steps: Count
+    queries: Count
+
+
+class Curve(Section):
+    images: CountOrNone
+    eps: Annotated[list[Annotated[int, Field(ge=1, le=255)]], Field(min_length=1)]
+
+    @field_validator("eps")
+    @classmethod
+    def _ends_where_nothing_is_left(cls, eps: list[int]) -> list[int]:
+        if eps != sorted(set(eps)) or eps[-1] < 128:
+            raise ValueError("it is radii in 1/255 that rise to 128 at least, at which any image can be made grey")
+        return eps
+
+
+class Whitebox(Section):
+    images: CountOrNone
+    attacks: dict[str, Attack]
+    autoattack: AutoAttack
+    checks: Checks
+    curve: Curve
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def attack_entries(cls, entries: Any) -> Any:
+        return attack_entries(entries, (CLEAN, AUTOATTACK, MORE_STEPS, SQUARE))
+
+    @model_validator(mode="after")
+    def _has_reference(self) -> "Whitebox":
+        found = [name for name, attack in self.attacks.items() if attack.method == "pgd" and attack.linf is not None]
+        if not found:
+            raise ValueError("attacks has no pgd with norm linf, from which the checks and the curve are made; add one")
+        steps = self.attacks[found[0]].arguments["steps"]
+        if self.checks.steps <= steps:
+            raise ValueError(
+                f"checks.steps is {self.checks.steps}; it must be more than attacks.{found[0]} has, which is {steps}"
+            )
+        return self
+
+    @property
+    def reference(self) -> str:
+        """The first PGD in L∞ among `attacks`: the checks and the curve vary its steps and its radius."""
+        return next(name for name, attack in self.attacks.items() if attack.method == "pgd" and attack.linf is not None)
+
+    @property
+    def on_curve(self) -> dict[str, Attack]:
+        """The reference at each radius of the curve, its step in the same proportion, by name in data/whitebox/."""
+        settings = self.attacks[self.reference].arguments
+        share = settings["step"] / settings["eps"]
+        return {
+            f"eps={level}/255": Attack(
+                method="pgd", arguments=settings | {"eps": level / 255, "step": share * level / 255}
+            )
+            for level in self.curve.eps
+        }
+
+    @property
+    def runs(self) -> dict[str, tuple[Attack, int]]:
+        """Every attack that is run, by name in data/whitebox/, and how many images it meets at most."""
+        reference = self.attacks[self.reference]
+        square = {"norm": "Linf", "eps": reference.linf, "n_queries": self.checks.queries}
+        auto = {"norm": "Linf", "eps": self.autoattack.eps, "version": "standard", "seed": None}
+        longer = reference.arguments | {"steps": self.checks.steps}
+        found = {name: (attack, self.images) for name, attack in self.attacks.items()}
+        found[AUTOATTACK] = Attack(method=f"{TORCHATTACKS}AutoAttack", arguments=auto), self.autoattack.images
+        found[MORE_STEPS] = Attack(method="pgd", arguments=longer), self.checks.images
+        found[SQUARE] = Attack(method=f"{TORCHATTACKS}Square", arguments=square), self.checks.images
+        found |= {name: (attack, self.curve.images) for name, attack in self.on_curve.items()}
+        limited = {name: (attack, min(count, self.images)) for name, (attack, count) in found.items()}
+        return {name: run for name, run in limited.items() if run[1]}

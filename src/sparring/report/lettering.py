@@ -1,0 +1,75 @@
+"""Names in figures: a font for every character, or its code point where no installed font has it."""
+
+import functools
+import logging
+import unicodedata
+from collections.abc import Iterable
+
+import matplotlib
+from matplotlib import font_manager
+from matplotlib.font_manager import FontProperties
+
+from sparring.report.escape import code_point
+
+# Nobody can read these fonts: parts of formulas, boxes for what other fonts lack, and colours that are not drawn.
+UNREADABLE = ("cm", "STIXSize", "STIXNonUnicode", "Last Resort", "Noto Color", "Apple Color")
+WEIGHTS = ("normal", "bold")
+# Controls, surrogates, characters that nobody assigned, and line breaks; formats turn the direction of what follows.
+HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
+JOINERS = "\u200c\u200d"  # formats that letters of some scripts need
+
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # else it tells of each font without a bold face
+
+
+def short(name: str, limit: int = 12) -> str:
+    """A name in at most `limit` characters of which each can be drawn, on one line."""
+    whole = [each if _family(each) and not name.isspace() else code_point(each) for each in name]
+    if sum(map(len, whole)) <= limit:
+        return "".join(whole)
+    text = ""
+    for each in whole:
+        if len(text) + len(each) >= limit:
+            break
+        text += each
+    return text + "…"
+
+
+def families(texts: Iterable[str]) -> list[str]:
+    """rcParams["font.family"] for these texts: matplotlib's own, then installed ones with what it lacks."""
+    needed = {_family(each) for each in "".join(texts)}
+    own = _own()
+    return [*own, *sorted(family for family in needed if family and family not in own)]
+
+
+def _own() -> list[str]:
+    return list(matplotlib.rcParamsDefault["font.family"])
+
+
+@functools.lru_cache(maxsize=4096)
+def _family(character: str) -> str | None:
+    """The first font that has it; None where there is none, or it is nothing to be drawn."""
+    if unicodedata.category(character) in HIDDEN and character not in JOINERS:
+        return None
+    own = _own()
+    if any(ord(character) in _characters(family) for family in own):
+        return own[0]
+    return next((family for family in _installed() if ord(character) in _characters(family)), None)
+
+
+@functools.cache
+def _installed() -> list[str]:
+    names = {entry.name for entry in font_manager.fontManager.ttflist if not entry.name.startswith(UNREADABLE)}
+    return sorted(names, key=lambda name: ("Sans" not in name, name))
+
+
+@functools.cache
+def _characters(family: str) -> frozenset[int]:
+    """The code points that it has in every weight that figures use."""
+    found = []
+    for weight in WEIGHTS:
+        try:
+            path = font_manager.findfont(FontProperties(family=[family], weight=weight), fallback_to_default=False)
+            found.append(frozenset(font_manager.get_font(path).get_charmap()))
+        except (OSError, RuntimeError, ValueError):  # a broken file, a font of pictures, a font that is gone
+            return frozenset()
+    return frozenset.intersection(*found)

@@ -1,0 +1,56 @@
+"""The figures that tables are made of: frames of predictions in, frames of numbers out. No model is asked."""
+
+from sparring.statistics.accuracy import (
+    SPREAD,
+    accuracies,
+    as_if_guessed,
+    attack_facts,
+    check_complete,
+    comparisons,
+    no_rows,
+    over_trainings,
+    paired_difference,
+    read,
+    wilson,
+)
+from sparring.statistics.detectors import (
+    ALL,
+    accuse,
+    auroc,
+    detector_metrics,
+    false_positives,
+    joint_robustness,
+    matched,
+    pair_accuracy,
+    roc,
+    roc_of_pairs,
+    separation,
+)
+from sparring.statistics.mixture import detector_rows, draw_mixture
+
+__all__ = [
+    "ALL",
+    "SPREAD",
+    "accuracies",
+    "accuse",
+    "as_if_guessed",
+    "attack_facts",
+    "auroc",
+    "check_complete",
+    "comparisons",
+    "detector_metrics",
+    "detector_rows",
+    "draw_mixture",
+    "false_positives",
+    "joint_robustness",
+    "matched",
+    "no_rows",
+    "over_trainings",
+    "pair_accuracy",
+    "paired_difference",
+    "read",
+    "roc",
+    "roc_of_pairs",
+    "separation",
+    "wilson",
+]

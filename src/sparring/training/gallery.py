@@ -1,0 +1,167 @@
+"""Every version of every training image, in memory or streamed from the stores."""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparring import distributed, layout, store
+from sparring.device import rng
+from sparring.models import classifier
+from sparring.params import Params
+from sparring.params.errors import InputError
+
+# rows (N,), images (n, 3, H, W), labels (N,), adversarial (N,): only the images are but this process's n of N.
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Gallery:
+    """Every version of every training image in memory, as stored: version 0 is clean, the others one attack each.
+
+    image: (V, N, H, W, C) uint8, or float16 where an attack is stored so; on the device, but where it would take more
+    than half of a GPU's free memory on the CPU.  label: (N,).
+    adversarial: (V, N), False also where an attack changed nothing.
+    """
+
+    def __init__(
+        self, image: np.ndarray, clean: store.Images, attacked: list[store.Images], device: torch.device
+    ) -> None:
+        """image: as above.  clean, attacked: the rest of the stores, of which label and linf are used."""
+        fits = device.type != "cuda" or image.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
+        self.image = torch.from_numpy(image).to(device if fits else "cpu")
+        self._note(clean, attacked, device)
+
+    def _note(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
+        changed = np.stack([np.zeros(len(clean), bool), *(images.columns["linf"] > 0 for images in attacked)])
+        self.label = torch.from_numpy(clean.label).to(device)
+        self.adversarial = torch.from_numpy(changed).to(device)
+        self.device = device
+
+    def order(self, seed: int, epoch: int) -> list[np.ndarray]:
+        """The rows in the order in which an epoch visits them, in one window or several."""
+        return [rng(seed, "order", epoch).permutation(len(self.label))]
+
+    def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
+        """The epoch's batches of `size` images, but for the first `skip`.  version: that of each image (N,)."""
+        drawn, visits = (torch.from_numpy(each).to(self.image.device) for each in (version, np.concatenate(windows)))
+        for rows in visits.tensor_split(batch_stops(len(visits), size)[:-1].tolist())[skip:]:
+            yield rows, *self.batch(drawn[rows], rows)
+
+    def batch(self, version: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        images = classifier.to_images(self.image[distributed.mine(version), distributed.mine(rows)], self.device)
+        return images, self.label[rows], self.adversarial[version, rows]
+
+
+class Stream(Gallery):
+    """The same where the versions do not fit into memory: read by row group, a window of images ahead of the training.
+
+    An epoch goes from window to window, and visits the images of a window, each in its one drawn version, in a drawn
+    order. A window has so many row groups, at least one, that two windows take `budget` bytes, and no more than an
+    eighth of the images, so that reading overlaps with training. They are drawn evenly from the whole of the store:
+    where it is sorted by class, as from folders, neighbouring row groups are of the same class.
+    """
+
+    def __init__(
+        self,
+        versions: list[store.Groups],
+        clean: store.Images,
+        attacked: list[store.Images],
+        budget: float,
+        device: torch.device,
+    ) -> None:
+        """versions: the stores' images.  clean, attacked: the rest of the stores.
+
+        Raises InputError where the stores' row groups differ.
+        """
+        self._note(clean, attacked, device)
+        self._versions, first = versions, versions[0]
+        for other in versions[1:]:
+            if not np.array_equal(other.rows, first.rows):
+                raise InputError(f"{other.path} has other row groups than {first.path}; delete it and run `dvc repro`")
+        self._rows, self._starts = first.rows, first.starts
+        self._dtype = np.result_type(*(version.dtype for version in versions))
+        bytes_a_group = int(first.rows.max() * np.prod(first.shape)) * self._dtype.itemsize
+        groups = max(1, min(int(budget / 2) // bytes_a_group, len(first.rows) // 8))
+        self._windows = -(-len(first.rows) // groups)
+
+    def order(self, seed: int, epoch: int) -> list[np.ndarray]:
+        chance = rng(seed, "groups", epoch)
+        # Of so many neighbouring row groups, each window gets one.
+        neighbours = range(0, len(self._rows), self._windows)
+        parts = [chance.permutation(np.arange(len(self._rows))[start : start + self._windows]) for start in neighbours]
+        windows = []
+        for number in range(self._windows):
+            here = [part[number] for part in parts if number < len(part)]
+            rows = [self._starts[group] + np.arange(self._rows[group]) for group in here]
+            windows.append(rng(seed, "order", epoch, number).permutation(np.concatenate(rows)))
+        return windows
+
+    def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
+        visits, ends = np.concatenate(windows), np.cumsum([len(window) for window in windows])
+        stops = batch_stops(len(visits), size)
+        start = stops[skip - 1] if skip else 0
+        left = np.empty((0, *self._versions[0].shape), self._dtype)  # of a window that did not fill its last batch
+        first = int(np.searchsorted(ends, start, "right"))
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(self._read, window, version[window]) for window in windows[first : first + 1]]
+            for number, end in enumerate(ends[first:], first + 1):
+                images = ahead.pop().result()
+                ahead = [reader.submit(self._read, window, version[window]) for window in windows[number : number + 1]]
+                used = start + len(left) - (end - len(images))
+                for stop in stops[(stops > start) & (stops <= end)]:
+                    here, more = visits[start:stop], stop - start - len(left)
+                    shown = np.concatenate([left, images[used : used + more]])
+                    start, used, left = stop, used + more, left[:0]
+                    rows, drawn = (torch.from_numpy(each).to(self.device) for each in (here, version[here]))
+                    pixels = classifier.to_images(distributed.mine(shown), self.device)
+                    yield rows, pixels, self.label[rows], self.adversarial[drawn, rows]
+                left = np.concatenate([left, images[used:]])
+
+    def _read(self, rows: np.ndarray, version: np.ndarray) -> np.ndarray:
+        """The images (N, H, W, C) of these rows, each in its version; a row group is read once for each version."""
+        images = np.empty((len(rows), *self._versions[0].shape), self._dtype)
+        group = np.searchsorted(self._starts, rows, "right") - 1
+        kind = group * len(self._versions) + version
+        places = np.argsort(kind, kind="stable")
+        kinds, starts = np.unique(kind[places], return_index=True)
+        for which, here in zip(kinds, np.split(places, starts[1:]), strict=True):
+            number, drawn = divmod(int(which), len(self._versions))
+            images[here] = self._versions[drawn].read(number)[rows[here] - self._starts[number]]
+        return images
+
+
+def load_gallery(params: Params, attacks: list[str], source: str, device: torch.device) -> Gallery:
+    """The training images, clean and under these attacks: in memory where store.memory_budget allows, else streamed.
+
+    source: digest of the net that the attacks have to have been made against; InputError where they were not, or where
+    a store is missing, damaged or of other images.
+    """
+    paths = [layout.CLEAN / "train.parquet", *(layout.ADVERSARIAL / name / "train.parquet" for name in attacks)]
+    clean, attacked = store.read(paths[0], ()), []
+    for path in paths[1:]:
+        images = store.read(path, ("linf",))
+        store.check_rows(clean, images, path)
+        store.check_source(images, source, path)
+        attacked.append(images)
+    versions = [store.Groups(path) for path in paths]
+    dtype = np.result_type(*(version.dtype for version in versions))
+    shape = (len(paths), len(clean), *versions[0].shape)
+    if math.prod(shape) * dtype.itemsize > params.store.memory_budget * 1e9:
+        return Stream(versions, clean, attacked, params.store.memory_budget * 1e9, device)
+    image = np.empty(shape, dtype)  # filled by row group, so that no image is in memory twice
+    for pixels, version in zip(image, versions, strict=True):
+        for number, start in enumerate(version.starts):
+            pixels[start : start + version.rows[number]] = version.read(number)
+    return Gallery(image, clean, attacked, device)
+
+
+def batch_stops(count: int, size: int) -> np.ndarray:
+    """Where the batches of an epoch of `count` visits end: after every `size` of them, and the smaller last one; but a
+    single image left over joins the batch before it, as BatchNorm has nothing to average where a map is 1×1. Several
+    processes need two images each."""
+    stops = np.append(np.arange(size, count, size), count)
+    short = len(stops) > 1 and stops[-1] - stops[-2] < distributed.LEAST * distributed.size()
+    return np.delete(stops, -2) if short else stops

@@ -1,0 +1,38 @@
+"""What a training starts from and what it leaves in files."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from sparring import layout, store
+from sparring.device import torch_seed
+from sparring.models import model_files, networks
+from sparring.models.classifier import Classifier
+from sparring.params import Params
+
+
+def new_net(params: Params, what: str, classes: int) -> Classifier:
+    """A net with random weights drawn for `what`."""
+    with torch_seed(params.seed, "weights", what):
+        return networks.create(params.network, classes, params.data.image_size)
+
+
+def save_net(params: Params, name: str, path: Path, module: nn.Module, dtype: torch.dtype, clean: store.Images) -> None:
+    """Write a trained module as safetensors, with what one needs to know to use it."""
+    facts = {
+        "name": name,
+        "network": params.network.model_dump(),
+        "classes": clean.metadata["classes"],
+        "image_size": params.data.image_size,
+        "precision": str(dtype).removeprefix("torch."),
+        "epochs": params.training.epochs,
+    }
+    model_files.save_model(module, path, facts)
+
+
+def save_history(name: str, history: pd.DataFrame) -> None:
+    """Write the training curve as data/history/<name>.csv."""
+    with layout.replacing(layout.HISTORY / f"{name}.csv") as path:
+        history.to_csv(path, index=False, float_format="%.6f")

@@ -1,0 +1,78 @@
+"""How a net learns from one batch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparring import distributed
+from sparring.models.classifier import Classifier
+from sparring.params.sections import Training
+
+
+class Step(NamedTuple):
+    """How a structure learns from one batch.
+
+    run: takes images (N, 3, H, W) in [0, 1], labels (N,) and which of them are adversarial (N,) bool; updates the nets
+    and returns sums over the batch, on the device: fetching them every step would stall it. One of several processes
+    passes its slice of the images, with the labels of the whole batch, and gets the sums over its slice.
+    optimizers: those that `run` steps, for the loop to lower their learning rates.
+    helpers: nets that `run` trains beside the classifier.
+    attack: where there is one, makes of (images, labels, epoch, number of the batch) the images that `run` gets, in
+    the same shapes.
+    """
+
+    run: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+    optimizers: list[torch.optim.Optimizer]
+    helpers: tuple[nn.Module, ...] = ()
+    attack: Callable[[Tensor, Tensor, int, int], Tensor] | None = None
+
+
+def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
+    """Cross-entropy alone: the pretrained net and the paper's "Adv" row."""
+    optimizer = sgd(net, settings.learning_rate, settings)
+
+    def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(images.device, dtype):
+            logits = net(images)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing), logits
+
+    forward_of_all = distributed.parallel(net, forward)
+
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        whole, labels = len(labels), distributed.mine(labels)
+        loss, logits = forward_of_all(images, labels)
+        update(optimizer, distributed.weighted(loss, whole))
+        return {"loss": loss.detach() * len(labels), "accuracy": (logits.argmax(1) == labels).sum()}
+
+    return Step(run, [optimizer])
+
+
+def sgd(module: nn.Module, learning_rate: float, settings: Training) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        module.parameters(), learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def scheduler(optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Moves the learning rate over `steps` steps, as `training.schedule` says: docs/method.md has the curves."""
+    schedules = torch.optim.lr_scheduler
+    if settings.schedule == "step":
+        return schedules.MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
+    if settings.schedule == "cosine":
+        return schedules.CosineAnnealingLR(optimizer, steps)
+    if settings.schedule == "one_cycle":
+        return schedules.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], steps, cycle_momentum=False)
+    return schedules.LambdaLR(optimizer, lambda step: 1.0)
+
+
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
