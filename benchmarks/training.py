@@ -80,7 +80,6 @@ def drawn(settings: Params, gallery: Gallery) -> Generator[Batch, None, None]:
         version = sampler.draw(
             settings.sampler,
             names,
-            fixed=False,
             seed=settings.seed,
             epoch=epoch,
             visits=visits,

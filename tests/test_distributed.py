@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from sparring import checkpoints, distributed, layout, params, store
 from sparring.data import transforms
-from sparring.defences import sampler
+from sparring.defences import opponents
 from sparring.defences.joint import joint_step
-from sparring.defences.opponents import online_attack
+from sparring.defences.opponents import OnlineOpponents
 from sparring.device import torch_seed
 from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
 from sparring.params.errors import InputError
-from sparring.params.sections import Network, Online
+from sparring.params.sections import Network, Online, Structure
 from sparring.training.gallery import batch_stops, load_gallery
 from sparring.training.loop import fit as run_training
 from sparring.training.results import new_net
@@ -91,19 +91,21 @@ def fit(
         step = joint_step(net, frozen, detector, settings.training, settings.detector, torch.float32)
     else:
         step = plain_step(net, settings.training, torch.float32)
-    if name == "online":
-        attack = online_attack(net, Online(eps=0.05, step=0.02, steps=2), torch.float32, 0)
+    attacks = list(settings.attacks)
+    stored = Structure(opponents="sampler", detector="none")
 
-        def noted(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
-            attacked.append(attack(images, labels, epoch, number))
+    class Noted(OnlineOpponents):
+        """On the versions that stored opponents come in."""
+
+        versions = staticmethod(opponents.create(settings, stored, attacks, net, torch.float32, 0).versions)  # type: ignore[assignment]
+
+        def show(self, *batch: Any) -> Tensor:
+            attacked.append(super().show(*batch))
             return attacked[-1]
 
-        step = step._replace(attack=noted)
-    attacks = list(settings.attacks)
-
-    def draw(epoch: int, visits: np.ndarray) -> np.ndarray:
-        size = settings.training.batch_size
-        return sampler.draw(settings.sampler, attacks, fixed=False, seed=0, epoch=epoch, visits=visits, batch_size=size)
+    met = opponents.create(settings, stored, attacks, net, torch.float32, 0)
+    if name == "online":
+        met = Noted(net, Online(eps=0.05, step=0.02, steps=2), torch.float32, 0)
 
     history = run_training(
         settings,
@@ -111,7 +113,7 @@ def fit(
         net,
         step,
         load_gallery(settings, attacks, model_files.digest(pretrained), CPU),
-        draw,
+        met,
         store.read(layout.CLEAN / "validation.parquet"),
         checkpoints.Checkpoint(checkpoint),
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparring import attacks, layout, store
 from sparring.attacks import losses
-from sparring.defences.opponents import online_attack
+from sparring.defences.opponents import OnlineOpponents
 from sparring.evaluation import adaptive as adaptive_attacks
 from sparring.models import classifier, networks
 from sparring.models.resnet import ResNet
@@ -136,8 +136,9 @@ def pgd_l2(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def online(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    attack = online_attack(model, Online(eps=EPS, step=EPS / 4, steps=8), torch.float32, 0)  # type: ignore[arg-type]
-    return attack(images, labels, 0, 0)
+    settings = Online(eps=EPS, step=EPS / 4, steps=8)
+    opponents = OnlineOpponents(model, settings, torch.float32, 0)  # type: ignore[arg-type]
+    return opponents.show(torch.arange(len(labels)), images, labels, torch.empty(0), 0, 0)
 
 
 def ddn(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ def draw(
     visits: np.ndarray | None = None,
 ) -> np.ndarray:
     visits = rng(seed, "order", epoch).permutation(count) if visits is None else visits
-    return sampler.draw(settings, attacks, fixed=fixed, seed=seed, epoch=epoch, visits=visits, batch_size=batch_size)
+    method = sampler.draw_fixed if fixed else sampler.draw
+    return method(settings, attacks, seed=seed, epoch=epoch, visits=visits, batch_size=batch_size)
 
 
 @st.composite

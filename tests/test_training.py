@@ -22,7 +22,7 @@ from sparring.attacks import generation
 from sparring.data import prepare, transforms
 from sparring.defences import sampler
 from sparring.defences.joint import joint_step
-from sparring.defences.opponents import online_attack
+from sparring.defences.opponents import OnlineOpponents
 from sparring.defences.train import train as train_structure
 from sparring.device import rng
 from sparring.models import classifier, model_files, networks, resnet
@@ -33,6 +33,7 @@ from sparring.params.errors import InputError
 from sparring.params.sections import Detector, Network, Online, Training
 from sparring.store import Images
 from sparring.training.gallery import Gallery, batch_stops
+from sparring.training.loop import Opponents
 from sparring.training.loop import fit as run_training
 from sparring.training.pretrain import pretrain
 from sparring.training.steps import Step, plain_step
@@ -561,7 +562,11 @@ def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, ste
     images, labels = torch.rand(16, 3, 16, 16), torch.randint(10, (16,))
     images[:2] = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
     before = copy.deepcopy(net.state_dict())
-    attack = online_attack(net, Online(eps=eps, step=step, steps=steps), torch.float32, 0)
+    opponents = OnlineOpponents(net, Online(eps=eps, step=step, steps=steps), torch.float32, 0)
+
+    def attack(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
+        return opponents.show(torch.arange(16), images, labels, torch.empty(0), epoch, number)
+
     attacked = attack(images, labels, 3, 7)
     assert net.training and all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters()) and not attacked.requires_grad
@@ -601,8 +606,7 @@ def fit(settings: Params, net: ResNet, step: Step, validation: Images | None = N
     """Training on eight images, in three batches an epoch where the batch size is 3."""
     clean = eight()
     gallery = Gallery(clean.image[None], clean, [], CPU)
-    draw: Callable[[int, np.ndarray], np.ndarray] = lambda epoch, visits: np.zeros(len(visits), np.int64)  # noqa: E731
-    return run_training(settings, "eight", net, step, gallery, draw, clean if validation is None else validation)
+    return run_training(settings, "eight", net, step, gallery, Opponents(), clean if validation is None else validation)
 
 
 @pytest.mark.parametrize(
@@ -776,8 +780,8 @@ def test_a_structure_trains_on_what_the_sampler_draws(
     shown = np.concatenate([images for images, _ in seen]).reshape(2, 300, -1)
     for epoch in range(2):
         visits = rng(0, "order", epoch).permutation(300)
-        drawn = sampler.draw(
-            settings.fixed, list(settings.attacks), fixed=True, seed=0, epoch=epoch, visits=visits, batch_size=50
+        drawn = sampler.draw_fixed(
+            settings.fixed, list(settings.attacks), seed=0, epoch=epoch, visits=visits, batch_size=50
         )
         wanted = np.stack([versions[version].image[row].ravel() for row, version in enumerate(drawn)])
         np.testing.assert_array_equal(shown[epoch], wanted[visits])

@@ -1,41 +1,58 @@
-"""Opponents: what the images of a batch are replaced by before the net learns from them."""
+"""The kinds of opponents that a structure names: what its net meets in place of the clean images.
+
+One more kind is a class here, an entry of `create`, and a section of params.yaml.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparring import distributed
 from sparring.attacks.pgd import pgd
+from sparring.defences import sampler
 from sparring.device import rng
 from sparring.models.classifier import Classifier
-from sparring.params.sections import Online
+from sparring.params import Params
+from sparring.params.sections import Online, Structure
+from sparring.training.loop import Opponents
 from sparring.training.steps import autocast
 
 
-def online_attack(
-    net: Classifier, settings: Online, dtype: torch.dtype, seed: int
-) -> Callable[[Tensor, Tensor, int, int], Tensor]:
-    """Opponents made on the fly, against the net as it is: PGD in L∞ from one uniform random start (Madry et al., 2018,
-    arXiv 1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
+class StoredOpponents(Opponents):
+    """The stored attacks, drawn anew for each epoch: arXiv 2204.11596, the random sampler.
 
-    Returns a function of (images (N, 3, H, W) in [0, 1], labels (N,), epoch, number of the batch) that gives every
-    image attacked, within eps of it; one of several processes passes its slice of the images, and all labels. The net
-    is attacked in eval mode: as the function that it is evaluated as, each image for itself, and with its running
-    statistics left alone.
+    draw: (epoch=, visits=) → version of each image (N,), as of sampler.draw.
     """
 
-    def logits(images: Tensor) -> Tensor:
-        with autocast(images.device, dtype):
-            return net(images).float()
+    def __init__(self, draw: Callable[..., np.ndarray]) -> None:
+        self._draw = draw
 
-    def attack(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
+    def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
+        return self._draw(epoch=epoch, visits=visits)
+
+
+class OnlineOpponents(Opponents):
+    """Attacks made on the fly, against the net as it is: PGD in L∞ from one uniform random start (Madry et al., 2018,
+    arXiv 1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
+
+    Every image is attacked, and stays within eps of itself and in [0, 1]. The net is attacked in eval mode: as the
+    function that it is evaluated as, each image for itself, and with its running statistics left alone.
+    """
+
+    def __init__(self, net: Classifier, settings: Online, dtype: torch.dtype, seed: int) -> None:
+        self._net, self._settings, self._dtype, self._seed = net, settings, dtype, seed
+
+    def show(self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int) -> Tensor:
+        settings = self._settings
         generator = torch.Generator(images.device)
-        generator.manual_seed(int(rng(seed, "online", epoch, number).integers(2**62)))
+        generator.manual_seed(int(rng(self._seed, "online", epoch, number).integers(2**62)))
         starts = torch.randn((len(labels), 1, *images.shape[1:]), generator=generator, device=images.device)
-        net.eval()
+        self._net.eval()
         attacked = pgd(
-            logits,
+            self._logits,
             images,
             distributed.mine(labels),
             eps=settings.eps,
@@ -46,7 +63,26 @@ def online_attack(
             loss="cross_entropy",
             starts=distributed.mine(starts),
         )
-        net.train()
+        self._net.train()
         return attacked
 
-    return attack
+    def _logits(self, images: Tensor) -> Tensor:
+        with autocast(images.device, self._dtype):
+            return self._net(images).float()
+
+
+def create(
+    params: Params, structure: Structure, attacks: list[str], net: Classifier, dtype: torch.dtype, seed: int
+) -> Opponents:
+    """The opponents that a structure names, for one training.
+
+    attacks: those of the gallery, in its order.  net: the one in training, which opponents may attack.
+    """
+    word = structure.opponents
+    if word == "none":
+        return Opponents()
+    settings = getattr(params, word)
+    if structure.online:
+        return OnlineOpponents(net, settings, dtype, seed)
+    draw = {"sampler": sampler.draw, "fixed": sampler.draw_fixed}[word]
+    return StoredOpponents(partial(draw, settings, attacks, seed=seed, batch_size=params.training.batch_size))

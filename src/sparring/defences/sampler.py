@@ -28,26 +28,46 @@ def probabilities(settings: Sampler, base: np.ndarray, generator: np.random.Gene
 
 
 def draw(
-    settings: Sampler, attacks: list[str], *, fixed: bool, seed: int, epoch: int, visits: np.ndarray, batch_size: int
+    settings: Sampler, attacks: list[str], *, seed: int, epoch: int, visits: np.ndarray, batch_size: int
 ) -> np.ndarray:
     """The version of each image (N,) in this epoch: 0 for clean, i for attacks[i − 1]; entry k belongs to image k.
 
     visits: the order in which the epoch visits the images. It and batch_size matter only for `redraw: batch`, where
-    share and weights are drawn anew for each batch.  fixed: the classical strategy, in which an image meets one attack
-    only, the same in every epoch, while chance still decides each time whether it comes clean.
+    share and weights are drawn anew for each batch.
     """
-    count = len(visits)
     base = weights(settings, attacks)
-    chance = rng(seed, "sampler", epoch).random((count, 2))
-    if fixed:
-        chance[:, 1] = rng(seed, "fixed").random(count)
-    share = np.empty(count)
-    bounds = np.empty((count, len(attacks)))
+    share, bounds = _drawn(settings, base, seed, epoch, visits, batch_size)
+    return _versions(base, rng(seed, "sampler", epoch).random((len(visits), 2)), share, bounds)
+
+
+def draw_fixed(
+    settings: Sampler, attacks: list[str], *, seed: int, epoch: int, visits: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """The same by the classical strategy: an image meets one attack only, the same in every epoch, while chance still
+    decides each time whether it comes clean."""
+    base = weights(settings, attacks)
+    share, _ = _drawn(settings, base, seed, epoch, visits, batch_size)
+    chance = rng(seed, "sampler", epoch).random((len(visits), 2))
+    chance[:, 1] = rng(seed, "fixed").random(len(visits))
+    return _versions(base, chance, share, np.cumsum(base)[None])
+
+
+def _drawn(
+    settings: Sampler, base: np.ndarray, seed: int, epoch: int, visits: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The adversarial share (N,) and the attacks' summed weights (N, A) that each image is drawn with."""
+    count = len(visits)
+    share, bounds = np.empty(count), np.empty((count, len(base)))
     groups = [visits] if settings.redraw == "epoch" else np.split(visits, range(batch_size, count, batch_size))
     for number, group in enumerate(groups):
         drawn_share, drawn_weights = probabilities(settings, base, rng(seed, "probabilities", epoch, number))
         share[group] = drawn_share
-        bounds[group] = np.cumsum(base if fixed else drawn_weights)
+        bounds[group] = np.cumsum(drawn_weights)
+    return share, bounds
+
+
+def _versions(base: np.ndarray, chance: np.ndarray, share: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """The versions (N,) that chance (N, 2), of coming attacked and of the attack, gives."""
     # The attack is the first whose bound lies above the chance; rounding must not lift it past the last used one.
     last = int(np.flatnonzero(base)[-1])
     attack = np.minimum((chance[:, 1:] >= bounds).sum(1), last)

@@ -1,21 +1,17 @@
 """The structures: nets trained from scratch on clean and adversarial images, with or without the detector."""
 
 import shutil
-from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
 from sparring import checkpoints, distributed, layout, progress, store
-from sparring.defences import sampler
+from sparring.defences import opponents
 from sparring.defences.joint import joint_step
-from sparring.defences.opponents import online_attack
 from sparring.device import channels_last, choose, precision, torch_seed
 from sparring.models import classifier, model_files, networks
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params, check_classes
 from sparring.params.errors import InputError
-from sparring.params.sections import Structure
 from sparring.training.gallery import load_gallery
 from sparring.training.loop import fit
 from sparring.training.results import new_net, save_history, save_net
@@ -55,17 +51,14 @@ def train(params: Params, name: str) -> None:
             detector = None
             if structure.detector == "none":
                 step = plain_step(net, params.training, dtype)
-                if structure.online:
-                    online = getattr(params, structure.opponents)
-                    step = step._replace(attack=online_attack(net, online, dtype, seed))
             else:
                 with torch_seed(seed, "weights", "detector"):
                     detector = TransformerDetector(params.detector, classifier.map_shapes(net, params.data.image_size))
                 detector = detector.to(device)
                 helper = channels_last(networks.frozen(pretrained), device)
                 step = joint_step(net, helper, detector, params.training, params.detector, dtype)
-            draw = _draw(once, structure, attacks)
-            history = fit(once, name, net, step, gallery, draw, validation, checkpoint)
+            met = opponents.create(params, structure, attacks, net, dtype, seed)
+            history = fit(once, name, net, step, gallery, met, validation, checkpoint)
             if distributed.first():
                 save_net(once, name, layout.model(name, seed), net, dtype, clean)
             if distributed.first() and detector is not None:
@@ -78,22 +71,3 @@ def train(params: Params, name: str) -> None:
             epochs = params.training.epochs * len(params.seeds)
             done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
             shutil.rmtree(unfinished)
-
-
-def _draw(params: Params, structure: Structure, attacks: list[str]) -> Callable[[int, np.ndarray], np.ndarray]:
-    """(epoch, order of visits) → version of each image."""
-
-    def draw(epoch: int, visits: np.ndarray) -> np.ndarray:
-        if not attacks:
-            return np.zeros(len(visits), np.int64)
-        return sampler.draw(
-            params.fixed if structure.opponents == "fixed" else params.sampler,
-            attacks,
-            fixed=structure.opponents == "fixed",
-            seed=params.seed,
-            epoch=epoch,
-            visits=visits,
-            batch_size=params.training.batch_size,
-        )
-
-    return draw

@@ -1,10 +1,11 @@
-"""The one training loop."""
+"""The one training loop, which pretraining and every defence run through."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -20,132 +21,204 @@ from sparring.training.gallery import Gallery, batch_stops
 from sparring.training.steps import Step, scheduler
 
 
+class Opponents:
+    """Whom the net in training meets. These are none: every image comes clean. A kind overrides what it does otherwise.
+
+    The loop calls `versions` once an epoch and `show` once a batch, and keeps `state_dict` in the checkpoint.
+    """
+
+    def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
+        """The stored version in which each image (N,) comes in this epoch: 0 is clean, i the i-th attack of the
+        gallery. visits: the images in the order in which the epoch visits them (N,)."""
+        return np.zeros(len(visits), np.int64)
+
+    def show(self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int) -> Tensor:
+        """The images (n, 3, H, W) in [0, 1] that the net learns from, in place of a batch's images of the same shape.
+
+        rows, labels: of the whole batch (N,). images, boxes: those of this process, n of N; boxes (n, 2, 2) are the
+        crops that were cut out, as transforms.draw_crops has them.  number: the batch's place in the epoch, from 1.
+        """
+        return images
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on needs to end with the same bytes: numbers, strings, lists, dictionaries, tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+
+
+class _State:
+    """A training as its checkpoint keeps it: what changes from batch to batch, and how far it has come."""
+
+    def __init__(
+        self, params: Params, name: str, net: Classifier, step: Step, opponents: Opponents, count: int
+    ) -> None:
+        settings = params.training
+        self.name, self.epochs = name, settings.epochs
+        steps = settings.epochs * len(batch_stops(count, settings.batch_size))
+        self.schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
+        self.average: AveragedModel | None = None
+        if settings.ema:
+            self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+        self.trained = [net, *step.helpers]
+        self.kept = [self.average.module if self.average else net, *step.helpers]
+        self.changing: list[Any] = [*self.trained, *step.optimizers, *self.schedulers, opponents]
+        self.changing += [self.average] if self.average else []
+        self.best: list[dict[str, Tensor]] = []
+        self.history: list[dict[str, float]] = []
+        self.totals: dict[str, Tensor] = {}  # sums over the epoch so far
+        self.epoch = self.batches = 0  # the epoch that is under way, and its batches that are done
+        self.random: list[Tensor] = []  # torch's generators, where an epoch is gone on with
+        self._agree = distributed.Agreement()
+
+    def load(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        """Go on where the checkpoint was saved, if there is one."""
+        if (state := checkpoint.load()) is None:
+            return
+        for each, saved in zip(self.changing, state["changing"], strict=True):
+            each.load_state_dict(saved)
+        self.history, self.best = state["history"], state["best"]
+        self.epoch, self.batches = state["epoch"], state["batches"]
+        self.random = [each[distributed.rank()] for each in state["random"]]
+        self.totals = {key: each[distributed.rank()].to(device) for key, each in state["totals"].items()}
+        print(f"{self.name}: going on {self._place()}", flush=True)
+
+    def save(self, checkpoint: Checkpoint, stopped: Callable[[], bool], device: torch.device) -> None:
+        """Save where it is time, at the end, and where the run was told to stop, which then raises SystemExit."""
+        last = self.epoch == self.epochs
+        ending = stopped() or distributed.orphaned()
+        stop, due = self._agree(ending, distributed.first() and checkpoint.due(), now=last)
+        if last or stop or due:
+            state = {
+                "changing": [each.state_dict() for each in self.changing],
+                "best": self.best,
+                "history": self.history,
+                "epoch": self.epoch,
+                "batches": self.batches,
+                "totals": {key: distributed.gather(value) for key, value in self.totals.items()},
+                "random": [distributed.gather(each) for each in checkpoints.random_state(device)],
+            }
+            if distributed.first():
+                checkpoint.save(state)
+        if stop:
+            distributed.wait()  # until it is saved
+            raise SystemExit(f"{self.name}: stopped; the same command goes on {self._place()}")
+
+    def end_epoch(self, means: dict[str, float], keep: str) -> None:
+        """Note the epoch's means, and what the nets hold where they have never been as good on validation images."""
+        accuracy = means["validation_accuracy"]
+        if keep == "best" and all(accuracy > row["validation_accuracy"] for row in self.history):
+            self.best = [{key: value.clone() for key, value in each.state_dict().items()} for each in self.kept]
+        self.history.append({"epoch": self.epoch, **means})
+        self.totals, self.batches = {}, 0
+        self.epoch += 1
+
+    def choose(self) -> None:
+        """Let the nets hold what was the best, where that is kept, else what they came to or its average."""
+        chosen = self.best or [each.state_dict() for each in self.kept]
+        for each, state in zip(self.trained, chosen, strict=True):
+            each.load_state_dict(state)
+
+    def _place(self) -> str:
+        within = f" and {self.batches:,} batches" if self.batches else ""
+        return f"after epoch {self.epoch}/{self.epochs}{within}"
+
+
 def fit(
     params: Params,
     name: str,
     net: Classifier,
     step: Step,
     gallery: Gallery,
-    draw: Callable[[int, np.ndarray], np.ndarray],
+    opponents: Opponents,
     validation: store.Images,
     checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Train for params.training.epochs epochs; returns a row of means an epoch. What the nets hold in the end is what
     params.training.keep and ema say.
 
-    draw: (epoch, order of visits) → version of each image (N,).  validation: clean images to watch, and for `keep:
-    best` to choose by.
-    checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers and schedules, sums of
-    the epoch, history, and torch's generators, as dropout draws from them; everything else that is drawn is a function
-    of the seed and the epoch. So a run that was killed ends with the bits of one that was not.
+    validation: clean images to watch, and for `keep: best` to choose by.
+    checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers and schedules,
+    opponents, sums of the epoch, history, and torch's generators, as dropout draws from them; everything else that is
+    drawn is a function of the seed and the epoch. So a run that was killed ends with the bits of one that was not.
     Of several processes, each calls this, all end with the same nets, and the first one saves.
     Raises InputError where a loss is no longer a number or there is nothing to choose by; SystemExit on SIGTERM and
     Ctrl-C, once the state is saved.
     """
-    settings, device = params.training, gallery.device
+    settings, device, count = params.training, gallery.device, len(gallery.label)
     checkpoint = checkpoint or Checkpoint(None)
     if settings.keep == "best" and not len(validation):
         raise InputError(f"{name}: training.keep is best, but there are no validation images to choose by; use last")
-    count = len(gallery.label)
     if distributed.size() > 1 and count < distributed.LEAST * distributed.size():
         raise InputError(f"{name}: {count} training images are too few for {distributed.size()} training.devices")
-    steps = settings.epochs * len(batch_stops(count, settings.batch_size))
-    schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
-    average = None
-    if settings.ema:
-        average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
-    changing: list[Any] = [net, *step.helpers, *step.optimizers, *schedulers, *([average] if average else [])]
-    kept = [average.module if average else net, *step.helpers]
-    best: list[dict[str, Tensor]] = []
-    history: list[dict[str, float]] = []
-    totals: dict[str, Tensor] = {}
-    first = skip = 0  # the epoch to go on in, and its batches that are done
-    random: list[Tensor] = []
-    if (state := checkpoint.load()) is not None:
-        for each, saved in zip(changing, state["changing"], strict=True):
-            each.load_state_dict(saved)
-        history, first, skip, best = state["history"], state["epoch"], state["batches"], state["best"]
-        random = [each[distributed.rank()] for each in state["random"]]
-        totals = {key: each[distributed.rank()].to(device) for key, each in state["totals"].items()}
-        del state, saved  # a copy of everything
-        print(f"{name}: going on {_place(first, skip, settings.epochs)}", flush=True)
+    state = _State(params, name, net, step, opponents, count)
+    state.load(checkpoint, device)
+    total, shown = settings.epochs * count, distributed.first()
+    with checkpoint.stoppable() as stopped, progress.bar(name, total, shown) as advance:
 
-    agree = distributed.Agreement()
-    shown = distributed.first()
-    with checkpoint.stoppable() as stopped, progress.bar(name, settings.epochs * count, shown) as advance:
+        def after_batch(images: int) -> None:
+            advance(images)
+            state.save(checkpoint, stopped, device)
 
-        def save_state(epoch: int, batches: int, totals: dict[str, Tensor], always: bool = False) -> None:
-            ending = stopped() or distributed.orphaned()
-            stop, due = agree(ending, distributed.first() and checkpoint.due(), now=always)
-            if always or stop or due:
-                state = {
-                    "changing": [each.state_dict() for each in changing],
-                    "best": best,
-                    "history": history,
-                    "epoch": epoch,
-                    "batches": batches,
-                    "totals": {key: distributed.gather(value) for key, value in totals.items()},
-                    "random": [distributed.gather(each) for each in checkpoints.random_state(device)],
-                }
-                if distributed.first():
-                    checkpoint.save(state)
-            if stop:
-                distributed.wait()  # until it is saved
-                raise SystemExit(f"{name}: stopped; the same command goes on {_place(epoch, batches, settings.epochs)}")
-
-        advance(first * count + min(skip * settings.batch_size, count))
-        for epoch in range(first, settings.epochs):
-            windows = gallery.order(params.seed, epoch)
-            version = draw(epoch, np.concatenate(windows))
-            area = (settings.crop_area[0], settings.crop_area[1])
-            crops = transforms.draw_crops(rng(params.seed, "crop", epoch), count, area, settings.horizontal_flip)
-            crops = crops.to(device)
-            net.train()
-            with torch_seed(params.seed, "train", name, epoch, *([distributed.rank()] if distributed.rank() else [])):
-                if skip:
-                    checkpoints.set_random_state(random, device)
-                batches = gallery.batches(windows, version, settings.batch_size, skip)
-                for number, (rows, images, labels, adversarial) in enumerate(batches, skip + 1):
-                    images = transforms.crop(images, crops[distributed.mine(rows)])
-                    if step.attack is not None:
-                        images = step.attack(images, labels, epoch, number)
-                    for key, value in step.run(images, labels, adversarial).items():
-                        totals[key] = totals.get(key, 0) + value
-                    distributed.average_norms(net)
-                    for each in schedulers:
-                        each.step()
-                    if average is not None:
-                        average.update_parameters(net)
-                    advance(len(rows))
-                    save_state(epoch, number, totals)
-            means = {key: float(value) / count for key, value in distributed.total(totals).items()}
-            totals, skip = {}, 0
+        advance(state.epoch * count + min(state.batches * settings.batch_size, count))
+        while state.epoch < settings.epochs:
+            _run_epoch(params, state, net, step, gallery, opponents, after_batch)
+            means = {key: float(value) / count for key, value in distributed.total(state.totals).items()}
             broken = [key for key, value in means.items() if not np.isfinite(value)]
             if broken:
                 if distributed.first():
                     checkpoint.delete()  # to go on from there would only end here again
                 raise InputError(
-                    f"{name}: {broken[0]} is {means[broken[0]]} in epoch {epoch}; "
+                    f"{name}: {broken[0]} is {means[broken[0]]} in epoch {state.epoch}; "
                     f"lower training.learning_rate ({settings.learning_rate})"
                 )
-            predicted = classifier.predict(kept[0], validation.image, params.store.batch_size, device).argmax(1)
+            predicted = classifier.predict(state.kept[0], validation.image, params.store.batch_size, device).argmax(1)
             # pandas' mean of no images is NaN, without a warning.
             means["validation_accuracy"] = float(pd.Series(predicted == validation.label).mean())
-            if settings.keep == "best" and all(
-                means["validation_accuracy"] > row["validation_accuracy"] for row in history
-            ):
-                best = [{key: value.clone() for key, value in each.state_dict().items()} for each in kept]
-            history.append({"epoch": epoch, **means})
-            print(f"{name}: epoch {epoch + 1}/{settings.epochs}, " + _line(means), flush=True)
-            save_state(epoch + 1, 0, totals, always=epoch + 1 == settings.epochs)
-    for each, chosen in zip([net, *step.helpers], best or [each.state_dict() for each in kept], strict=True):
-        each.load_state_dict(chosen)
-    return pd.DataFrame(history)
+            state.end_epoch(means, settings.keep)
+            print(f"{name}: epoch {state.epoch}/{settings.epochs}, " + _line(means), flush=True)
+            state.save(checkpoint, stopped, device)
+    state.choose()
+    return pd.DataFrame(state.history)
 
 
-def _place(epoch: int, batches: int, epochs: int) -> str:
-    within = f" and {batches:,} batches" if batches else ""
-    return f"after epoch {epoch}/{epochs}{within}"
+def _run_epoch(
+    params: Params,
+    state: _State,
+    net: Classifier,
+    step: Step,
+    gallery: Gallery,
+    opponents: Opponents,
+    after_batch: Callable[[int], None],
+) -> None:
+    """Train on what is left of an epoch, and add up in state.totals what the step returns.
+
+    after_batch: told the number of images of each batch that is done.
+    """
+    settings, device, epoch = params.training, gallery.device, state.epoch
+    windows = gallery.order(params.seed, epoch)
+    version = opponents.versions(epoch, np.concatenate(windows))
+    area, chance = (settings.crop_area[0], settings.crop_area[1]), rng(params.seed, "crop", epoch)
+    crops = transforms.draw_crops(chance, len(gallery.label), area, settings.horizontal_flip).to(device)
+    net.train()
+    part = [distributed.rank()] if distributed.rank() else []
+    with torch_seed(params.seed, "train", state.name, epoch, *part):
+        if state.batches:
+            checkpoints.set_random_state(state.random, device)
+        for rows, images, labels, adversarial in gallery.batches(windows, version, settings.batch_size, state.batches):
+            boxes = crops[distributed.mine(rows)]
+            images = transforms.crop(images, boxes)
+            images = opponents.show(rows, images, labels, boxes, epoch, state.batches + 1)
+            for key, value in step.run(images, labels, adversarial).items():
+                state.totals[key] = state.totals.get(key, 0) + value
+            distributed.average_norms(net)
+            for each in state.schedulers:
+                each.step()
+            if state.average is not None:
+                state.average.update_parameters(net)
+            state.batches += 1
+            after_batch(len(rows))
 
 
 def _line(means: dict[str, float]) -> str:

@@ -2,14 +2,12 @@
 
 import shutil
 
-import numpy as np
-
 from sparring import checkpoints, distributed, layout, progress, store
 from sparring.checkpoints import Checkpoint
 from sparring.device import channels_last, choose, precision
 from sparring.params import Params, check_classes
 from sparring.training.gallery import load_gallery
-from sparring.training.loop import fit
+from sparring.training.loop import Opponents, fit
 from sparring.training.results import new_net, save_history, save_net
 from sparring.training.steps import plain_step
 
@@ -34,7 +32,7 @@ def pretrain(params: Params) -> None:
             net,
             plain_step(net, params.training, dtype),
             load_gallery(params, [], "", device),
-            lambda epoch, visits: np.zeros(len(visits), np.int64),
+            Opponents(),
             validation,
             checkpoint,
         )

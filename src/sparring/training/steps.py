@@ -20,14 +20,11 @@ class Step(NamedTuple):
     passes its slice of the images, with the labels of the whole batch, and gets the sums over its slice.
     optimizers: those that `run` steps, for the loop to lower their learning rates.
     helpers: nets that `run` trains beside the classifier.
-    attack: where there is one, makes of (images, labels, epoch, number of the batch) the images that `run` gets, in
-    the same shapes.
     """
 
     run: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
     optimizers: list[torch.optim.Optimizer]
     helpers: tuple[nn.Module, ...] = ()
-    attack: Callable[[Tensor, Tensor, int, int], Tensor] | None = None
 
 
 def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:

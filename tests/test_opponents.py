@@ -1,0 +1,84 @@
+"""What the training loop asks of opponents."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sparring.checkpoints import Checkpoint
+from sparring.data import transforms
+from sparring.device import rng
+from sparring.models.resnet import ResNet
+from sparring.params import Params
+from sparring.store import Images
+from sparring.training.gallery import Gallery
+from sparring.training.loop import Opponents, fit
+from sparring.training.steps import plain_step
+
+CPU = torch.device("cpu")
+
+
+class Remembering(Opponents):
+    """Opponents with a state: how often each image has come, which they draw on it."""
+
+    def __init__(self) -> None:
+        self.visits = torch.zeros(8)
+        self.seen: list[tuple[Tensor, ...]] = []
+
+    def show(self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int) -> Tensor:
+        self.visits[rows] += 1
+        self.seen.append((rows, labels, boxes))
+        return images * (self.visits[rows] / 10).view(-1, 1, 1, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"visits": self.visits}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.visits = state["visits"]
+
+
+def test_opponents_see_rows_and_crops_and_their_state_joins_the_checkpoint(
+    tiny: Callable[..., Params], tmp_path: Path
+) -> None:
+    settings = tiny(training={"epochs": 3, "batch_size": 3, "crop_area": [0.5, 1.0]})
+    shown = np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), np.uint8)
+    clean = Images(np.arange(8), np.arange(8), shown)
+    gallery = Gallery(clean.image[None], clean, [], CPU)
+
+    def run(opponents: Remembering, stop: bool = False) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        net = ResNet((1, 1, 1, 1), 4, 8)
+        step = plain_step(net, settings.training, torch.float32)
+        checkpoint = Checkpoint(tmp_path / "state.pt")
+        if stop:
+            checkpoint.due = lambda: True  # type: ignore[method-assign]
+            show = opponents.show
+
+            def killed(*batch: Any) -> Tensor:
+                if len(opponents.seen) == 4:
+                    raise KeyboardInterrupt
+                return show(*batch)
+
+            opponents.show = killed  # type: ignore[method-assign]
+        fit(settings, "eight", net, step, gallery, opponents, clean, checkpoint)
+        return net.state_dict()
+
+    whole = Remembering()
+    wanted = run(whole)
+    rows = torch.cat([rows for rows, _, _ in whole.seen])
+    assert torch.equal(rows.view(3, 8).sort(1).values, torch.arange(8).expand(3, -1))
+    assert all(torch.equal(labels, rows) for rows, labels, _ in whole.seen)  # as image k is of class k here
+    epoch = torch.cat([boxes for _, _, boxes in whole.seen[:3]])[rows[:8].argsort()]
+    drawn = transforms.draw_crops(rng(settings.seed, "crop", 0), 8, (0.5, 1.0), settings.training.horizontal_flip)
+    assert torch.equal(epoch, drawn)
+    (tmp_path / "state.pt").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(Remembering(), stop=True)
+    resumed = Remembering()
+    found = run(resumed)
+    assert len(resumed.seen) == 9 - 4 and torch.equal(resumed.visits, torch.full((8,), 3.0))
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
