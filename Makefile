@@ -39,10 +39,10 @@ repro: $(INSTALLED)  ## run the pipeline: only what has changed
 	.venv/bin/dvc repro
 
 table3: $(INSTALLED)  ## train and evaluate the rows of Table 3; JOBS=4: four at once
-	$(call side_pipeline,ablation/dvc.yaml)
+	$(call side_pipeline,studies/table3/dvc.yaml)
 
 leave-one-out: $(INSTALLED)  ## train without each attack in turn and evaluate on it; JOBS=4: four at once
-	$(call side_pipeline,leave_one_out/dvc.yaml)
+	$(call side_pipeline,studies/leave_one_out/dvc.yaml)
 
 test: $(INSTALLED)  ## run the tests but the slow ones
 	$(PYTEST) -m 'not slow'

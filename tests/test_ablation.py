@@ -28,42 +28,43 @@ rows:
 def settings(project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Params:
     """The parameters of a project with two rows; the stages read the same from its params.yaml."""
     chosen = tiny(training={"epochs": 2, "batch_size": 50}, mixture={"adv_ratio": 0.4})
-    Path("ablation").mkdir()
-    Path("ablation/params.yaml").write_text(ROWS)
+    Path("studies/table3").mkdir(parents=True)
+    Path("studies/table3/params.yaml").write_text(ROWS)
     monkeypatch.setattr(params, "load", lambda: chosen)
-    monkeypatch.syspath_prepend(str(ROOT / "stages"))
+    for folder in ("stages", "studies/table3"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
     return chosen
 
 
 def stage(name: str, *arguments: str) -> None:
-    importlib.import_module(f"ablation_{name}").main(*arguments)
+    importlib.import_module(name).main(*arguments)
 
 
 def everything() -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file() and "ablation" not in path.parts}
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file() and "studies" not in path.parts}
 
 
 def test_from_rows_to_the_table(settings: Params) -> None:
     before = everything()
     rows = load_rows()
     for name in rows:
-        stage("train", name)
-        stage("evaluate", name)
-    Path("ablation/reports").mkdir()
-    Path("ablation/reports/table3.tex").write_text("of an earlier layout")
-    stage("report")
+        stage("train_row", name)
+        stage("evaluate_row", name)
+    Path("studies/table3/reports").mkdir()
+    Path("studies/table3/reports/table3.tex").write_text("of an earlier layout")
+    stage("write_table")
     assert everything() == before  # the main pipeline's results stay
-    reports = Path("ablation/reports")
+    reports = Path("studies/table3/reports")
     written = {file.relative_to(reports).as_posix(): file.read_text() for file in reports.rglob("*.*")}
     assert written.keys() == {"table3.md", "table3.csv", "tex/table3.tex"}
-    table = pd.read_csv("ablation/reports/table3.csv").set_index(["split", "row", "mixture"])
+    table = pd.read_csv("studies/table3/reports/table3.csv").set_index(["split", "row", "mixture"])
     assert len(table) == 2 * 2 * 2
     assert table.loc[("test", "low_050_2", "own"), ["paper_detector_accuracy", "paper"]].tolist() == [0.735, 0.8694]
     assert "0.7350" in written["table3.md"] and "0.8694" in written["table3.md"]
     for (split, name, mixture), found in table.iterrows():
         share = rows[name].adv_ratio if mixture == "own" else 0.4
         assert found["mixture_ratio"] == share
-        predictions = pd.read_parquet(f"ablation/rows/{name}/data/predictions/ours.parquet")
+        predictions = pd.read_parquet(f"studies/table3/rows/{name}/data/predictions/ours.parquet")
         clean = store.read(layout.CLEAN / f"{split}.parquet", ())
         drawn = statistics.draw_mixture(clean.index, clean.label, list(settings.attacks), share, 0, split)
         chosen = predictions[predictions["split"] == split].merge(drawn, on=["index", "attack"])
@@ -96,13 +97,13 @@ def test_from_rows_to_the_table(settings: Params) -> None:
 
 
 def test_a_row_with_the_main_settings_is_ours_to_the_bit(settings: Params) -> None:
-    stage("train", "low_050_2")
+    stage("train_row", "low_050_2")
     train(settings, "ours")
     main = {path.name: path.read_bytes() for path in Path("models/ours").iterdir()}
-    row = {path.name: path.read_bytes() for path in Path("ablation/rows/low_050_2/models/ours").iterdir()}
+    row = {path.name: path.read_bytes() for path in Path("studies/table3/rows/low_050_2/models/ours").iterdir()}
     assert row == main and len(row) == 2
-    stage("train", "full_025_1")
-    other = {path.name: path.read_bytes() for path in Path("ablation/rows/full_025_1/models/ours").iterdir()}
+    stage("train_row", "full_025_1")
+    other = {path.name: path.read_bytes() for path in Path("studies/table3/rows/full_025_1/models/ours").iterdir()}
     assert all(other[name] != main[name] for name in main)
 
 
@@ -116,7 +117,7 @@ def test_the_rows_here_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("rows: {}", r"ablation/params\.yaml: rows is {}; it needs 1 entries"),
+        ("rows: {}", r"studies/table3/params\.yaml: rows is {}; it needs 1 entries"),
         ("rows: {a: {input: low, adv_ratio: 2, layers: 1}}", r"rows\.a\.adv_ratio is 2; it is a share, so 0 to 1"),
         ("rows: {a: {input: low, adv_ratio: 1, layer: 1}}", r"rows\.a\.layer is not a key; did you mean layers\?"),
         ("rows: {a.b: {input: low, adv_ratio: 1, layers: 1}}", r"rows\.a\.b cannot be a name here"),
@@ -128,15 +129,15 @@ def test_the_rows_here_are_the_papers() -> None:
     ],
 )
 def test_bad_rows_are_one_line(settings: Params, text: str, says: str) -> None:
-    Path("ablation/params.yaml").write_text(text)
+    Path("studies/table3/params.yaml").write_text(text)
     with pytest.raises(InputError, match=says) as caught:
-        stage("train", "a")
+        stage("train_row", "a")
     assert "\n" not in str(caught.value)
 
 
 def test_a_row_without_predictions_is_one_line_and_keeps_the_table(settings: Params) -> None:
-    Path("ablation/reports").mkdir()
-    Path("ablation/reports/table3.md").write_text("old")
-    with pytest.raises(InputError, match=r"ablation/rows/low_050_2/data/predictions/ours\.parquet is missing;"):
+    Path("studies/table3/reports").mkdir()
+    Path("studies/table3/reports/table3.md").write_text("old")
+    with pytest.raises(InputError, match=r"studies/table3/rows/low_050_2/data/predictions/ours\.parquet is missing;"):
         render.render_ablation(settings, load_rows())
-    assert [path.read_text() for path in Path("ablation/reports").iterdir()] == ["old"]
+    assert [path.read_text() for path in Path("studies/table3/reports").iterdir()] == ["old"]

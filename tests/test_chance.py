@@ -230,14 +230,14 @@ def test_leave_one_out_is_judged_by_the_spread(tmp_path: Path, trainings: int) -
             retrained("predictions", structure, *(0.8, 0.79, 0.81)[:trainings])
             original = Path(f"data/predictions/{structure}.parquet").read_bytes()
             for attack in params.attacks:
-                row = Path(f"leave_one_out/rows/{attack}/data/predictions/{structure}.parquet")
+                row = Path(f"studies/leave_one_out/rows/{attack}/data/predictions/{structure}.parquet")
                 row.parent.mkdir(parents=True, exist_ok=True)
                 row.write_bytes(original)
             rows = pd.read_parquet(f"data/predictions/{structure}.parquet")
             place = rows.groupby(["seed", "split", "attack"]).cumcount() / 60
             wrong = (rows["attack"] == "fgsm") & (place > np.array(without)[rows["seed"]])
             rows = rows.assign(prediction=np.where(rows["attack"] == "fgsm", rows["label"] + wrong, rows["prediction"]))
-            rows.to_parquet(f"leave_one_out/rows/fgsm/data/predictions/{structure}.parquet")
+            rows.to_parquet(f"studies/leave_one_out/rows/fgsm/data/predictions/{structure}.parquet")
         render.render_leave_one_out(params)
     folder = tmp_path / "leave_one_out" / "reports"
     found = pd.read_csv(folder / "leave_one_out.csv").set_index(["split", "attack", "structure"]).sort_index()

@@ -30,16 +30,17 @@ CHANGES = {
 def chosen(project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Params:
     found = tiny(**CHANGES)
     monkeypatch.setattr(params, "load", lambda: found)
-    monkeypatch.syspath_prepend(str(ROOT / "stages"))
+    for folder in ("stages", "studies/leave_one_out"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
     return found
 
 
 def stage(name: str, *arguments: str) -> None:
-    importlib.import_module(f"leave_one_out_{name}").main(*arguments)
+    importlib.import_module(name).main(*arguments)
 
 
 def everything() -> dict[Path, bytes]:
-    found = (path for path in Path().rglob("*") if path.is_file() and "leave_one_out" not in path.parts)
+    found = (path for path in Path().rglob("*") if path.is_file() and "studies" not in path.parts)
     return {path: path.read_bytes() for path in found}
 
 
@@ -50,23 +51,23 @@ def test_from_the_attacks_to_the_table(chosen: Params) -> None:
         predict.evaluate(chosen, name)
     before = everything()
     for attack in chosen.attacks:
-        stage("train", attack)
-        stage("evaluate", attack)
-    stage("report")
+        stage("train_without", attack)
+        stage("evaluate_without", attack)
+    stage("write_differences")
     assert everything() == before  # the main pipeline's results stay
-    assert {path.name for path in Path("leave_one_out/rows/fgsm/models").iterdir()} == {"adv", "ours"}
-    reports = Path("leave_one_out/reports")
+    assert {path.name for path in Path("studies/leave_one_out/rows/fgsm/models").iterdir()} == {"adv", "ours"}
+    reports = Path("studies/leave_one_out/reports")
     assert {path.relative_to(reports).as_posix() for path in reports.rglob("*.*")} == {
         "leave_one_out.md",
         "leave_one_out.csv",
         "tex/leave_one_out.tex",
     }
-    table = pd.read_csv("leave_one_out/reports/leave_one_out.csv").set_index(["split", "attack", "structure"])
+    table = pd.read_csv("studies/leave_one_out/reports/leave_one_out.csv").set_index(["split", "attack", "structure"])
     assert len(table) == 2 * 3 * 2
-    text = Path("leave_one_out/reports/leave_one_out.md").read_text()
+    text = Path("studies/leave_one_out/reports/leave_one_out.md").read_text()
     for (split, attack, structure), fact in table.iterrows():
         right, clean = {}, {}
-        for kind, folder in (("with", "data"), ("without", f"leave_one_out/rows/{attack}/data")):
+        for kind, folder in (("with", "data"), ("without", f"studies/leave_one_out/rows/{attack}/data")):
             rows = pd.read_parquet(f"{folder}/predictions/{structure}.parquet").set_index("index")
             rows = rows[rows["split"] == split]
             right[kind] = (rows["label"] == rows["prediction"])[rows["attack"] == attack]
@@ -86,7 +87,7 @@ def test_from_the_attacks_to_the_table(chosen: Params) -> None:
 
 
 def test_an_attack_left_out_is_as_if_it_had_never_been(chosen: Params, tiny: Callable[..., Params]) -> None:
-    stage("train", "fgsm")
+    stage("train_without", "fgsm")
     attacks = {"gaussian": {"std": 0.1}, "deepfool": {"steps": 3, "overshoot": 0.02}}
     never = tiny(**CHANGES, attacks=attacks)
     row = layout.LEAVE_ONE_OUT / "fgsm"
@@ -124,7 +125,7 @@ def test_what_cannot_be_left_out_is_one_line(
 ) -> None:
     monkeypatch.setattr(params, "load", lambda: tiny(**CHANGES | changes))
     with pytest.raises(InputError, match=says) as caught:
-        stage("train", attack)
+        stage("train_without", attack)
     assert "\n" not in str(caught.value)
 
 
@@ -132,8 +133,8 @@ def test_a_row_without_predictions_is_one_line_and_keeps_the_table(chosen: Param
     for name in ("adv", "ours"):
         train(chosen, name)
         predict.evaluate(chosen, name)
-    Path("leave_one_out/reports").mkdir(parents=True)
-    Path("leave_one_out/reports/leave_one_out.md").write_text("old")
+    Path("studies/leave_one_out/reports").mkdir(parents=True)
+    Path("studies/leave_one_out/reports/leave_one_out.md").write_text("old")
     with pytest.raises(InputError, match=r"leave_one_out/rows/gaussian/data/predictions/adv\.parquet is missing;"):
         render.render_leave_one_out(chosen)
-    assert [path.read_text() for path in Path("leave_one_out/reports").iterdir()] == ["old"]
+    assert [path.read_text() for path in Path("studies/leave_one_out/reports").iterdir()] == ["old"]

@@ -109,16 +109,16 @@ def test_an_attack_argument_and_an_unseen_attack_run_what_follows(copy: Path) ->
 
 @pytest.mark.slow
 def test_rows_made_two_at_a_time_are_all_that_table_3_needs(copy: Path) -> None:
-    venv, rows = copy / ".venv", copy / "ablation/params.yaml"
+    venv, rows = copy / ".venv", copy / "studies/table3/params.yaml"
     venv.symlink_to(sys.prefix)
     rows.write_text(
         "rows:\n  one: {input: low, adv_ratio: 0.5, layers: 1}\n  two: {input: full, adv_ratio: 0.75, layers: 1}\n"
     )
     output = run(copy, "make", "--assume-old=.venv/.installed", "table3", "JOBS=2")
-    stages = {f"ablation/dvc.yaml:{stage}@{row}" for stage in ("train", "evaluate") for row in ("one", "two")}
-    assert ran(output) == stages | {"ablation/dvc.yaml:report"}
-    assert ran(run(copy, "dvc", "repro", "ablation/dvc.yaml")) == set()
-    assert (copy / "ablation/reports/table3.md").read_text().count("| full ") == 2  # test and held-out images
+    stages = {f"studies/table3/dvc.yaml:{stage}@{row}" for stage in ("train", "evaluate") for row in ("one", "two")}
+    assert ran(output) == stages | {"studies/table3/dvc.yaml:report"}
+    assert ran(run(copy, "dvc", "repro", "studies/table3/dvc.yaml")) == set()
+    assert (copy / "studies/table3/reports/table3.md").read_text().count("| full ") == 2  # test and held-out images
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ PARTIAL = Path("data/partial")  # of interrupted stages, in the main repository;
 MODELS = Path("models")
 PRETRAINED = MODELS / "pretrained.safetensors"
 REPORTS = Path("reports")
-ABLATION = Path("ablation/rows")  # of each row of Table 3, a folder with results of its own
-ABLATION_REPORTS = Path("ablation/reports")
-LEAVE_ONE_OUT = Path("leave_one_out/rows")  # of each attack, what was trained without it
-LEAVE_ONE_OUT_REPORTS = Path("leave_one_out/reports")
+ABLATION = Path("studies/table3/rows")  # of each row of Table 3, a folder with results of its own
+ABLATION_REPORTS = Path("studies/table3/reports")
+LEAVE_ONE_OUT = Path("studies/leave_one_out/rows")  # of each attack, what was trained without it
+LEAVE_ONE_OUT_REPORTS = Path("studies/leave_one_out/reports")
 
 
 def model(structure: str, seed: int) -> Path:

@@ -15,7 +15,7 @@ from sparring.params.names import ABLATED, PARAMS_FILE, check_names
 from sparring.params.sections import Sampler, Structure
 from sparring.params.values import Count, Section, Share
 
-ABLATION_FILE = "ablation/params.yaml"
+ABLATION_FILE = "studies/table3/params.yaml"
 
 
 class Row(Section):

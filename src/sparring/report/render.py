@@ -116,7 +116,7 @@ def render(params: Params, left_out: Mapping[str, str] | None = None) -> None:
 def render_ablation(params: Params, rows: dict[str, Row]) -> None:
     """Write Table 3, detector input × adversarial share × layers, from the rows' stored predictions.
 
-    rows: by name, as in ablation/params.yaml.  Raises InputError as `render` does.
+    rows: by name, as in studies/table3/params.yaml.  Raises InputError as `render` does.
     """
     clean = _clean()
     facts = _ablation_facts(params, rows, clean)
@@ -126,7 +126,7 @@ def render_ablation(params: Params, rows: dict[str, Row]) -> None:
 
 
 def render_leave_one_out(params: Params) -> None:
-    """Write leave_one_out/reports/ from the stored predictions of structures trained with all attacks and without one.
+    """Write studies/leave_one_out/reports/ from the predictions of structures trained with all attacks and without one.
 
     Raises InputError as `render` does.
     """

@@ -1,9 +1,13 @@
 """Turn the stored predictions of what was trained with and without each attack into a table.
 
-reads   data/clean/, data/adversarial/, data/predictions/, leave_one_out/rows/
-writes  leave_one_out/reports/
-run     python stages/leave_one_out_report.py
+reads   data/clean/, data/adversarial/, data/predictions/, studies/leave_one_out/rows/
+writes  studies/leave_one_out/reports/
+run     python studies/leave_one_out/write_differences.py
 """
+
+import sys
+
+sys.path.append("stages")  # of the main folder, in which this runs
 
 from _stage import run
 

@@ -1,9 +1,13 @@
 """Predict every test and held-out image, clean and under the attack left out, with what was trained without it.
 
-reads   data/clean/, data/adversarial/, models/pretrained.safetensors, leave_one_out/rows/<attack>/models/
-writes  leave_one_out/rows/<attack>/data/predictions/
-run     python stages/leave_one_out_evaluate.py fgsm
+reads   data/clean/, data/adversarial/, models/pretrained.safetensors, studies/leave_one_out/rows/<attack>/models/
+writes  studies/leave_one_out/rows/<attack>/data/predictions/
+run     python studies/leave_one_out/evaluate_without.py fgsm
 """
+
+import sys
+
+sys.path.append("stages")  # of the main folder, in which this runs
 
 from _stage import run
 

@@ -1,9 +1,13 @@
 """Train every structure that trains on stored attacks without one of them.
 
 reads   data/clean/, data/adversarial/, models/pretrained.safetensors
-writes  leave_one_out/rows/<attack>/models/, leave_one_out/rows/<attack>/data/history/
-run     python stages/leave_one_out_train.py fgsm
+writes  studies/leave_one_out/rows/<attack>/models/, studies/leave_one_out/rows/<attack>/data/history/
+run     python studies/leave_one_out/train_without.py fgsm
 """
+
+import sys
+
+sys.path.append("stages")  # of the main folder, in which this runs
 
 from _stage import run
 

@@ -1,9 +1,14 @@
 """Predict every clean and attacked test and held-out image with one row of Table 3.
 
-reads   ablation/params.yaml, data/clean/, data/adversarial/, models/pretrained.safetensors, ablation/rows/<row>/models/
-writes  ablation/rows/<row>/data/predictions/
-run     python stages/ablation_evaluate.py low_050_2
+reads   studies/table3/params.yaml, studies/table3/rows/<row>/models/, data/clean/, data/adversarial/,
+        models/pretrained.safetensors
+writes  studies/table3/rows/<row>/data/predictions/
+run     python studies/table3/evaluate_row.py low_050_2
 """
+
+import sys
+
+sys.path.append("stages")  # of the main folder, in which this runs
 
 from _stage import run
 

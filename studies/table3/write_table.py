@@ -1,9 +1,13 @@
 """Turn the stored predictions of the rows of Table 3 into that table.
 
-reads   ablation/params.yaml, ablation/rows/, data/clean/, data/adversarial/
-writes  ablation/reports/
-run     python stages/ablation_report.py
+reads   studies/table3/params.yaml, studies/table3/rows/, data/clean/, data/adversarial/
+writes  studies/table3/reports/
+run     python studies/table3/write_table.py
 """
+
+import sys
+
+sys.path.append("stages")  # of the main folder, in which this runs
 
 from _stage import run
 

@@ -1,9 +1,13 @@
 """Train "ours" as one row of Table 3 has it.
 
-reads   ablation/params.yaml, data/clean/, data/adversarial/, models/pretrained.safetensors
-writes  ablation/rows/<row>/models/, ablation/rows/<row>/data/history/
-run     python stages/ablation_train.py low_050_2
+reads   studies/table3/params.yaml, data/clean/, data/adversarial/, models/pretrained.safetensors
+writes  studies/table3/rows/<row>/models/, studies/table3/rows/<row>/data/history/
+run     python studies/table3/train_row.py low_050_2
 """
+
+import sys
+
+sys.path.append("stages")  # of the main folder, in which this runs
 
 from _stage import run
 
