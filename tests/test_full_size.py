@@ -152,7 +152,7 @@ def test_who_goes_on_with_less_time_shows_the_same_white_box_images(
     left_out: list[set[str]] = []
     monkeypatch.setattr(full_size, "of_part", tasks)
     monkeypatch.setattr(
-        full_size.report, "render", lambda settings, why: (tmp_path / "why").write_text(json.dumps(why))
+        full_size.render, "render", lambda settings, why: (tmp_path / "why").write_text(json.dumps(why))
     )
     for minutes in (15, 2):
         run = Tasks(tmp_path / "tasks", tmp_path / "run", time.monotonic() + 60 * minutes)

@@ -1,6 +1,6 @@
 """What the classes of torchattacks ask of their arguments and of the data: the library finds out only when it runs.
 
-Everything here was seen when each class of torchattacks 3.5.1 ran; tests/test_torchattacks.py runs them all.
+Everything here was seen when each class of torchattacks 3.5.1 ran; tests/attacks/test_torchattacks.py runs them all.
 """
 
 from typing import Any

@@ -31,7 +31,7 @@ from sparring.params.errors import InputError
 from sparring.params.names import CLEAN
 from sparring.report import render
 
-STAGE = Path(__file__).resolve().parent.parent / "stages" / "detect.py"
+STAGE = Path(__file__).resolve().parents[2] / "stages" / "detect.py"
 STRUCTURES = {
     "ours": {"opponents": "sampler", "detector": "detector"},
     "adv": {"opponents": "sampler", "detector": "none"},

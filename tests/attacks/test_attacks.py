@@ -729,7 +729,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, tiny
     generation.attack_splits(params.validate(values), "deepfool")
     wanted = stored()
     assert wanted != before
-    script = Path(__file__).resolve().parent.parent / "stages" / "attack.py"
+    script = Path(__file__).resolve().parents[2] / "stages" / "attack.py"
     for pause in np.random.default_rng(0).uniform(0, 1, 2):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: more threads round differently
         stage = subprocess.Popen([sys.executable, script, "deepfool"], stdout=subprocess.PIPE, env=environment)

@@ -13,7 +13,7 @@ from sparring import params
 from sparring.layout import root
 from sparring.params.errors import InputError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GOOD: dict[str, Any] = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")
 PGD = "torchattacks.PGD"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from measuring import Told, measured, refused
+from measured_models import Told, measured, refused
 from safetensors.torch import load_file
 from torch import nn
 

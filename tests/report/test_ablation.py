@@ -16,7 +16,7 @@ from sparring.params.errors import InputError
 from sparring.params.variants import ABLATION_FILE, load_rows
 from sparring.report import render, tables
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = """
 rows:
   low_050_2: {input: low, adv_ratio: 0.5, layers: 2}

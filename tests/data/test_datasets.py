@@ -24,7 +24,7 @@ from sparring.data import splits
 from sparring.params.errors import InputError
 from sparring.params.names import SPLITS
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 REAL = os.environ.get("SPARRING_TEST_DATA")
 real_data = pytest.mark.skipif(not REAL, reason="SPARRING_TEST_DATA names no folder of real data sets")
 HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -19,7 +19,7 @@ from sparring.params import Params
 from sparring.params.names import BASELINE, CLEAN
 from sparring.report import render, whitebox
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def simulated(runs: int, trainings: int, images: int, sd: float, gap: float = 0.0) -> pd.DataFrame:
@@ -239,7 +239,7 @@ def test_leave_one_out_is_judged_by_the_spread(tmp_path: Path, trainings: int) -
             rows = rows.assign(prediction=np.where(rows["attack"] == "fgsm", rows["label"] + wrong, rows["prediction"]))
             rows.to_parquet(f"studies/leave_one_out/rows/fgsm/data/predictions/{structure}.parquet")
         render.render_leave_one_out(params)
-    folder = tmp_path / "leave_one_out" / "reports"
+    folder = tmp_path / "studies" / "leave_one_out" / "reports"
     found = pd.read_csv(folder / "leave_one_out.csv").set_index(["split", "attack", "structure"]).sort_index()
     adv, ours = (found.loc[("heldout", "fgsm", name)] for name in ("adv", "ours"))
     assert adv["difference_side"] == -1 and adv["difference_high"] < 0 and adv["clean"] == adv["clean_side"] == 0

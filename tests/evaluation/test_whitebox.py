@@ -28,7 +28,7 @@ from sparring.params.errors import InputError
 from sparring.params.names import AUTOATTACK, BASELINE, CLEAN, MORE_STEPS, SQUARE
 from sparring.report import whitebox as robustness
 
-STAGE = Path(__file__).resolve().parent.parent / "stages" / "whitebox.py"
+STAGE = Path(__file__).resolve().parents[2] / "stages" / "whitebox.py"
 ALONE: dict[str, Any] = {"adv": {"opponents": "sampler", "detector": "none"}}
 
 

@@ -93,5 +93,5 @@ def test_in_another_net_only_those_convolutions_change_that_onednn_gets_wrong() 
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
     every_gradient()

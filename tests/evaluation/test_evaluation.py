@@ -21,7 +21,7 @@ from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.report import render
 
-STAGE = Path(__file__).resolve().parent.parent / "stages" / "evaluate.py"
+STAGE = Path(__file__).resolve().parents[2] / "stages" / "evaluate.py"
 COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
 STRUCTURES = {
     "ours": {"opponents": "sampler", "detector": "detector"},

@@ -15,7 +15,7 @@ from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.report import render
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHANGES = {
     "training": {"epochs": 4, "batch_size": 20},
     "structures": {

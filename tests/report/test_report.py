@@ -32,7 +32,7 @@ from sparring.params.names import BASELINE, CLEAN, CORRUPTIONS, EVALUATED_SPLITS
 from sparring.report import figures, render
 from sparring.report.figures import PICTURES
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["zero", "one", "two", "three"]
 SHAPE = [8, 8, 3]
 FIGURES = ("mixture", "accuracy_by_attack", "gallery", "success", "confusion", "failures", "detector_roc", "curves")

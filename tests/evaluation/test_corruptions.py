@@ -18,7 +18,7 @@ from sparring.evaluation import corruptions, predict
 from sparring.params import Params
 from sparring.params.names import CORRUPTIONS, STRENGTHS
 
-STAGE = Path(__file__).resolve().parent.parent / "stages" / "corruptions.py"
+STAGE = Path(__file__).resolve().parents[2] / "stages" / "corruptions.py"
 
 
 def made_up(pixels: np.ndarray) -> store.Images:
