@@ -28,7 +28,7 @@ ABANDONED = 14 * 86400  # seconds without a change, after which nobody is taken 
 def folder(
     name: str, settings: object, inputs: Iterable[Path], module: str, device: torch.device, dtype: torch.dtype
 ) -> Path:
-    """Where a run keeps what it has finished, below files.PARTIAL of the main repository.
+    """Where a run keeps what it has finished, below layout.PARTIAL of the main repository.
 
     Its name ends in a digest of what decides the run's results, so that no other run ever takes it: settings (plain
     values and sections of params.yaml), the content of the input files, type of device and precision, torch's version,

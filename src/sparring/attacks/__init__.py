@@ -35,5 +35,5 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 
 
 def find(method: str) -> Callable[..., Tensor]:
-    """The attack of that name (params.py has checked that there is one)."""
+    """The attack of that name (params has checked that there is one)."""
     return partial(run, method) if method.startswith(TORCHATTACKS) else METHODS[method]

@@ -30,7 +30,7 @@ def folder(params: Params, name: str) -> Path:
 def attack_splits(params: Params, name: str) -> None:
     """Attack the clean set with `attacks.<name>` (all splits) or `unseen_attacks.<name>` (test, heldout).
 
-    Finished shards are kept below files.PARTIAL until all files are written: a run that was killed goes on after them,
+    Finished shards are kept below layout.PARTIAL until all files are written: a run that was killed goes on after them,
     and ends with the bytes of an undisturbed one.
     """
     device = choose(params)

@@ -13,7 +13,7 @@ from sparring.layout import root
 from sparring.params.sections import Data
 
 THREADS = 4
-REMEMBERED = "watch.json"  # in files.PARTIAL: digests of the files that were read before
+REMEMBERED = "watch.json"  # in layout.PARTIAL: digests of the files that were read before
 
 Stamp = tuple[int, int, int]  # size and times of a file: what does not change unless its content may have
 

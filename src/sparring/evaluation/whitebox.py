@@ -39,7 +39,7 @@ def attack_structure(params: Params, structure: str) -> None:
     a row of predictions for each image and attack.
 
     An image that the structure misclassifies when clean is not attacked: its rows tell of the clean image. Attacked
-    images are kept below files.PARTIAL until the rows are written: a run that was killed goes on after them.
+    images are kept below layout.PARTIAL until the rows are written: a run that was killed goes on after them.
     """
     evaluation.check_known(params, structure)
     device = choose(params)

@@ -143,7 +143,7 @@ def curve(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
 def checks(params: Params, rows: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
     """Signs of attacks that are too weak, or of gradients that are masked (Carlini et al., 2019, arXiv 1902.06705).
 
-    transfer: predictions of the stored attacks (statistics.py) on test images, with `structure` and `correct`.
+    transfer: predictions of the stored attacks (statistics) on test images, with `structure` and `correct`.
     Columns check, compared (what with what, and at which radius), structure, images, accuracy (what should be lower),
     against (the other), low, high (of accuracy minus against, 95 %), passed (True, False, or None: not to be decided).
     """

@@ -17,6 +17,7 @@ from sparring.models import classifier
 from sparring.models.classifier import Classifier
 from sparring.params import Params
 from sparring.params.errors import InputError
+from sparring.params.sections import Training
 from sparring.training.gallery import Gallery, batch_stops
 from sparring.training.steps import Step, scheduler
 
@@ -165,14 +166,7 @@ def fit(
         while state.epoch < settings.epochs:
             _run_epoch(params, state, net, step, gallery, opponents, after_batch)
             means = {key: float(value) / count for key, value in distributed.total(state.totals).items()}
-            broken = [key for key, value in means.items() if not np.isfinite(value)]
-            if broken:
-                if distributed.first():
-                    checkpoint.delete()  # to go on from there would only end here again
-                raise InputError(
-                    f"{name}: {broken[0]} is {means[broken[0]]} in epoch {state.epoch}; "
-                    f"lower training.learning_rate ({settings.learning_rate})"
-                )
+            _check_finite(name, state.epoch, means, settings, checkpoint)
             predicted = classifier.predict(state.kept[0], validation.image, params.store.batch_size, device).argmax(1)
             # pandas' mean of no images is NaN, without a warning.
             means["validation_accuracy"] = float(pd.Series(predicted == validation.label).mean())
@@ -181,6 +175,17 @@ def fit(
             state.save(checkpoint, stopped, device)
     state.choose()
     return pd.DataFrame(state.history)
+
+
+def _check_finite(name: str, epoch: int, means: dict[str, float], settings: Training, checkpoint: Checkpoint) -> None:
+    broken = [key for key, value in means.items() if not np.isfinite(value)]
+    if broken:
+        if distributed.first():
+            checkpoint.delete()  # to go on from there would only end here again
+        raise InputError(
+            f"{name}: {broken[0]} is {means[broken[0]]} in epoch {epoch}; "
+            f"lower training.learning_rate ({settings.learning_rate})"
+        )
 
 
 def _run_epoch(
