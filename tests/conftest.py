@@ -117,6 +117,18 @@ def tiny() -> Callable[..., Params]:
     return lambda **changes: params.validate(tiny_values(**changes))
 
 
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Params], None]:
+    """Makes the scripts of a study importable, which then read the given parameters: study("table3", settings)."""
+
+    def prepare_study(name: str, settings: Params) -> None:
+        monkeypatch.setattr(params, "load", lambda: settings)
+        for folder in ("stages", f"studies/{name}"):
+            monkeypatch.syspath_prepend(str(REPOSITORY / folder))
+
+    return prepare_study
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Params]) -> Path:
     """A folder with clean digits, a pretrained net and every store of the tiny parameters. Read only."""

@@ -92,20 +92,20 @@ def fit(
     else:
         step = plain_step(net, settings.training, torch.float32)
     attacks = list(settings.attacks)
-    stored = Structure(opponents="sampler", detector="none")
+    structure = Structure(opponents="sampler", detector="none")
+    stored = opponents.create(settings, structure, attacks, net, torch.float32, 0)
 
     class Noted(OnlineOpponents):
-        """On the versions that stored opponents come in."""
+        """Attacks the stored versions, and notes what comes of them."""
 
-        versions = staticmethod(opponents.create(settings, stored, attacks, net, torch.float32, 0).versions)  # type: ignore[assignment]
+        def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
+            return stored.versions(epoch, visits)
 
         def show(self, *batch: Any) -> Tensor:
             attacked.append(super().show(*batch))
             return attacked[-1]
 
-    met = opponents.create(settings, stored, attacks, net, torch.float32, 0)
-    if name == "online":
-        met = Noted(net, Online(eps=0.05, step=0.02, steps=2), torch.float32, 0)
+    online = Noted(net, Online(eps=0.05, step=0.02, steps=2), torch.float32, 0)
 
     history = run_training(
         settings,
@@ -113,7 +113,7 @@ def fit(
         net,
         step,
         load_gallery(settings, attacks, model_files.digest(pretrained), CPU),
-        met,
+        online if name == "online" else stored,
         store.read(layout.CLEAN / "validation.parquet"),
         checkpoints.Checkpoint(checkpoint),
     )

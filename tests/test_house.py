@@ -14,13 +14,12 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "sparring"
-LINES = 320
-WAITING = {
-    "report/render": 1200,
-    "report/tables": 800,
-    "report/figures": 430,
-    "report/whitebox": 350,
-}  # to be cut by section
+PIPELINES = ("dvc.yaml", "studies/table3/dvc.yaml", "studies/leave_one_out/dvc.yaml")  # all run in the main folder
+# Lines of a module and of a function; those that are still longer may not grow.
+MODULE, FUNCTION = 320, 50
+LONG_MODULES = {"report/render": 1173, "report/tables": 762, "report/figures": 419, "report/whitebox": 343}
+LONG_FUNCTIONS = {"_minimise": 55, "joint_step": 69, "train": 53, "detectors": 109, "fit_known_detectors": 51}
+LONG_FUNCTIONS |= {"ablation": 51}
 # From the ground; a folder's modules stand on its floor but where they are named themselves.
 FLOORS = [
     {"params"},
@@ -58,9 +57,12 @@ def module(name: str) -> Path:
     return PACKAGE / name if (PACKAGE / name).is_dir() else PACKAGE / f"{name}.py"
 
 
-MODULES = sorted(
-    path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py") if path.stem[:2] != "__"
-)
+# The package's files by the names under which they are imported: `attacks/pgd`, and `attacks` for its __init__.
+FILES = {
+    (path.parent if path.stem == "__init__" else path.with_suffix("")).relative_to(PACKAGE).as_posix(): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path not in (PACKAGE / "__init__.py", PACKAGE / "__main__.py")
+}
 
 
 def floor(name: str) -> int | None:
@@ -71,35 +73,33 @@ def floor(name: str) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", FILES)
 def test_no_import_runs_upwards(name: str) -> None:
     here = floor(name)
     assert here is not None, f"{name} has no floor; give it one"
-    for imported in imports(module(name)):
+    for imported in imports(FILES[name]):
         below = floor(imported)
         beside = below == here and imported.partition("/")[0] == name.partition("/")[0]
         assert below is not None and (below < here or beside), f"{name} imports {imported}"
 
 
 def test_no_imports_run_in_a_circle() -> None:
-    files = {name: module(name) for name in MODULES}
-    files |= {path.parent.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*/__init__.py")}
-    list(graphlib.TopologicalSorter({name: imports(file) & set(files) for name, file in files.items()}).static_order())
+    graphlib.TopologicalSorter({name: imports(file) & set(FILES) for name, file in FILES.items()}).prepare()
 
 
-def test_rooms_are_small() -> None:
-    for name in MODULES:
-        lines = module(name).read_text().splitlines()
-        assert len(lines) <= WAITING.get(name, LINES), f"{name} has {len(lines)} lines; divide it"
+@pytest.mark.parametrize("name", FILES)
+def test_modules_and_functions_are_short(name: str) -> None:
+    text = FILES[name].read_text()
+    assert len(text.splitlines()) <= LONG_MODULES.get(name, MODULE)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = int(node.end_lineno or 0) - node.lineno + 1
+            assert length <= LONG_FUNCTIONS.get(node.name, FUNCTION), f"{node.name} has {length} lines"
 
 
 def stages() -> dict[str, dict]:
     found = {}
-    for pipeline in (
-        "dvc.yaml",
-        "studies/table3/dvc.yaml",
-        "studies/leave_one_out/dvc.yaml",
-    ):  # whose stages run in the main folder too
+    for pipeline in PIPELINES:
         defined = YAML(typ="safe").load(ROOT / pipeline)["stages"]
         found |= {f"{pipeline}:{name}": stage.get("do", stage) for name, stage in defined.items()}
     return found

@@ -6,8 +6,9 @@ run     python studies/leave_one_out/train_without.py fgsm
 """
 
 import sys
+from pathlib import Path
 
-sys.path.append("stages")  # of the main folder, in which this runs
+sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 
 from _stage import run
 

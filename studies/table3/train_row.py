@@ -6,8 +6,9 @@ run     python studies/table3/train_row.py low_050_2
 """
 
 import sys
+from pathlib import Path
 
-sys.path.append("stages")  # of the main folder, in which this runs
+sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 
 from _stage import run
 

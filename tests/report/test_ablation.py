@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sparring import layout, params, statistics, store
+from sparring import layout, statistics, store
 from sparring.defences.train import train
 from sparring.params import Params
 from sparring.params.errors import InputError
@@ -25,14 +25,12 @@ rows:
 
 
 @pytest.fixture
-def settings(project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Params:
+def settings(project: Path, tiny: Callable[..., Params], study: Callable[[str, Params], None]) -> Params:
     """The parameters of a project with two rows; the stages read the same from its params.yaml."""
     chosen = tiny(training={"epochs": 2, "batch_size": 50}, mixture={"adv_ratio": 0.4})
     Path("studies/table3").mkdir(parents=True)
     Path("studies/table3/params.yaml").write_text(ROWS)
-    monkeypatch.setattr(params, "load", lambda: chosen)
-    for folder in ("stages", "studies/table3"):
-        monkeypatch.syspath_prepend(str(ROOT / folder))
+    study("table3", chosen)
     return chosen
 
 

@@ -27,11 +27,9 @@ CHANGES = {
 
 
 @pytest.fixture
-def chosen(project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Params:
+def chosen(project: Path, tiny: Callable[..., Params], study: Callable[[str, Params], None]) -> Params:
     found = tiny(**CHANGES)
-    monkeypatch.setattr(params, "load", lambda: found)
-    for folder in ("stages", "studies/leave_one_out"):
-        monkeypatch.syspath_prepend(str(ROOT / folder))
+    study("leave_one_out", found)
     return found
 
 

@@ -774,7 +774,6 @@ def test_a_structure_trains_on_what_the_sampler_draws(
         return Step(run, [])
 
     monkeypatch.setattr("sparring.defences.train.plain_step", spy)
-    monkeypatch.setattr("sparring.training.pretrain.plain_step", spy)
     train_structure(settings, "classical")
     assert len(seen) == 2 * 6
     shown = np.concatenate([images for images, _ in seen]).reshape(2, 300, -1)
@@ -809,7 +808,6 @@ def test_online_training_attacks_every_image_and_needs_no_store(
         return Step(run, step.optimizers)
 
     monkeypatch.setattr("sparring.defences.train.plain_step", spy)
-    monkeypatch.setattr("sparring.training.pretrain.plain_step", spy)
     train_structure(settings, "online")
     epochs = np.concatenate(seen).reshape(2, 300, *clean.shape[1:])
     for epoch, shown in enumerate(epochs):

@@ -5,11 +5,7 @@ import inspect
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-)
+from pydantic import BeforeValidator, Field, ValidationError
 
 from sparring.params import demands
 from sparring.params.errors import did_you_mean, first_problem, shown
@@ -147,6 +143,7 @@ class Attack(Section):
 
 
 def attack_entry(name: str, entry: Any) -> Attack:
+    """An entry of `attacks` as what runs; ValueError, which begins with the argument, where it cannot run."""
     if not isinstance(entry, dict):
         raise ValueError(f" is {shown(entry)}; it needs the attack's arguments, as in {{eps: 0.03}}")
     arguments = dict(entry)

@@ -27,11 +27,13 @@ def reason(error: BaseException) -> str:
 
 
 def shown(value: Any) -> str:
+    """A value as an error line quotes it: as JSON, of 60 characters at most."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def did_you_mean(close: list[str]) -> str:
+    """The end of an error line on an unknown name: the names that are close to it, or where the known ones stand."""
     return f"; did you mean {' or '.join(close)}?" if close else "; profiles/digits.yaml lists the known ones"
 
 

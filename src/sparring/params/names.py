@@ -29,6 +29,7 @@ LONGEST_NAME = 100
 
 
 def check_names(entries: dict[str, Any], reserved: tuple[str, ...]) -> None:
+    """ValueError where an entry's name is no name of a file and of a DVC stage, is too long, or is reserved."""
     for name in entries:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", str(name)) or name in reserved:
             raise ValueError(f"{name} cannot be a name here; use letters, digits, - and _, not {', '.join(reserved)}")

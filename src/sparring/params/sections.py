@@ -5,13 +5,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from sparring.params.errors import shown
 from sparring.params.values import BelowOne, Count, CountOrNone, NotNegative, Positive, Radius, Section, Share

@@ -3,13 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _share(value: float) -> float:
@@ -32,6 +26,7 @@ def fraction(value: Any) -> Any:
 
 
 def radius(value: float) -> float:
+    """An L∞ radius as it is; ValueError where it is no share of the pixel range."""
     if not 0 <= value <= 1:
         mend = f"; {value:g}/255 is {value / 255:.3g}" if 1 < value <= 255 else ""
         raise ValueError(f"an L∞ radius is a share of the pixel range, so 0 to 1{mend}")

@@ -3,11 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, ValidationError, field_validator
 
 from sparring.params import Params, read
 from sparring.params.errors import InputError, first_problem, validated

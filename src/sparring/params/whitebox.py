@@ -2,11 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from sparring.params.attacks import TORCHATTACKS, Attack, attack_entries
 from sparring.params.names import AUTOATTACK, CLEAN, MORE_STEPS, SQUARE
