@@ -60,19 +60,24 @@ def of_part(part: str, settings: Params, out: Path) -> dict[str, Task]:
 
     methods = {name: attack.method for name, attack in (settings.attacks | settings.unseen_attacks).items()}
     slowest_first = sorted(methods, key=lambda name: SLOWEST.index(methods[name]) if methods[name] in SLOWEST else 9)
-    everyone = (BASELINE, *settings.structures)
     return {
         "prepare": {"prepare": partial(prepare.prepare, settings)},
         "measure": {"measure": partial(measuring.write, settings, out / "rates.json", time.time())},
-        "pretrain": {"pretrain": partial(pretrain, settings)},
+        "pretrain": {"pretrain": partial(pretrain_baseline, settings)},
         "attacks": each(generation.attack_splits, slowest_first),
-        "train": each(train, settings.structures),
-        "evaluate": each(predict.evaluate, everyone),
-        "whitebox": each(whitebox.attack_structure, everyone),
+        "train": each(train, settings.trained),
+        "evaluate": each(predict.evaluate, settings.structures),
+        "whitebox": each(whitebox.attack_structure, settings.structures),
         "detect": each(detect.detect, settings.structures),
-        "corruptions": each(corruptions.evaluate, everyone),
+        "corruptions": each(corruptions.evaluate, settings.structures),
         "benchmark": {"benchmark": partial(measuring.benchmark, settings, out / "benchmark.json")},
     }[part]
+
+
+def pretrain_baseline(settings: Params) -> None:
+    """Train the pretrained net, and make the baseline of it, which every later part needs."""
+    pretrain(settings)
+    train(settings, BASELINE)
 
 
 def carry_out(run: Tasks, out: Path, profile: str, given: list[str]) -> None:
@@ -150,7 +155,8 @@ def without_unfinished(run: Tasks, part: str, settings: Params) -> Params:
         )
         return settings.model_copy(update={"attacks": left, "sampler": weights})
     if part in ("train", "evaluate"):
-        trained = {name: entry for name, entry in settings.structures.items() if run.finished(f"{part}-{name}")}
+        finished = [BASELINE, *(name for name in settings.trained if run.finished(f"{part}-{name}"))]
+        trained = {name: entry for name, entry in settings.structures.items() if name in finished}
         return settings.model_copy(update={"structures": trained})
     return settings
 

@@ -177,7 +177,7 @@ def seconds_of(chosen: Plan, rates: Rates, params: Params) -> dict[str, float]:
     data, step = params.data, rates.steps[str(chosen.batch_size)]
     images = data.train + data.validation + data.test + data.heldout
     shown = sum(int(getattr(data, split)) for split in EVALUATED_SPLITS)
-    structures = 1 + len(params.structures)
+    structures = len(params.structures)
     training = chosen.epochs * data.train
     with_detector = [name for name, structure in params.structures.items() if structure.detector != "none"]
     each = [images * _per_image(name, attack, chosen, rates) for name, attack in params.attacks.items()]
@@ -190,7 +190,7 @@ def seconds_of(chosen: Plan, rates: Rates, params: Params) -> dict[str, float]:
         "pretrain": rates.start + training / step["adv"],
         "attacks": starts + max([sum(each) / rates.beside, *each]),
         "train": rates.start
-        + sum(training / step["ours" if name in with_detector else "adv"] for name in params.structures),
+        + sum(training / step["ours" if name in with_detector else "adv"] for name in params.trained),
         "evaluate": starts + structures * shown * versions / rates.predict / rates.beside,
         "whitebox": starts + structures * aimed / rates.beside,
         # Each image passes the net as it is and squeezed in two ways, and the net under the detector.

@@ -16,10 +16,12 @@ from ruamel.yaml import YAML
 from sparring import layout, params, store
 from sparring.attacks import generation
 from sparring.data import prepare
+from sparring.defences.train import train
 from sparring.evaluation import corruptions, detect, predict, whitebox
 from sparring.models import networks
 from sparring.models.resnet import ResNet
 from sparring.params import Params
+from sparring.params.names import BASELINE
 from sparring.training.pretrain import pretrain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -52,11 +54,13 @@ TINY: dict[str, Any] = {
 
 def tiny_values(**changes: Any) -> dict[str, Any]:
     """The profile `digits`, made tiny; a change replaces single keys of a section, or the whole network, all attacks or
-    all structures."""
+    all structures but the baseline."""
     values: dict[str, Any] = YAML(typ="safe").load(REPOSITORY / "profiles" / "digits.yaml")
     for layer in (TINY, changes):
         for section, change in layer.items():
             whole = section in ("attacks", "unseen_attacks", "structures", "network") or not isinstance(change, dict)
+            if section == "structures":
+                change = {BASELINE: values[section][BASELINE]} | change
             values[section] = change if whole else values[section] | change
     return values
 
@@ -86,7 +90,7 @@ def _one_thread() -> None:
 
 def measure(settings: Params) -> None:
     """All that the report needs of trained structures."""
-    for name in ("baseline", *settings.structures):
+    for name in settings.structures:
         predict.evaluate(settings, name)
         whitebox.attack_structure(settings, name)
         corruptions.evaluate(settings, name)
@@ -131,13 +135,14 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Params], None]:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Params]) -> Path:
-    """A folder with clean digits, a pretrained net and every store of the tiny parameters. Read only."""
+    """A folder with clean digits, a pretrained net, the baseline and every store of the tiny parameters. Read only."""
     folder = tmp_path_factory.mktemp("made")
     settings = tiny()
     with inside(folder):
         YAML().dump(tiny_values(), Path("params.yaml"))
         prepare.prepare(settings)
         pretrain(settings)
+        train(settings, BASELINE)
         for name in (*settings.attacks, *settings.unseen_attacks):
             generation.attack_splits(settings, name)
     return folder

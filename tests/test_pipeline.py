@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from clones import ATTACKS, DOWNSTREAM, EVALUATIONS, TINY, profile, ran, run
+from clones import ATTACKS, DOWNSTREAM, EVALUATIONS, STRUCTURES, TINY, profile, ran, run
 from PIL import Image
 
 
@@ -72,11 +72,11 @@ UNSEEN = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
 @pytest.mark.parametrize(
     ("setting", "stages"),
     [
-        ("attacks.bim.steps=3", {"attack@bim", "train@adv", "train@ours", *EVALUATIONS}),
+        ("attacks.bim.steps=3", {"attack@bim", *(f"train@{name}" for name in STRUCTURES), *EVALUATIONS}),
         ("sampler.adv_ratio=0.25", {"train@adv", "train@ours"}),
         ("detector.beta=0.5", {"train@ours", "evaluate@ours", "whitebox@ours", "detect@ours"}),
         ("mixture.adv_ratio=0.25", set()),
-        ("whitebox.images=8", {"whitebox_baseline", "whitebox@adv", "whitebox@ours"}),
+        ("whitebox.images=8", {f"whitebox@{name}" for name in STRUCTURES}),
         (UNSEEN, {"attack_unseen@pgd", *EVALUATIONS}),
     ],
 )

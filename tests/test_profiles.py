@@ -109,7 +109,7 @@ def test_settings_may_add_names_where_names_are_free(run: Run) -> None:
     assert list(values.attacks)[-1] == "pgd" and values.attacks["pgd"].arguments["eps"] == 0.03
     assert values.unseen_attacks["far"].arguments == {"eps": 0.1}
     assert values.fixed.weights["pgd"] == 2
-    assert list(values.structures) == ["adv", "ours", "fixed", "online"]
+    assert list(values.structures) == ["baseline", "adv", "ours", "fixed", "online"]
     assert values.structures["online"].opponents == "online_pgd" and values.online_pgd.steps == 3
     assert "unseen_attacks.far.eps: 0.1 → absent\n" in run("profile", "digits")[1]
 
@@ -177,7 +177,8 @@ def test_as_a_program(tmp_path: Path) -> None:
 def older(text: str) -> str:
     """The default file as it was before some of its keys existed."""
     text = re.sub(r"(?m)^  background: .*\n", "", text)
-    text = re.sub(r"(?ms)^store:.*?(?=^\S)", "", text)
+    text = re.sub(r"(?ms)^(store|pretrained):.*?(?=^\S)", "", text)
+    text = re.sub(r"(?m)^  baseline: .*\n", "", text)
     text = text.replace(", loss: cross_entropy", "").replace(
         "adv: {opponents: sampler, detector: none}", "adv: {opponents: sampler}"
     )
@@ -189,7 +190,7 @@ def test_a_file_of_an_older_version_is_told_what_it_lacks_and_filled(run: Run) -
     path.write_text(older(DIGITS.decode()), encoding="utf-8")
     before = path.read_bytes()
     code, out, err = run("check")
-    lacks = ["data.background", "store", "structures.adv.detector"]
+    lacks = ["data.background", "store", "pretrained", "structures.baseline", "structures.adv.detector"]
     lacks += [f"whitebox.attacks.{name}.loss" for name in ("pgd", "pgd_8", "pgd_l2")]
     assert code == 1 and err.count("\n") == 1 and not out
     assert err.startswith(f"error: params.yaml: {', '.join(lacks)} are missing") and "check --fill" in err

@@ -9,7 +9,7 @@ import typer
 
 from sparring import layout, params, profiles
 from sparring.params.errors import InputError
-from sparring.params.names import BASELINE, CLEAN, PARAMS_FILE
+from sparring.params.names import CLEAN, PARAMS_FILE
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -69,7 +69,7 @@ def check(
         ) from error
     print(
         f"{PARAMS_FILE} is valid: data {values.data.source}; attacks {', '.join(values.attacks)}; "
-        f"structures {', '.join(values.structures) or 'none'}"
+        f"structures {', '.join(values.structures)}"
     )
 
 
@@ -78,9 +78,9 @@ def check(
 
 @app.command()
 def export(
-    structure: Annotated[str, typer.Argument(help="One of structures, or baseline for the pretrained net.")],
+    structure: Annotated[str, typer.Argument(help="One of structures; baseline is the pretrained net.")],
     file: Annotated[Path, typer.Argument(help="What to write; it ends in .pt2.")],
-    seed: Annotated[int | None, typer.Option(help="Which training of the structure; the first of seeds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which training of the structure; the lowest of seeds.")] = None,
 ) -> None:
     """Write a trained structure as a program of torch.export: images in [0, 1] → logits, for any number of images.
 
@@ -89,13 +89,11 @@ def export(
     from sparring.evaluation import exchange
 
     values = params.load()
-    if structure not in (known := (BASELINE, *values.structures)):
-        raise InputError(f"{PARAMS_FILE}: structures.{structure} is missing; there are {', '.join(known)}")
-    baseline = structure == BASELINE
-    seeds = [values.seed] if baseline else values.seeds
+    values.structure(structure)
+    seeds = values.seeds_of(structure)
     if seed is not None and seed not in seeds:
         raise InputError(f"--seed {seed}: {structure} was trained with {', '.join(map(str, seeds))}")
-    source = layout.PRETRAINED if baseline else layout.model(structure, seeds[0] if seed is None else seed)
+    source = layout.model(structure, seeds[0] if seed is None else seed)
     exchange.export(source, file)
     print(f"{file}: {structure}, from {source}")
 

@@ -15,7 +15,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from sparring import params
 from sparring.layout import replacing
 from sparring.params.errors import InputError
-from sparring.params.names import PARAMS_FILE
+from sparring.params.names import BASELINE, PARAMS_FILE
 
 FOLDER = Path("profiles")
 DEFAULT = "digits"
@@ -28,7 +28,7 @@ def _of_attack(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_structure(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    return {"opponents": "none", "detector": "none"}
+    return {"opponents": "pretrained" if name == BASELINE else "none", "detector": "none"}
 
 
 # What an entry of such a section had before it had to say it: (name, entry) → the words and their values.
@@ -115,6 +115,8 @@ def _missing(values: Any, default: Any, above: tuple[str, ...]) -> Iterator[tupl
         return
     section = ".".join(above)
     if section in FREE_NAMES:
+        if section == "structures" and BASELINE not in values and BASELINE in default:
+            yield (*above, BASELINE), default[BASELINE]
         for name, entry in values.items():
             words = {} if not isinstance(entry, dict) else WORDS.get(section, lambda name, entry: {})(name, entry)
             yield from (((*above, name, key), value) for key, value in words.items() if key not in entry)

@@ -284,8 +284,8 @@ def test_all_stages_run_with_a_net_of_torchvision(
     assert layout.PRETRAINED.read_bytes() == first  # its dropout is drawn under the seed
     for name in chosen.attacks:
         generation.attack_splits(chosen, name)
-    train(chosen, "ours")
-    for structure in ("baseline", "ours"):
+    for structure in chosen.structures:
+        train(chosen, structure)
         predict.evaluate(chosen, structure)
         rows = pd.read_parquet(layout.PREDICTIONS / f"{structure}.parquet")
         assert len(rows) == 2 * 20 * 3 and rows["confidence"].between(0, 1).all()

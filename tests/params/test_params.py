@@ -202,7 +202,22 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
             "structures.images cannot be a name here; use letters",
         ),
         (changed(structures={"low-0.5": {"opponents": "none", "detector": "none"}}), "structures.low-0.5 cannot be"),
-        (changed(structures__baseline={"opponents": "none", "detector": "none"}), "structures.baseline cannot be"),
+        (
+            changed(structures__baseline={"opponents": "none", "detector": "none"}),
+            "structures.baseline.opponents is none; it is the pretrained net, so use pretrained",
+        ),
+        (
+            changed(structures__x={"opponents": "pretrained", "detector": "none"}),
+            "structures.x.opponents is pretrained; that net is baseline; name the opponents to train against",
+        ),
+        (
+            changed(structures__baseline={"opponents": "pretrained", "detector": "detector"}),
+            "structures.baseline.detector needs adversarial images to learn from",
+        ),
+        (
+            changed(structures={"adv": {"opponents": "sampler", "detector": "none"}}),
+            "structures.baseline is missing; add baseline: {opponents: pretrained, detector: none}",
+        ),
         (changed(attacks={}, sampler__weights={}, fixed__weights={}), "attacks is empty; name at least one"),
         (changed(unseen_attacks={"fgsm": {"eps": 0.1}}), "unseen_attacks.fgsm is also in attacks; "),
         (changed(sampler__weights__pgd=1), "sampler.weights.pgd is not in attacks; use gaussian, fgsm, "),

@@ -20,12 +20,16 @@ from sparring.training.steps import plain_step
 
 def train(params: Params, name: str) -> None:
     """Train the structure `structures.<name>` from scratch, once for each of `seeds`, and save it, with its detector
-    where it has one."""
-    if name not in params.structures:
-        raise InputError(f"params.yaml: structures.{name} is missing; there are {', '.join(params.structures)}")
-    structure = params.structures[name]
+    where it has one; or copy the pretrained net, where it is that. Raises InputError where there is no such structure.
+    """
+    structure = params.structure(name)
     device = choose(params)
     dtype = precision(params, device)
+    if structure.pretrained:
+        with progress.timed(f"train@{name}", device) as done:
+            _copy_pretrained(params, name)
+            done(0, "the pretrained net, copied")
+        return
     with progress.timed(f"train@{name}", device, dtype, distributed.size()) as done:
         inputs = [layout.CLEAN / f"{split}.parquet" for split in ("train", "validation")]
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
@@ -71,3 +75,17 @@ def train(params: Params, name: str) -> None:
             epochs = params.training.epochs * len(params.seeds)
             done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
             shutil.rmtree(unfinished)
+
+
+def _copy_pretrained(params: Params, name: str) -> None:
+    """Its model and its training curve, under a structure's name."""
+    (seed,) = params.seeds_of(name)
+    copies = {
+        layout.PRETRAINED: layout.model(name, seed),
+        layout.HISTORY / f"{layout.PRETRAINED.stem}.csv": layout.HISTORY / f"{name}.csv",
+    }
+    for original, target in copies.items():
+        if not original.exists():
+            raise InputError(f"{original} is missing; `dvc repro` makes it")
+        with layout.replacing(target) as path:
+            shutil.copyfile(original, path)

@@ -91,18 +91,15 @@ def _pixelate(pixels: np.ndarray, share: float) -> np.ndarray:
 
 
 def evaluate(params: Params, structure: str) -> None:
-    """Predict all held-out images, clean and under every corruption, with one structure (`baseline`: the pretrained
-    net), and write data/corruptions/<structure>.parquet. Raises InputError for a structure that is not in params.yaml.
+    """Predict all held-out images, clean and under every corruption, with one structure, and write
+    data/corruptions/<structure>.parquet. Raises InputError for a structure that is not in params.yaml.
     """
-    predict.check_known(params, structure)
+    params.structure(structure)
     device = choose(params)
     with progress.timed(f"corruptions@{structure}", device) as done:
         clean = store.read(layout.CLEAN / f"{SPLIT}.parquet")
         classes = clean.metadata["classes"]
-        nets = {
-            seed: predict.trained(params, structure, seed, classes, device)
-            for seed in predict.seeds_of(params, structure)
-        }
+        nets = {seed: predict.trained(params, structure, seed, classes, device) for seed in params.seeds_of(structure)}
         parts = []
         kinds = [(CLEAN, 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
         with progress.bar(f"corruptions@{structure}", len(clean) * len(kinds) * len(nets)) as advance:

@@ -23,7 +23,6 @@ from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
-from sparring.params.errors import InputError
 from sparring.params.names import CLEAN, EVALUATED_SPLITS
 
 SCHEMA = pa.schema(
@@ -48,11 +47,10 @@ def detect(params: Params, name: str) -> None:
     """Score all test and held-out images, clean, attacked and benignly changed, and the clean validation images, with
     the detector of `structures.<name>` and two known ones; and attack `detection.images` of each split anew, aiming at
     classifier and detector. A structure without a detector gets a file without rows."""
-    if name not in params.structures:
-        raise InputError(f"params.yaml: structures.{name} is missing; there are {', '.join(params.structures)}")
+    structure = params.structure(name)
     device = choose(params)
     with progress.timed(f"detect@{name}", device) as done:
-        if params.structures[name].detector == "none":
+        if structure.detector == "none":
             _write(name, pd.DataFrame(), {})
             done(0, "it has no detector")
             return

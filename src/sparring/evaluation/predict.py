@@ -14,13 +14,13 @@ from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
-from sparring.params.errors import InputError
-from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS
+from sparring.params.names import CLEAN, EVALUATED_SPLITS
 
 
 def evaluate(params: Params, structure: str) -> None:
-    """Predict all clean and attacked test and held-out images with one structure (`baseline`: the pretrained net)."""
-    check_known(params, structure)
+    """Predict all clean and attacked test and held-out images with one structure. Raises InputError for one that is not
+    in params.yaml."""
+    params.structure(structure)
     device = choose(params)
     with progress.timed(f"evaluate@{structure}", device) as done:
         clean = {split: store.read(layout.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
@@ -28,7 +28,7 @@ def evaluate(params: Params, structure: str) -> None:
         pretrained = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
         source = model_files.digest(pretrained)
         channels_last(pretrained, device)
-        seeds = seeds_of(params, structure)
+        seeds = params.seeds_of(structure)
         folders = stored_folders(params)
         parts = []
         count = sum(map(len, clean.values())) * (1 + len(folders)) * len(seeds)
@@ -46,23 +46,11 @@ def evaluate(params: Params, structure: str) -> None:
         done(len(rows), f"{len(rows):,} predictions")
 
 
-def check_known(params: Params, structure: str) -> None:
-    if structure != BASELINE and structure not in params.structures:
-        known = ", ".join([BASELINE, *params.structures])
-        raise InputError(f"params.yaml: structures.{structure} is missing; there are {known}")
-
-
-def seeds_of(params: Params, structure: str) -> list[int]:
-    """The seeds of the trainings of a structure."""
-    return [params.seed] if structure == BASELINE else params.seeds
-
-
 def trained(
     params: Params, structure: str, seed: int, classes: int | Sequence[str], device: torch.device
 ) -> Classifier:
-    """A structure's net (`baseline`: the pretrained one) as it was trained with one seed, on the device."""
-    path = layout.PRETRAINED if structure == BASELINE else layout.model(structure, seed)
-    net = networks.load(params.network, classes, params.data.image_size, path)
+    """A structure's net as it was trained with one seed, on the device."""
+    net = networks.load(params.network, classes, params.data.image_size, layout.model(structure, seed))
     channels_last(net, device)
     return net
 
@@ -76,8 +64,6 @@ def models(
     device: torch.device,
 ) -> tuple[Classifier, TransformerDetector | None]:
     """A structure as it was trained with one seed, on the device: its net, and its detector where it has one."""
-    if structure == BASELINE:
-        return pretrained, None
     net = trained(params, structure, seed, classes, device)
     if params.structures[structure].detector == "none":
         return net, None

@@ -35,13 +35,13 @@ def draw(index: np.ndarray, label: np.ndarray, seed: int) -> np.ndarray:
 
 
 def attack_structure(params: Params, structure: str) -> None:
-    """Run every attack of `whitebox` against one structure (`baseline`: the pretrained net), each seed of it, and write
-    a row of predictions for each image and attack.
+    """Run every attack of `whitebox` against one structure, each seed of it, and write a row of predictions for each
+    image and attack. Raises InputError for a structure that is not in params.yaml.
 
     An image that the structure misclassifies when clean is not attacked: its rows tell of the clean image. Attacked
     images are kept below layout.PARTIAL until the rows are written: a run that was killed goes on after them.
     """
-    evaluation.check_known(params, structure)
+    params.structure(structure)
     device = choose(params)
     with progress.timed(f"whitebox@{structure}", device) as done:
         path = layout.CLEAN / "test.parquet"
@@ -51,7 +51,7 @@ def attack_structure(params: Params, structure: str) -> None:
         order = draw(test.index, test.label, params.seed)[: params.whitebox.images]
         pretrained = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
         channels_last(pretrained, device)
-        seeds = evaluation.seeds_of(params, structure)
+        seeds = params.seeds_of(structure)
         trained = [model for model in (layout.model(structure, seed) for seed in seeds) if model.exists()]
         settings = [params.seed, params.deterministic, params.network, params.whitebox]
         settings.append(params.store.model_dump(exclude={"memory_budget"}))

@@ -58,6 +58,7 @@ class Params(Section):
     online_pgd: Online
     detector: Detector
     none: dict[str, Any]
+    pretrained: dict[str, Any]
     structures: dict[str, Structure]
     mixture: Mixture
     whitebox: Whitebox
@@ -75,7 +76,7 @@ class Params(Section):
     def _differ(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds):
             raise ValueError("name each seed once")
-        return seeds
+        return sorted(seeds)  # the same results, to the byte, in whatever order they are named
 
     @field_validator("attacks", "unseen_attacks", mode="before")
     @classmethod
@@ -85,8 +86,16 @@ class Params(Section):
     @field_validator("structures")
     @classmethod
     def _structures(cls, structures: dict[str, Structure]) -> dict[str, Structure]:
-        check_names(structures, (BASELINE, "pretrained", *KNOWN_DETECTORS, *TABLE_COLUMNS))
-        return structures
+        check_names(structures, ("pretrained", *KNOWN_DETECTORS, *TABLE_COLUMNS))
+        if BASELINE not in structures:
+            raise ValueError(f".{BASELINE} is missing; add {BASELINE}: {{opponents: pretrained, detector: none}}")
+        for name, structure in structures.items():
+            if (name == BASELINE) != structure.pretrained:
+                right = "it is the pretrained net, so use pretrained"
+                mend = right if name == BASELINE else f"that net is {BASELINE}; name the opponents to train against"
+                raise ValueError(f".{name}.opponents is {structure.opponents}; {mend}")
+        # It comes first in every table, wherever the file has it.
+        return {BASELINE: structures[BASELINE]} | structures
 
     @model_validator(mode="after")
     def _agree(self) -> "Params":
@@ -110,6 +119,22 @@ class Params(Section):
             if problem := demands.of_image_size(str(attack.of_library), attack.arguments, self.data.image_size):
                 raise ValueError(f"{key} is {attack.method}; {problem}")
         return self
+
+    def structure(self, name: str) -> Structure:
+        """Raises InputError where there is none of that name."""
+        if name not in self.structures:
+            known = ", ".join(self.structures)
+            raise InputError(f"{PARAMS_FILE}: structures.{name} is missing; there are {known}")
+        return self.structures[name]
+
+    @property
+    def trained(self) -> dict[str, Structure]:
+        """The structures but for the baseline, which is a copy of the pretrained net."""
+        return {name: structure for name, structure in self.structures.items() if name != BASELINE}
+
+    def seeds_of(self, structure: str) -> list[int]:
+        """The seeds of a structure's trainings; the pretrained net is trained once, with `seed`."""
+        return [self.seed] if structure == BASELINE else self.seeds
 
     @property
     def of_library(self) -> dict[str, Attack]:

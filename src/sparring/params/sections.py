@@ -178,8 +178,13 @@ class Online(Section):
 
 
 class Structure(Section):
-    opponents: Literal["sampler", "fixed", "online_fgsm", "online_pgd", "none"]
+    opponents: Literal["sampler", "fixed", "online_fgsm", "online_pgd", "none", "pretrained"]
     detector: Literal["detector", "none"]
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it is the pretrained net itself."""
+        return self.opponents == "pretrained"
 
     @property
     def stored(self) -> bool:
@@ -193,7 +198,7 @@ class Structure(Section):
 
     @model_validator(mode="after")
     def _has_opponents(self) -> "Structure":
-        if self.detector != "none" and self.opponents == "none":
+        if self.detector != "none" and self.opponents in ("none", "pretrained"):
             raise ValueError("detector needs adversarial images to learn from; name its opponents: sampler or fixed")
         if self.detector != "none" and self.online:
             raise ValueError(

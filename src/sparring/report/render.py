@@ -67,7 +67,7 @@ class Results:
 
     @property
     def structures(self) -> list[str]:
-        return [BASELINE, *self.params.structures]
+        return list(self.params.structures)
 
     @property
     def detectors(self) -> list[str]:
@@ -192,7 +192,7 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 
 def _read(params: Params, left_out: Mapping[str, str]) -> Results:
-    clean, structures = _clean(), (BASELINE, *params.structures)
+    clean, structures = _clean(), list(params.structures)
     stored = _all_stored(params, clean)
     predictions = pd.concat([_predictions(params, structure, clean) for structure in structures], ignore_index=True)
     scores = _scores([] if "detect" in left_out else _detectors(params), params, clean)
@@ -208,7 +208,7 @@ def _read(params: Params, left_out: Mapping[str, str]) -> Results:
         _read_corruptions(() if "corruptions" in left_out else structures, clean["heldout"]),
         scores,
         statistics.matched(scores, stored, source_clean, noise),
-        {name: _history(layout.HISTORY / f"{name}.csv") for name in ("pretrained", *params.structures)},
+        {name: _history(layout.HISTORY / f"{name}.csv") for name in structures},
         _timings(params),
         left_out,
     )
@@ -332,7 +332,7 @@ def _history(path: Path) -> pd.DataFrame:
 
 def _timings(params: Params) -> list[dict[str, Any]]:
     """The timings of stages that params.yaml still has, in the order in which they run."""
-    names = [BASELINE, *params.structures, *_attacks(params)]
+    names = [*params.structures, *_attacks(params)]
     order = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate", "whitebox", "corruptions", "detect"]
     found = []
     for path in sorted(layout.TIMINGS.glob("*.json")):
@@ -630,7 +630,7 @@ def _glance(results: Results, numbers: Numbers) -> tables.Table:
 def _opening(results: Results, numbers: Numbers) -> list[str]:
     params, clean, mixture = results.params, results.clean, numbers.mixture.tidy
     unseen = f", and {len(params.unseen_attacks)} that nobody trained on" if params.unseen_attacks else ""
-    attacks, structures = ([escape.markdown(name) for name in each] for each in (params.attacks, params.structures))
+    attacks, structures = ([escape.markdown(name) for name in each] for each in (params.attacks, params.trained))
     others = [escape.markdown(name) for name, structure in params.structures.items() if structure.online]
     online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
     source = escape.markdown(clean["train"].metadata["source"])
@@ -660,7 +660,7 @@ def _opening(results: Results, numbers: Numbers) -> list[str]:
             + "."
         )
     count = tables.trainings(numbers.on_mixture)
-    notes = [f"{tables.differences_note(count)} {tables.chance_note(count)}"] if params.structures and bullets else []
+    notes = [f"{tables.differences_note(count)} {tables.chance_note(count)}"] if params.trained and bullets else []
     return [*lines, *(["\n".join(bullets)] if bullets else []), *notes]
 
 
@@ -687,7 +687,7 @@ def _aimed_at_themselves(numbers: Numbers) -> list[str]:
 def _differences(results: Results, numbers: Numbers, split: str) -> list[str]:
     """Each structure against the baseline, each detector against the same opponents without one, and the sampler
     against other opponents."""
-    structures = results.params.structures
+    structures = results.params.trained
     pairs = [(name, BASELINE) for name in structures]
     pairs += [
         (name, other)

@@ -199,7 +199,7 @@ def mixture(params: Params, accuracy: pd.DataFrame, differences: pd.DataFrame, n
     columns DIFFERENCE and trainings.  notes: what to say of the paper's column.
     """
     paper = paper_mixture(params)
-    structures = (BASELINE, *params.structures)
+    structures = list(params.structures)
     tidy = _full(accuracy.join(differences), [EVALUATED_SPLITS, structures], ["split", "structure"])
     tidy.insert(2, "attack", MIXTURE)
     tidy["paper"] = tidy["structure"].map(paper)
@@ -429,7 +429,7 @@ def per_attack(params: Params, accuracy: pd.DataFrame, notes: Sequence[str]) -> 
     accuracy: from statistics.accuracies by split, structure and attack.  notes: what to say of the paper's columns.
     """
     paper = pd.read_csv(PAPER / "table4_per_attack.csv").melt("structure", var_name="attack", value_name="paper")
-    structures = (BASELINE, *params.structures)
+    structures = list(params.structures)
     attacks = (CLEAN, *params.attacks, *params.unseen_attacks)
     tidy = _full(accuracy, [EVALUATED_SPLITS, structures, attacks], ["split", "structure", "attack"])
     tidy.insert(3, "seen", ~tidy["attack"].isin(list(params.unseen_attacks)))
@@ -460,7 +460,7 @@ def corruptions(params: Params, each: pd.DataFrame, mean: pd.DataFrame) -> Table
     each: from statistics.accuracies by structure, corruption and strength (clean: 0).  mean: the same by structure and
     corruption, over the strengths, with `all` for all corruptions.
     """
-    structures = (BASELINE, *params.structures)
+    structures = list(params.structures)
     kinds = [(CLEAN, 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
     index = [(structure, *kind) for structure in structures for kind in kinds]
     tidy = each.reindex(pd.MultiIndex.from_tuples(index, names=["structure", "corruption", "strength"])).reset_index()
@@ -551,7 +551,7 @@ def mcnemar(params: Params, name: str, compared: pd.DataFrame, splits: Sequence[
     """
     if compared.empty:
         return []
-    pairs = [(later, first) for first, later in itertools.combinations((BASELINE, *params.structures), 2)]
+    pairs = [(later, first) for first, later in itertools.combinations(params.structures, 2)]
     attacks = list(dict.fromkeys(compared.index.get_level_values("attack")))
     index = [(*key, *pair) for key in itertools.product(splits, attacks) for pair in pairs]
     names = ["split", "attack", "structure", "other"]

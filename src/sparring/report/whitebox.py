@@ -39,7 +39,7 @@ def read(params: Params, test_index: np.ndarray, test_label: np.ndarray) -> pd.D
         return statistics.no_rows([*COLUMNS, "structure"], {"attack": "str", "structure": "str"})
     known = pd.Series(test_label, index=test_index)
     parts = []
-    for structure in (BASELINE, *params.structures):
+    for structure in params.structures:
         path = layout.WHITEBOX / f"{structure}.parquet"
         rows = statistics.read(path, COLUMNS)
         _check(params, rows, path, known)
@@ -123,7 +123,7 @@ def comparisons(params: Params, cases: pd.DataFrame) -> pd.DataFrame:
     cases: from `worst_cases`.
     """
     rows = cases.assign(split="test", attack=WORST + ", " + cases["radius"])
-    return statistics.comparisons(rows, (BASELINE, *params.structures), ["split", "attack"])
+    return statistics.comparisons(rows, list(params.structures), ["split", "attack"])
 
 
 def curve(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
@@ -148,7 +148,7 @@ def checks(params: Params, rows: pd.DataFrame, transfer: pd.DataFrame) -> pd.Dat
     against (the other), low, high (of accuracy minus against, 95 %), passed (True, False, or None: not to be decided).
     """
     found = []
-    for structure in (BASELINE, *params.structures):
+    for structure in params.structures:
         own, stored = rows[rows["structure"] == structure], transfer[transfer["structure"] == structure]
         for check, compared, lower, other, tolerance in _comparisons(params, own, stored):
             found.append(
@@ -220,7 +220,7 @@ def _paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[
 
 def table(params: Params, found: pd.DataFrame) -> Table:
     """Structures × attacks, the worst cases last.  found: from `accuracies`."""
-    structures = (BASELINE, *params.structures)
+    structures = list(params.structures)
     kinds = found[["attack", "radius"]].drop_duplicates()
     wide = []
     for kind in tables.rows(kinds):
@@ -263,7 +263,7 @@ def _without_radius(found: pd.DataFrame) -> list[str]:
 
 def checks_table(params: Params, found: pd.DataFrame) -> Table:
     """found: from `checks`."""
-    structures = (BASELINE, *params.structures)
+    structures = list(params.structures)
     wide = []
     for kind in tables.rows(found[["check", "compared"]].drop_duplicates()):
         here = found[(found["check"] == kind.check) & (found["compared"] == kind.compared)].set_index("structure")
