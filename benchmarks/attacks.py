@@ -29,8 +29,9 @@ import torch
 import typer
 from torch import Tensor
 
-from sparring import attacks, device, layout, params, store
+from sparring import attacks, device, params, store
 from sparring.attacks import engine
+from sparring.layout import HERE
 from sparring.models import classifier, networks
 from sparring.models.resnet import ResNet
 from sparring.params.attacks import Attack
@@ -172,9 +173,9 @@ def measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
     settings = params.load()
     on = device.choose(settings)
     dtype = device.precision(settings, on)
-    clean = store.read(layout.CLEAN / "test.parquet")
+    clean = store.read(HERE.clean / "test.parquet")
     classes = len(clean.metadata["classes"])
-    net = networks.load(settings.network, classes, settings.data.image_size, layout.PRETRAINED).eval().to(on)
+    net = networks.load(settings.network, classes, settings.data.image_size, HERE.pretrained).eval().to(on)
     right = classifier.predict(net, clean.image, settings.store.batch_size, on).argmax(1) == clean.label
     clean = clean[np.flatnonzero(right)[:count]]
     images = classifier.to_images(clean.image, on).contiguous()

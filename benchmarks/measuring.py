@@ -14,10 +14,11 @@ import torch
 import training as training_benchmark
 from torch import Tensor
 
-from sparring import device, layout, store
+from sparring import device, store
 from sparring.attacks import engine, generation
 from sparring.data import transforms
 from sparring.defences.joint import joint_step
+from sparring.layout import HERE, replacing
 from sparring.models import classifier, networks
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
@@ -42,7 +43,7 @@ def rates(settings: Params, start: float) -> planning.Rates:
     """
     on = device.choose(settings)
     dtype = device.precision(settings, on)
-    clean = store.read(layout.CLEAN / "train.parquet")
+    clean = store.read(HERE.clean / "train.parquet")
     net = new_net(settings, "pretrained", len(clean.metadata["classes"]))
     device.channels_last(net, on)
     sizes = [settings.training.batch_size]
@@ -65,7 +66,7 @@ def rates(settings: Params, start: float) -> planning.Rates:
         attacks=attacked,
         gradients=len(shown) / gradient,
         predict=len(shown) / prediction,
-        prepare=json.loads((layout.TIMINGS / "prepare.json").read_text())["images_per_second"],
+        prepare=json.loads((HERE.timings / "prepare.json").read_text())["images_per_second"],
         start=start,
         beside=BESIDE if on.type == "cuda" else 1.0,
     )
@@ -84,7 +85,7 @@ def write(settings: Params, path: Path, began: float) -> None:
     device.choose(settings)
     torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
     start = time.time() - began
-    with layout.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(asdict(rates(settings, start)), indent=2) + "\n")
 
 
@@ -173,5 +174,5 @@ def benchmark(settings: Params, path: Path) -> None:
             rows[name] = call()
         except Exception as error:  # a peer may fail in any way; the others' rows count all the same
             rows[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-        with layout.replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")

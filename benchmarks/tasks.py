@@ -11,7 +11,7 @@ from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-from sparring import layout
+from sparring.layout import replacing
 from sparring.params.errors import InputError
 
 GRACE = 8.0  # seconds that a task has, once it is told to stop, to save its state
@@ -76,7 +76,7 @@ class Tasks:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-        with layout.replacing(self.records / f"{name}.json") as path:
+        with replacing(self.records / f"{name}.json") as path:
             path.write_text(json.dumps({"began": began, "ended": time.time()}) + "\n")
         os._exit(0)  # without the parent's handlers
 

@@ -38,10 +38,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as plain_transforms
 
-from sparring import device, layout, params, store
+from sparring import device, params, store
 from sparring.data import transforms
 from sparring.defences import sampler
 from sparring.defences.joint import joint_step
+from sparring.layout import HERE
 from sparring.models import classifier, networks
 from sparring.models.detector import HEADS, MLP_RATIO, TransformerDetector
 from sparring.params import Params
@@ -64,10 +65,8 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 def opened(settings: Params, count: int | None) -> list[store.Images]:
     """The first `count` training images, clean and under every attack."""
-    versions = [store.read(layout.CLEAN / "train.parquet")]
-    versions += [
-        store.read(layout.ADVERSARIAL / name / "train.parquet", ("image", "linf")) for name in settings.attacks
-    ]
+    versions = [store.read(HERE.clean / "train.parquet")]
+    versions += [store.read(HERE.adversarial / name / "train.parquet", ("image", "linf")) for name in settings.attacks]
     return [images[:count] for images in versions]
 
 

@@ -13,11 +13,12 @@ import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from sparring import layout, params, store
+from sparring import params, store
 from sparring.attacks import generation
 from sparring.data import prepare
 from sparring.defences.train import train
 from sparring.evaluation import corruptions, detect, predict, whitebox
+from sparring.layout import HERE
 from sparring.models import networks
 from sparring.models.resnet import ResNet
 from sparring.params import Params
@@ -160,10 +161,10 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 @pytest.fixture
 def digits(made: Path) -> store.Images:
     """120 clean test digits, 16×16."""
-    return store.read(made / layout.CLEAN / "test.parquet")
+    return store.read(made / HERE.clean / "test.parquet")
 
 
 @pytest.fixture
 def net(made: Path, tiny: Callable[..., Params]) -> ResNet:
     """A classifier trained on digits, in eval mode; a fresh copy for every test."""
-    return networks.load(tiny().network, 10, 16, made / layout.PRETRAINED).eval()
+    return networks.load(tiny().network, 10, 16, made / HERE.pretrained).eval()

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparring import checkpoints, layout, params
+from sparring import checkpoints, params
 from sparring.data import transforms
 from sparring.defences.train import train as train_structure
+from sparring.layout import HERE, PARTIAL
 from sparring.params import Params
 from sparring.training.pretrain import pretrain
 
@@ -36,9 +37,9 @@ def train(settings: Params, name: str) -> None:
 
 def written(name: str) -> str:
     """A digest of the nets and the curve that a training wrote."""
-    models = [layout.PRETRAINED] if name == "pretrained" else sorted((layout.MODELS / name).iterdir())
+    models = [HERE.pretrained] if name == "pretrained" else sorted(HERE.models(name).iterdir())
     found = hashlib.sha256()
-    for path in [*models, layout.HISTORY / f"{name}.csv"]:
+    for path in [*models, HERE.history(name)]:
         found.update(str(path).encode() + path.read_bytes())
     return found.hexdigest()
 
@@ -46,7 +47,7 @@ def written(name: str) -> str:
 def child(settings: Params, name: str, dies_in: int | None = None) -> int:
     """A fork that trains, saving after almost every batch, and kills itself in the batch of that number."""
     if name != "pretrained":
-        shutil.rmtree(layout.MODELS / name, ignore_errors=True)  # as DVC does before it runs a stage
+        shutil.rmtree(HERE.models(name), ignore_errors=True)  # as DVC does before it runs a stage
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -98,7 +99,7 @@ def case(name: str, values: dict[str, Any], chance: np.random.Generator) -> dict
     killed.append(ends(late))
     print(f"{name}: the last run")
     ended = ends(child(settings, name))
-    left = [str(path) for path in layout.PARTIAL.iterdir()]
+    left = [str(path) for path in PARTIAL.iterdir()]
     return {"name": name, "killed": killed, "ended": ended, "same": written(name) == wanted, "left": left}
 
 

@@ -18,10 +18,11 @@ import torch
 from conftest import tiny_values
 from ruamel.yaml import YAML
 
-from sparring import checkpoints, layout, params
+from sparring import checkpoints, params
 from sparring.checkpoints import Checkpoint
 from sparring.data import transforms
 from sparring.defences.train import train as train_structure
+from sparring.layout import HERE, PARTIAL
 from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.training.pretrain import pretrain
@@ -41,8 +42,8 @@ def train(settings: Params, name: str) -> dict[str, bytes]:
 
 
 def written(name: str) -> dict[str, bytes]:
-    models = [layout.PRETRAINED] if name == "pretrained" else sorted((layout.MODELS / name).iterdir())
-    return {str(path): path.read_bytes() for path in [*models, layout.HISTORY / f"{name}.csv"]}
+    models = [HERE.pretrained] if name == "pretrained" else sorted(HERE.models(name).iterdir())
+    return {str(path): path.read_bytes() for path in [*models, HERE.history(name)]}
 
 
 def write(values: dict[str, Any]) -> Params:
@@ -55,12 +56,12 @@ def stage(name: str) -> Iterator[subprocess.Popen[str]]:
     """The stage as a process of its own, once it has saved something."""
     command = [STAGES / "pretrain.py"] if name == "pretrained" else [STAGES / "train.py", name]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: more threads round differently
-    before = {path: path.stat().st_mtime_ns for path in layout.PARTIAL.rglob("*.pt")}
+    before = {path: path.stat().st_mtime_ns for path in PARTIAL.rglob("*.pt")}
     with subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         deadline = time.monotonic() + 120
-        while process.poll() is None and before == {p: p.stat().st_mtime_ns for p in layout.PARTIAL.rglob("*.pt")}:
+        while process.poll() is None and before == {p: p.stat().st_mtime_ns for p in PARTIAL.rglob("*.pt")}:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         yield process
@@ -69,16 +70,16 @@ def stage(name: str) -> Iterator[subprocess.Popen[str]]:
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = write(tiny_values(**CHANGES | {"training": {"epochs": 12, "batch_size": 50}}))
     wanted = train(settings, "ours")
-    assert not list(layout.PARTIAL.iterdir())
+    assert not list(PARTIAL.iterdir())
     for pause in np.random.default_rng(1).uniform(0, 0.7, 2):
         with stage("ours") as process:
             time.sleep(pause)
             process.kill()
-    assert list(layout.PARTIAL.iterdir()) or process.returncode == 0
+    assert list(PARTIAL.iterdir()) or process.returncode == 0
     capfd.readouterr()
     assert train(settings, "ours") == wanted
     assert "ours: going on after epoch " in capfd.readouterr().out or process.returncode == 0
-    assert not list(layout.PARTIAL.iterdir())
+    assert not list(PARTIAL.iterdir())
 
 
 RECIPE = {"schedule": "one_cycle", "label_smoothing": 0.1, "ema": 0.8, "keep": "best"}
@@ -178,7 +179,7 @@ def test_stopped_after_any_batch_it_ends_with_the_same_bytes(
             with stopped_after(batches, monkeypatch):
                 train(settings, name)
         assert train(settings, name) == wanted
-        assert not list(layout.PARTIAL.iterdir())
+        assert not list(PARTIAL.iterdir())
 
 
 def test_finished_seeds_are_not_trained_again(
@@ -188,7 +189,7 @@ def test_finished_seeds_are_not_trained_again(
     wanted = train(settings, "ours")
     with stopped_after(18 + 8, monkeypatch):
         train(settings, "ours")
-    shutil.rmtree(layout.MODELS / "ours")  # as DVC does before it runs the stage again
+    shutil.rmtree(HERE.models("ours"))  # as DVC does before it runs the stage again
     left = 0
     crop = transforms.crop
 
@@ -207,7 +208,7 @@ def test_no_other_run_takes_a_checkpoint(
 ) -> None:
     with stopped_after(8, monkeypatch):
         train(tiny(**CHANGES), "ours")
-    (left,) = layout.PARTIAL.iterdir()
+    (left,) = PARTIAL.iterdir()
     other = tiny(**CHANGES | {"training": CHANGES["training"] | {"learning_rate": 0.01}})
     wanted = train(other, "ours")
     assert left.exists() and "going on" not in capfd.readouterr().out
@@ -229,7 +230,7 @@ def test_what_decides_the_results_names_the_folder(tmp_path: Path, monkeypatch: 
         return checkpoints.folder("ours", settings, [data], "sparring.a", torch.device(device), dtype)
 
     first = found()
-    assert first == found() and first.parent == tmp_path / layout.PARTIAL and first.name.startswith("ours-")
+    assert first == found() and first.parent == tmp_path / PARTIAL and first.name.startswith("ours-")
     others = [found(settings=("x", 2)), found(dtype=torch.bfloat16), found(device="cuda:0")]
     assert found(device="cuda:1") == others[-1]
     with monkeypatch.context() as patched:
@@ -266,7 +267,7 @@ def test_a_broken_checkpoint_is_no_checkpoint(
     wanted = train(settings, "adv")
     with stopped_after(8, monkeypatch):
         train(settings, "adv")
-    (path,) = layout.PARTIAL.rglob("*.pt")
+    (path,) = PARTIAL.rglob("*.pt")
     path.write_bytes(path.read_bytes()[:-1000])
     assert train(settings, "adv") == wanted
     assert f"{path.name} cannot be read" in capfd.readouterr().out
@@ -275,7 +276,7 @@ def test_a_broken_checkpoint_is_no_checkpoint(
 def test_a_loss_that_explodes_leaves_no_checkpoint(project: Path, tiny: Callable[..., Params]) -> None:
     with pytest.raises(InputError, match="lower training"):
         train(tiny(training={"epochs": 2, "batch_size": 50, "learning_rate": 1e20}), "adv")
-    assert not list(layout.PARTIAL.iterdir())
+    assert not list(PARTIAL.iterdir())
 
 
 def test_saving_takes_two_percent_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +310,7 @@ def test_the_timing_counts_all_runs_of_a_training(
     with stopped_after(8, monkeypatch):
         train(tiny(**CHANGES), "adv")
     train(tiny(**CHANGES), "adv")
-    assert 1000 < YAML(typ="safe").load(layout.TIMINGS / "train-adv.json")["seconds"] < 1100
+    assert 1000 < YAML(typ="safe").load(HERE.timings / "train-adv.json")["seconds"] < 1100
 
 
 def test_what_nobody_goes_on_from_is_removed_and_the_rest_stays(
@@ -318,10 +319,10 @@ def test_what_nobody_goes_on_from_is_removed_and_the_rest_stays(
     monkeypatch.chdir(tmp_path)
     long_ago = time.time() - checkpoints.ABANDONED - 60
     for name in ("train-old", "train-new"):
-        (layout.PARTIAL / name).mkdir(parents=True)
-        (layout.PARTIAL / name / "0.pt").write_bytes(b"state")
+        (PARTIAL / name).mkdir(parents=True)
+        (PARTIAL / name / "0.pt").write_bytes(b"state")
     for path in ("train-old/0.pt", "train-old", "train-new", "watch.json"):
-        (layout.PARTIAL / path).touch()
-        os.utime(layout.PARTIAL / path, (long_ago, long_ago))
+        (PARTIAL / path).touch()
+        os.utime(PARTIAL / path, (long_ago, long_ago))
     checkpoints.folder("train-ours", {}, [], "sparring.structures", CPU, torch.float32)
-    assert {path.name for path in layout.PARTIAL.iterdir()} == {"train-new", "watch.json"}
+    assert {path.name for path in PARTIAL.iterdir()} == {"train-new", "watch.json"}

@@ -20,12 +20,13 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparring import checkpoints, distributed, layout, params, store
+from sparring import checkpoints, distributed, params, store
 from sparring.data import transforms
 from sparring.defences import opponents
 from sparring.defences.joint import joint_step
 from sparring.defences.opponents import OnlineOpponents
 from sparring.device import torch_seed
+from sparring.layout import HERE, PARTIAL
 from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
@@ -79,7 +80,7 @@ def fit(
     nudge: changes the first weights.
     """
     net = normed(new_net(settings, "target", 10))
-    pretrained = networks.load(settings.network, 10, 16, layout.PRETRAINED)
+    pretrained = networks.load(settings.network, 10, 16, HERE.pretrained)
     with torch_seed(0, "weights", "detector"):
         detector = TransformerDetector(settings.detector, classifier.map_shapes(net, 16))
     with torch.no_grad():
@@ -112,9 +113,9 @@ def fit(
         name,
         net,
         step,
-        load_gallery(settings, attacks, model_files.digest(pretrained), CPU),
+        load_gallery(settings, HERE, attacks, model_files.digest(pretrained), CPU),
         online if name == "online" else stored,
-        store.read(layout.CLEAN / "validation.parquet"),
+        store.read(HERE.clean / "validation.parquet"),
         checkpoints.Checkpoint(checkpoint),
     )
     found = {f"net.{key}": value for key, value in net.state_dict().items()}
@@ -233,7 +234,7 @@ def test_a_stage_on_two_devices_stops_goes_on_and_ends(
     command = [sys.executable, str(STAGES / "train.py"), "ours"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
-        while not list(layout.PARTIAL.rglob("*.pt")):
+        while not list(PARTIAL.rglob("*.pt")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.terminate()
@@ -250,10 +251,10 @@ def test_a_stage_on_two_devices_stops_goes_on_and_ends(
     done = [text.split(",")[0] for text in [*before.splitlines(), *epochs]]
     assert done == [f"ours: epoch {number}/15" for number in range(1, 16)]
     assert last.startswith("train@ours: 15 epochs of 300 images in ")
-    assert len(pd.read_csv(layout.HISTORY / "ours.csv")) == 15
-    assert networks.load(settings.network, 10, 16, layout.model("ours", 0))
-    assert layout.detector("ours", 0).exists() and not list(layout.PARTIAL.iterdir())
-    assert YAML(typ="safe").load(layout.TIMINGS / "train-ours.json")["hardware"].startswith("2 processes, each on ")
+    assert len(pd.read_csv(HERE.history("ours"))) == 15
+    assert networks.load(settings.network, 10, 16, HERE.model("ours", 0))
+    assert HERE.detector("ours", 0).exists() and not list(PARTIAL.iterdir())
+    assert YAML(typ="safe").load(HERE.timings / "train-ours.json")["hardware"].startswith("2 processes, each on ")
 
 
 def test_bad_input_of_a_stage_on_two_devices_is_one_line(

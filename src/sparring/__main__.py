@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sparring import layout, params, profiles
+from sparring import params, profiles
+from sparring.layout import HERE, Layout, replacing
 from sparring.params.errors import InputError
 from sparring.params.names import CLEAN, PARAMS_FILE
 
@@ -93,7 +94,7 @@ def export(
     seeds = values.seeds_of(structure)
     if seed is not None and seed not in seeds:
         raise InputError(f"--seed {seed}: {structure} was trained with {', '.join(map(str, seeds))}")
-    source = layout.model(structure, seeds[0] if seed is None else seed)
+    source = HERE.model(structure, seeds[0] if seed is None else seed)
     exchange.export(source, file)
     print(f"{file}: {structure}, from {source}")
 
@@ -128,8 +129,7 @@ def evaluate_model(
     values = params.load()
     chosen = None if network is None else params.network(network, "--network")
     scaling = exchange.scaling(mean, std)
-    with layout.images_below(data):
-        rows = exchange.evaluate(values, path, chosen, scaling)
+    rows = exchange.evaluate(values, path, chosen, scaling, Layout(images=data))
     rows = rows.assign(correct=rows["label"] == rows["prediction"])
     accuracy = statistics.accuracies(rows, ["split", "attack"])
     print(tables.grid(tables.own_model(values, accuracy)))
@@ -141,7 +141,7 @@ def evaluate_model(
             file=sys.stderr,
         )
     if to is not None:
-        with layout.replacing(to) as temporary:
+        with replacing(to) as temporary:
             figures = accuracy[["accuracy", "ci_low", "ci_high", "images"]].reset_index().to_dict("records")
             temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from sparring import layout
 from sparring.device import hardware
-from sparring.layout import root
+from sparring.layout import PARTIAL, main_repository, replacing
 
 PACKAGE = "sparring"
 CODE = Path(__file__).parent
@@ -28,7 +27,7 @@ ABANDONED = 14 * 86400  # seconds without a change, after which nobody is taken 
 def folder(
     name: str, settings: object, inputs: Iterable[Path], module: str, device: torch.device, dtype: torch.dtype
 ) -> Path:
-    """Where a run keeps what it has finished, below layout.PARTIAL of the main repository.
+    """Where a run keeps what it has finished, below PARTIAL of the main repository.
 
     Its name ends in a digest of what decides the run's results, so that no other run ever takes it: settings (plain
     values and sections of params.yaml), the content of the input files, type of device and precision, torch's version,
@@ -37,7 +36,7 @@ def folder(
     whose bytes must not depend on that has `machine` among its settings.
     Folders of runs that were abandoned are removed.
     """
-    unfinished = root() / layout.PARTIAL
+    unfinished = main_repository() / PARTIAL
     _remove_abandoned(unfinished)
     facts = [settings, device.type, str(dtype), torch.__version__]
     text = json.dumps(facts, sort_keys=True, default=lambda section: section.model_dump())
@@ -115,7 +114,7 @@ class Checkpoint:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # work that is still queued is no cost of saving
         began = time.monotonic()
-        with layout.replacing(self.path) as temporary, temporary.open("wb") as file:
+        with replacing(self.path) as temporary, temporary.open("wb") as file:
             torch.save(state | {"seconds": self.earlier + began - self._start}, file)
         ended = time.monotonic()
         self._due = ended + (ended - began) / SHARE

@@ -1,66 +1,99 @@
-"""Where the stages keep their files, below the folder that they run in, and how a file is written."""
+"""Where the stages keep their files, and how a file is written."""
 
 import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sparring.params import Params
 from sparring.params.errors import InputError
 
-SOURCE = Path("data/source.json")
-CLEAN = Path("data/clean")
-ADVERSARIAL = Path("data/adversarial")
-UNSEEN = Path("data/unseen")
-PREDICTIONS = Path("data/predictions")
-WHITEBOX = Path("data/whitebox")
-DETECTION = Path("data/detection")
-CORRUPTIONS = Path("data/corruptions")
-HISTORY = Path("data/history")
-TIMINGS = Path("data/timings")
 PARTIAL = Path("data/partial")  # of interrupted stages, in the main repository; DVC does not know it
-MODELS = Path("models")
-PRETRAINED = MODELS / "pretrained.safetensors"
-REPORTS = Path("reports")
-ABLATION = Path("studies/table3/rows")  # of each row of Table 3, a folder with results of its own
-ABLATION_REPORTS = Path("studies/table3/reports")
-LEAVE_ONE_OUT = Path("studies/leave_one_out/rows")  # of each attack, what was trained without it
-LEAVE_ONE_OUT_REPORTS = Path("studies/leave_one_out/reports")
 
 
-def model(structure: str, seed: int) -> Path:
-    return MODELS / structure / f"{seed}.safetensors"
+@dataclass(frozen=True)
+class Layout:
+    """Where the stages keep their files.
 
-
-def detector(structure: str, seed: int) -> Path:
-    return MODELS / structure / f"{seed}.detector.safetensors"
-
-
-@contextmanager
-def results_below(folder: Path) -> Iterator[None]:
-    """Inside the block, training and evaluation write (and look for) their results below `folder`.
-
-    The images, the stored attacks and the pretrained net stay where they are.
+    root: the folder that all the files are below.
+    images: the folder of the clean and attacked images, below root.
+    results: the folder below root that has what trainings and evaluations leave; a row of a study has one of its own.
     """
-    global MODELS, HISTORY, PREDICTIONS, TIMINGS
-    before = MODELS, HISTORY, PREDICTIONS, TIMINGS
-    MODELS, HISTORY, PREDICTIONS, TIMINGS = (folder / path for path in before)
-    try:
-        yield
-    finally:
-        MODELS, HISTORY, PREDICTIONS, TIMINGS = before
+
+    root: Path = Path()
+    images: Path = Path("data")
+    results: Path = Path()
+
+    @property
+    def source(self) -> Path:
+        """What the stage `watch` writes."""
+        return self.root / "data/source.json"
+
+    @property
+    def clean(self) -> Path:
+        return self.root / self.images / "clean"
+
+    @property
+    def adversarial(self) -> Path:
+        return self.root / self.images / "adversarial"
+
+    @property
+    def unseen(self) -> Path:
+        """The images of attacks that nobody trains on, in a folder that training does not depend on."""
+        return self.root / self.images / "unseen"
+
+    def attacked(self, params: Params, attack: str) -> Path:
+        """The folder of an attack's images."""
+        return (self.adversarial if attack in params.attacks else self.unseen) / attack
+
+    @property
+    def pretrained(self) -> Path:
+        return self.root / "models/pretrained.safetensors"
+
+    def models(self, structure: str) -> Path:
+        return self.root / self.results / "models" / structure
+
+    def model(self, structure: str, seed: int) -> Path:
+        return self.models(structure) / f"{seed}.safetensors"
+
+    def detector(self, structure: str, seed: int) -> Path:
+        return self.models(structure) / f"{seed}.detector.safetensors"
+
+    def history(self, net: str) -> Path:
+        """The training curve of a structure, or of `pretrained`."""
+        return self.root / self.results / "data/history" / f"{net}.csv"
+
+    def predictions(self, structure: str) -> Path:
+        return self.root / self.results / "data/predictions" / f"{structure}.parquet"
+
+    def whitebox(self, structure: str) -> Path:
+        return self.root / self.results / "data/whitebox" / f"{structure}.parquet"
+
+    def corruptions(self, structure: str) -> Path:
+        return self.root / self.results / "data/corruptions" / f"{structure}.parquet"
+
+    def detection(self, structure: str) -> Path:
+        return self.root / self.results / "data/detection" / f"{structure}.parquet"
+
+    @property
+    def timings(self) -> Path:
+        return self.root / self.results / "data/timings"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    def row(self, study: str, name: str) -> "Layout":
+        """The same, but for the results, which are those of a row of a study: studies/<study>/rows/<name>."""
+        return replace(self, results=Path("studies", study, "rows", name))
+
+    def study_reports(self, study: str) -> Path:
+        return self.root / "studies" / study / "reports"
 
 
-@contextmanager
-def images_below(folder: Path) -> Iterator[None]:
-    """Inside the block, the stored images are those in `folder`, in place of `data`."""
-    global CLEAN, ADVERSARIAL, UNSEEN
-    before = CLEAN, ADVERSARIAL, UNSEEN
-    CLEAN, ADVERSARIAL, UNSEEN = (folder / path.name for path in before)
-    try:
-        yield
-    finally:
-        CLEAN, ADVERSARIAL, UNSEEN = before
+HERE = Layout()  # in the folder that a stage runs in
 
 
 @contextmanager
@@ -82,10 +115,45 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def root() -> Path:
+def main_repository() -> Path:
     """The main repository, also from the copy below .dvc/tmp in which DVC runs queued experiments."""
     here = Path.cwd()
     for folder in here.parents:
         if folder.name == ".dvc" and (folder / "config").exists():
             return folder.parent
     return here
+
+
+# COMPAT
+SOURCE = Path("data/source.json")
+CLEAN = Path("data/clean")
+ADVERSARIAL = Path("data/adversarial")
+UNSEEN = Path("data/unseen")
+PREDICTIONS = Path("data/predictions")
+WHITEBOX = Path("data/whitebox")
+DETECTION = Path("data/detection")
+CORRUPTIONS = Path("data/corruptions")
+HISTORY = Path("data/history")
+TIMINGS = Path("data/timings")
+MODELS = Path("models")
+PRETRAINED = MODELS / "pretrained.safetensors"
+REPORTS = Path("reports")
+ABLATION = Path("studies/table3/rows")  # of each row of Table 3, a folder with results of its own
+ABLATION_REPORTS = Path("studies/table3/reports")
+LEAVE_ONE_OUT = Path("studies/leave_one_out/rows")  # of each attack, what was trained without it
+LEAVE_ONE_OUT_REPORTS = Path("studies/leave_one_out/reports")
+
+
+@contextmanager
+def results_below(folder: Path) -> Iterator[None]:
+    """Inside the block, training and evaluation write (and look for) their results below `folder`.
+
+    The images, the stored attacks and the pretrained net stay where they are.
+    """
+    global MODELS, HISTORY, PREDICTIONS, TIMINGS
+    before = MODELS, HISTORY, PREDICTIONS, TIMINGS
+    MODELS, HISTORY, PREDICTIONS, TIMINGS = (folder / path for path in before)
+    try:
+        yield
+    finally:
+        MODELS, HISTORY, PREDICTIONS, TIMINGS = before

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from sparring import device, layout
+from sparring import device
+from sparring.layout import Layout, replacing
 
 Advance = Callable[[int], None]
 
@@ -40,7 +41,9 @@ def bar(what: str, total: int, shown: bool = True) -> Iterator[Advance]:
 
 
 @contextmanager
-def timed(stage: str, on: torch.device, precision: torch.dtype = torch.float32, processes: int = 1) -> Iterator[Done]:
+def timed(
+    layout: Layout, stage: str, on: torch.device, precision: torch.dtype = torch.float32, processes: int = 1
+) -> Iterator[Done]:
     """Time a stage. Yields a function to call once, at the end, with the number of images handled, what was done, and
     the seconds that interrupted runs had spent on it before; it prints the stage's one line and writes
     data/timings/<stage>.json (`@` becomes `-`), which only the report reads.
@@ -60,7 +63,7 @@ def timed(stage: str, on: torch.device, precision: torch.dtype = torch.float32, 
             "precision": str(precision).removeprefix("torch."),
             "torch": torch.__version__,
         }
-        with layout.replacing(layout.TIMINGS / f"{stage.replace('@', '-')}.json") as path:
+        with replacing(layout.timings / f"{stage.replace('@', '-')}.json") as path:
             path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
         print(f"{stage}: {what} in {seconds:.1f} s ({rate:,.0f} images/s)", flush=True)
 

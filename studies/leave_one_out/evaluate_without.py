@@ -12,16 +12,16 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 
 from _stage import run
 
-from sparring import layout, params
+from sparring import params
 from sparring.evaluation import predict
+from sparring.layout import HERE
 from sparring.params.variants import only
 
 
 def main(attack: str) -> None:
     settings = only(params.load(), attack)
-    with layout.results_below(layout.LEAVE_ONE_OUT / attack):
-        for structure in settings.structures:
-            predict.evaluate(settings, structure)
+    for structure in settings.structures:
+        predict.evaluate(settings, structure, HERE.row("leave_one_out", attack))
 
 
 if __name__ == "__main__":

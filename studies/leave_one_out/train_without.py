@@ -12,20 +12,20 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 
 from _stage import run
 
-from sparring import distributed, layout, params
+from sparring import distributed, params
 from sparring.defences.train import train
+from sparring.layout import HERE, Layout
 from sparring.params.variants import without
 
 
 def main(attack: str) -> None:
     settings = without(params.load(), attack)
-    with layout.results_below(layout.LEAVE_ONE_OUT / attack):
-        distributed.run(settings, lambda: _train(settings))
+    distributed.run(settings, lambda: _train(settings, HERE.row("leave_one_out", attack)))
 
 
-def _train(settings: params.Params) -> None:
+def _train(settings: params.Params, layout: Layout) -> None:
     for structure in settings.structures:
-        train(settings, structure)
+        train(settings, structure, layout)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 
 from _stage import run
 
-from sparring import layout, params
+from sparring import params
 from sparring.evaluation import predict
+from sparring.layout import HERE
 from sparring.params.names import ABLATED
 from sparring.params.variants import load_rows, row_params
 
 
 def main(row: str) -> None:
-    with layout.results_below(layout.ABLATION / row):
-        predict.evaluate(row_params(params.load(), row, load_rows()), ABLATED)
+    predict.evaluate(row_params(params.load(), row, load_rows()), ABLATED, HERE.row("table3", row))
 
 
 if __name__ == "__main__":

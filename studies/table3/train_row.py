@@ -12,16 +12,16 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 
 from _stage import run
 
-from sparring import distributed, layout, params
+from sparring import distributed, params
 from sparring.defences.train import train
+from sparring.layout import HERE
 from sparring.params.names import ABLATED
 from sparring.params.variants import load_rows, row_params
 
 
 def main(row: str) -> None:
     settings = row_params(params.load(), row, load_rows())
-    with layout.results_below(layout.ABLATION / row):
-        distributed.run(settings, lambda: train(settings, ABLATED))
+    distributed.run(settings, lambda: train(settings, ABLATED, HERE.row("table3", row)))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from ruamel.yaml import YAML
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from sparring import attacks, layout, params, store
+from sparring import attacks, params, store
 from sparring.attacks import engine, generation
+from sparring.layout import HERE, PARTIAL
 from sparring.models import classifier, model_files, networks, resnet
 from sparring.models.resnet import ResNet
 from sparring.params import Params
@@ -682,9 +683,9 @@ def test_a_compiled_attack_leaves_no_library_that_a_kill_has_cut_short(
     monkeypatch.setattr(engine, "worth_compiling", lambda *arguments: True)
     with pytest.raises(KeyboardInterrupt):
         generation.attack_splits(tiny(), "fgsm")
-    assert list(layout.PARTIAL.rglob("library.so"))
+    assert list(PARTIAL.rglob("library.so"))
     generation.attack_splits(tiny(), "fgsm")
-    assert seen[:2] == [[], []] and not list(layout.PARTIAL.iterdir())
+    assert seen[:2] == [[], []] and not list(PARTIAL.iterdir())
 
 
 def test_without_a_compiler_it_goes_on(
@@ -717,7 +718,7 @@ def test_compiling_is_decided_by_all_of_the_work(net: ResNet) -> None:
 
 
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, tiny: Callable[..., Params]) -> None:
-    folder = layout.ADVERSARIAL / "deepfool"
+    folder = HERE.adversarial / "deepfool"
 
     def stored() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
@@ -735,16 +736,16 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, tiny
         stage = subprocess.Popen([sys.executable, script, "deepfool"], stdout=subprocess.PIPE, env=environment)
         # Killed once some shards are done, at a random moment after that.
         deadline = time.monotonic() + 120
-        while stage.poll() is None and not list(Path(layout.PARTIAL).rglob("train-*.parquet")):
+        while stage.poll() is None and not list(Path(PARTIAL).rglob("train-*.parquet")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(pause)
         stage.kill()
         stage.wait()
-        assert list(layout.PARTIAL.rglob("*.parquet")) or stage.returncode == 0
+        assert list(PARTIAL.rglob("*.parquet")) or stage.returncode == 0
         generation.attack_splits(params.validate(values), "deepfool")
         assert stored() == wanted
-        assert not list(layout.PARTIAL.iterdir())
+        assert not list(PARTIAL.iterdir())
 
 
 def test_unfinished_shards_belong_to_their_inputs(
@@ -753,7 +754,7 @@ def test_unfinished_shards_belong_to_their_inputs(
     write, stop = store.write, 3
 
     def breaks(path: Path, *rest: Any) -> int:
-        if layout.PARTIAL in path.parents or layout.PARTIAL.name in path.parts:
+        if PARTIAL in path.parents or PARTIAL.name in path.parts:
             nonlocal stop
             stop -= 1
             if stop < 0:
@@ -763,7 +764,7 @@ def test_unfinished_shards_belong_to_their_inputs(
     monkeypatch.setattr(store, "write", breaks)
     with pytest.raises(KeyboardInterrupt):
         generation.attack_splits(tiny(), "fgsm")
-    (left,) = layout.PARTIAL.iterdir()
+    (left,) = PARTIAL.iterdir()
     assert len(list(left.iterdir())) == 3
     made = []
     monkeypatch.setattr(store, "write", write)
@@ -787,10 +788,10 @@ def test_unfinished_shards_belong_to_their_inputs(
 def test_metadata_tells_what_ran(project: Path, tiny: Callable[..., Params]) -> None:
     for name, eps in {"fgsm": 12 / 255, "strong": 51 / 255}.items():
         chosen = tiny()
-        folder = generation.folder(chosen, name)
-        assert folder == (layout.ADVERSARIAL if name == "fgsm" else layout.UNSEEN) / name
+        folder = HERE.attacked(chosen, name)
+        assert folder == (HERE.adversarial if name == "fgsm" else HERE.unseen) / name
         found = store.read(folder / "test.parquet").metadata
-        pretrained = networks.load(chosen.network, 10, 16, layout.PRETRAINED)
+        pretrained = networks.load(chosen.network, 10, 16, HERE.pretrained)
         assert found["attack"] == name and found["method"] == "fgsm" and found["split"] == "test"
         assert found["arguments"] == {"eps": eps}
         assert found["source_model"] == model_files.digest(pretrained)
@@ -798,18 +799,16 @@ def test_metadata_tells_what_ran(project: Path, tiny: Callable[..., Params]) -> 
 
 
 def test_splits_of_seen_and_unseen_attacks(project: Path) -> None:
-    assert {path.name for path in (layout.ADVERSARIAL / "fgsm").iterdir()} == {f"{split}.parquet" for split in SPLITS}
-    assert {path.name for path in (layout.UNSEEN / "strong").iterdir()} == {"test.parquet", "heldout.parquet"}
+    assert {path.name for path in (HERE.adversarial / "fgsm").iterdir()} == {f"{split}.parquet" for split in SPLITS}
+    assert {path.name for path in (HERE.unseen / "strong").iterdir()} == {"test.parquet", "heldout.parquet"}
     for split in SPLITS:
-        clean, found = (
-            store.read(folder / f"{split}.parquet") for folder in (layout.CLEAN, layout.ADVERSARIAL / "fgsm")
-        )
+        clean, found = (store.read(folder / f"{split}.parquet") for folder in (HERE.clean, HERE.adversarial / "fgsm"))
         store.check_rows(clean, found, Path(split))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "fgsm", "deepfool", "strong"])
 def test_the_same_seed_gives_the_same_bytes(project: Path, tiny: Callable[..., Params], name: str) -> None:
-    folder = generation.folder(tiny(), name)
+    folder = HERE.attacked(tiny(), name)
     before = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     np.random.seed(1)
     torch.manual_seed(1)

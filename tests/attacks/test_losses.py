@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparring import attacks, layout, store
+from sparring import attacks, store
 from sparring.attacks import losses
 from sparring.defences.opponents import OnlineOpponents
 from sparring.evaluation import adaptive as adaptive_attacks
+from sparring.layout import HERE
 from sparring.models import classifier, networks
 from sparring.models.resnet import ResNet
 from sparring.params.sections import Online
@@ -55,13 +56,13 @@ def frozen(net: ResNet) -> nn.Module:
 @pytest.fixture
 def images(made: Path) -> Tensor:
     """460 digits: enough that one of them is less than a point."""
-    parts = [store.read(made / layout.CLEAN / f"{split}.parquet").image for split in ("train", "test", "heldout")]
+    parts = [store.read(made / HERE.clean / f"{split}.parquet").image for split in ("train", "test", "heldout")]
     return classifier.to_images(np.concatenate(parts), CPU).contiguous()
 
 
 @pytest.fixture
 def labels(made: Path) -> Tensor:
-    parts = [store.read(made / layout.CLEAN / f"{split}.parquet").label for split in ("train", "test", "heldout")]
+    parts = [store.read(made / HERE.clean / f"{split}.parquet").label for split in ("train", "test", "heldout")]
     return torch.from_numpy(np.concatenate(parts))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from ruamel.yaml import YAML
 
-from sparring import layout, store
+from sparring import store
+from sparring.layout import HERE
 from sparring.params.names import SPLITS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,8 +66,8 @@ def test_an_attack_of_ones_own(project: Path, tmp_path: Path) -> None:
     done = stage(code)
     assert done.returncode == 0, done.stderr
     for split in SPLITS[:1] + SPLITS[2:]:
-        clean = store.read(layout.CLEAN / f"{split}.parquet").image
-        attacked = store.read(layout.ADVERSARIAL / "mine" / f"{split}.parquet", ("image", "linf"))
+        clean = store.read(HERE.clean / f"{split}.parquet").image
+        attacked = store.read(HERE.adversarial / "mine" / f"{split}.parquet", ("image", "linf"))
         wanted = np.rint(np.minimum(clean / 255 + 0.1, 1) * 255)
         assert np.abs(attacked.image - wanted).max() <= 1 and attacked.columns["linf"].max() > 0.09
     write(2.0)

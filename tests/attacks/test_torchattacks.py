@@ -10,10 +10,11 @@ import pytest
 import torch
 import torchattacks
 
-from sparring import layout, store
+from sparring import store
 from sparring.attacks import engine, generation
 from sparring.defences.train import train
 from sparring.evaluation import whitebox
+from sparring.layout import HERE
 from sparring.models import classifier
 from sparring.models.resnet import ResNet
 from sparring.params import Params, check_classes, demands
@@ -263,9 +264,9 @@ def test_a_failure_of_ours_stays_what_it_is(tiny: Callable[..., Params], monkeyp
 def test_stages_check_the_data_before_they_work(project: Path, tiny: Callable[..., Params]) -> None:
     params = tiny(unseen_attacks={"aimed": {"method": "torchattacks.APGDT", "eps": 0.1}})
     for split in ("train", "test"):
-        images = store.read(layout.CLEAN / f"{split}.parquet")
+        images = store.read(HERE.clean / f"{split}.parquet")
         metadata = images.metadata | {"classes": ["0", "1", "2"]}
-        store.write(layout.CLEAN / f"{split}.parquet", [images], metadata)
+        store.write(HERE.clean / f"{split}.parquet", [images], metadata)
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
     for stage in (
         lambda: pretrain(params),

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparring
-from sparring import layout
 from sparring.evaluation import exchange, predict, programs
+from sparring.layout import HERE
 from sparring.models import model_files, networks
 from sparring.params import Params
 from sparring.params.errors import InputError
@@ -24,9 +24,9 @@ MIXED = [DIGITS[number] for number in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
 
 def renamed(classes: list[str], path: Path = Path("mine.safetensors")) -> Path:
     """The pretrained net as one that was trained with its classes in this order."""
-    tensors, facts = load_file(layout.PRETRAINED), model_files.facts(layout.PRETRAINED)
+    tensors, facts = load_file(HERE.pretrained), model_files.facts(HERE.pretrained)
     order = [DIGITS.index(name) if name in DIGITS else number for number, name in enumerate(classes)]
-    net = sparring.load(layout.PRETRAINED)
+    net = sparring.load(HERE.pretrained)
     net.load_state_dict(tensors | {name: tensors[name][order] for name in ("fc.weight", "fc.bias")})
     model_files.save_model(net, path, facts | {"classes": classes})
     return path
@@ -36,7 +36,7 @@ def renamed(classes: list[str], path: Path = Path("mine.safetensors")) -> Path:
 def test_the_same_classes_in_another_order_are_put_in_the_datas(
     project: Path, capsys: pytest.CaptureFixture[str], program: bool
 ) -> None:
-    wanted = measured(str(layout.PRETRAINED))
+    wanted = measured(str(HERE.pretrained))
     path = renamed(MIXED)
     if program:
         exchange.export(path, path := Path("mine.pt2"))
@@ -70,22 +70,22 @@ def test_the_stages_compare_names_too(
     project: Path, tiny: Callable[..., Params], capsys: pytest.CaptureFixture[str]
 ) -> None:
     predict.evaluate(tiny(), "baseline")
-    path = layout.PREDICTIONS / "baseline.parquet"
+    path = HERE.predictions("baseline")
     wanted = pd.read_parquet(path)
-    original = networks.load(tiny().network, DIGITS, 16, layout.PRETRAINED)
+    original = networks.load(tiny().network, DIGITS, 16, HERE.pretrained)
     capsys.readouterr()
-    renamed(MIXED, Path("mixed.safetensors")).replace(layout.PRETRAINED)
+    renamed(MIXED, Path("mixed.safetensors")).replace(HERE.pretrained)
     predict.evaluate(tiny(), "baseline")
     pd.testing.assert_frame_equal(pd.read_parquet(path), wanted)
     assert (
         "note: models/pretrained.safetensors calls class 0 3, the stored images call it 0;" in capsys.readouterr().err
     )
-    found = networks.load(tiny().network, DIGITS, 16, layout.PRETRAINED)
+    found = networks.load(tiny().network, DIGITS, 16, HERE.pretrained)
     assert model_files.digest(found) == model_files.digest(original)
-    model_files.save_model(original, layout.PRETRAINED, {"classes": [*DIGITS[:9], "nine"]})
+    model_files.save_model(original, HERE.pretrained, {"classes": [*DIGITS[:9], "nine"]})
     with pytest.raises(InputError, match=r"calls class 9 nine, the stored images call it 9; delete it and run `dvc"):
         predict.evaluate(tiny(), "baseline")
-    model_files.save_model(original, layout.PRETRAINED, {"classes": DIGITS[:9]})
+    model_files.save_model(original, HERE.pretrained, {"classes": DIGITS[:9]})
     with pytest.raises(InputError, match=r"names 9 classes, the stored images 10; delete it and run `dvc"):
         predict.evaluate(tiny(), "baseline")
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sparring import layout
 from sparring.data import watch
+from sparring.layout import HERE, PARTIAL
 from sparring.params import Params
 from sparring.params.errors import InputError
 
@@ -31,7 +31,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def watched(tiny: Callable[..., Params]) -> Callable[..., dict[str, Any]]:
     def run(source: str = "folder", path: str | None = "images") -> dict[str, Any]:
         watch.watch(tiny(data={"source": source, "path": path}).data)
-        return json.loads(layout.SOURCE.read_text())
+        return json.loads(HERE.source.read_text())
 
     return run
 
@@ -66,7 +66,7 @@ def test_the_digest_is_of_contents_and_paths_alone(
 ) -> None:
     before = watched()
     shutil.copytree(images, "elsewhere")
-    shutil.rmtree(layout.PARTIAL)
+    shutil.rmtree(PARTIAL)
     assert watched(path="elsewhere") == before
     assert watched(path=str(tmp_path / "elsewhere")) == before
     Path("elsewhere", ".hidden").write_text("")
@@ -83,7 +83,7 @@ def test_files_that_have_not_changed_are_not_read_again(
     assert watched() == before and not read
     os.utime(images / "b" / "1.png", (1, 1))
     assert watched() == before and [Path(path).name for path in read] == ["1.png"]
-    (layout.PARTIAL / "watch.json").write_text("[cut sh")
+    (PARTIAL / "watch.json").write_text("[cut sh")
     assert watched() == before and len(read) == 1 + 4
 
 
@@ -105,7 +105,7 @@ def test_a_missing_path_is_one_line_and_keeps_what_was_noted(
     images: Path, watched: Callable[..., dict[str, Any]]
 ) -> None:
     watched()
-    before = layout.SOURCE.read_bytes()
+    before = HERE.source.read_bytes()
     with pytest.raises(InputError, match=r"params\.yaml: data\.path is nowhere; there is no .*nowhere$"):
         watched(path="nowhere")
-    assert layout.SOURCE.read_bytes() == before
+    assert HERE.source.read_bytes() == before

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sparring import layout, store
+from sparring import store
 from sparring.evaluation import corruptions, predict
+from sparring.layout import HERE
 from sparring.params import Params
 from sparring.params.names import CORRUPTIONS, STRENGTHS
 
@@ -89,11 +90,11 @@ def test_every_image_is_predicted_under_every_corruption(project: Path, tiny: Ca
     chosen = tiny()
     corruptions.evaluate(chosen, "baseline")
     predict.evaluate(chosen, "baseline")
-    path = layout.CORRUPTIONS / "baseline.parquet"
+    path = HERE.corruptions("baseline")
     rows = pd.read_parquet(path)
     assert list(rows) == ["index", "split", "seed", "corruption", "strength", "label", "prediction", "confidence"]
     assert len(rows) == 40 * (1 + 6 * 5) and not rows.duplicated(["index", "corruption", "strength"]).any()
-    clean = pd.read_parquet(layout.PREDICTIONS / "baseline.parquet").query("attack == 'clean' and split == 'heldout'")
+    clean = pd.read_parquet(HERE.predictions("baseline")).query("attack == 'clean' and split == 'heldout'")
     columns = ["index", "label", "prediction", "confidence"]
     same = rows[rows["strength"] == 0][columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, clean[columns].reset_index(drop=True))

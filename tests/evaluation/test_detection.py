@@ -19,11 +19,12 @@ from conftest import measure
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
-from sparring import layout, statistics, store
+from sparring import statistics, store
 from sparring.attacks.pgd import pgd
 from sparring.defences.train import train
 from sparring.evaluation import adaptive as adaptive_attacks
 from sparring.evaluation import detect, known_detectors
+from sparring.layout import HERE
 from sparring.models import classifier, networks
 from sparring.models.resnet import ResNet
 from sparring.params import Params
@@ -225,10 +226,10 @@ def test_from_the_stage_to_the_report(project: Path, tiny: Callable[..., Params]
     for name in STRUCTURES:
         train(settings, name)
     measure(settings)
-    path = layout.DETECTION / "ours.parquet"
+    path = HERE.detection("ours")
     rows = pd.read_parquet(path)
     assert pq.read_schema(path).names == detect.SCHEMA.names
-    assert len(pd.read_parquet(layout.DETECTION / "adv.parquet")) == 0
+    assert len(pd.read_parquet(HERE.detection("adv"))) == 0
     counts = rows[rows["seed"] == 1].groupby(["split", "kind"]).size().to_dict()
     wanted = {("validation", CLEAN): 20}
     for split, count in (("test", 120), ("heldout", 40)):
@@ -237,7 +238,7 @@ def test_from_the_stage_to_the_report(project: Path, tiny: Callable[..., Params]
     assert counts == wanted
     # On stored images the score is that of data/predictions, as a logit.
     stored = rows[rows["kind"].isin([CLEAN, "attack"])]
-    both = stored.merge(pd.read_parquet(layout.PREDICTIONS / "ours.parquet"), on=["split", "attack", "seed", "index"])
+    both = stored.merge(pd.read_parquet(HERE.predictions("ours")), on=["split", "attack", "seed", "index"])
     assert len(both) == 2 * 160 * 5
     np.testing.assert_allclose(1 / (1 + np.exp(-both["detector"])), both["detector_score"], atol=1e-5)
     # The known detectors know nothing of the structure, so its seeds change nothing.
@@ -265,12 +266,12 @@ def test_a_structure_without_a_detector_and_bad_input_by_the_script(project: Pat
     done = stage("adv")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("detect@adv: it has no detector in ")
-    found = pd.read_parquet(layout.DETECTION / "adv.parquet")
+    found = pd.read_parquet(HERE.detection("adv"))
     assert len(found) == 0 and list(found.columns) == detect.SCHEMA.names
     failed = stage("ours")
     assert failed.returncode == 1 and failed.stdout == ""
     assert failed.stderr == "error: models/ours/0.safetensors is missing; `dvc repro` makes it\n"
-    assert not (layout.DETECTION / "ours.parquet").exists()
+    assert not HERE.detection("ours").exists()
 
 
 def test_known_detectors_are_fitted_on_validation_images_or_else_on_training_images(
@@ -281,11 +282,11 @@ def test_known_detectors_are_fitted_on_validation_images_or_else_on_training_ima
 
     def fitted() -> dict[str, Any]:
         detect.detect(settings, "ours")
-        facts = json.loads(pq.read_schema(layout.DETECTION / "ours.parquet").metadata[store.METADATA_KEY])
+        facts = json.loads(pq.read_schema(HERE.detection("ours")).metadata[store.METADATA_KEY])
         return {key: facts[key] for key in ("split", "fit", "gaussians")}
 
     assert fitted() == {"split": "validation", "fit": 20, "gaussians": 300}
-    for folder in (layout.CLEAN, *(layout.ADVERSARIAL / attack for attack in settings.attacks)):
+    for folder in (HERE.clean, *(HERE.adversarial / attack for attack in settings.attacks)):
         images = store.read(folder / "validation.parquet")
         store.write(folder / "validation.parquet", [images[:0]], images.metadata)
     assert fitted() == {"split": "train", "fit": 30, "gaussians": 270}
@@ -296,7 +297,7 @@ def test_missing_and_foreign_files_are_one_line(project: Path, tiny: Callable[..
     with pytest.raises(InputError, match=r"structures\.our is missing; there are ours, adv"):
         detect.detect(settings, "our")
     train(settings, "ours")
-    moved = layout.ADVERSARIAL / "fgsm"
+    moved = HERE.adversarial / "fgsm"
     shutil.move(moved, "elsewhere")
     with pytest.raises(InputError, match=r"fgsm/validation\.parquet is missing; `dvc repro` makes it"):
         detect.detect(settings, "ours")
@@ -307,7 +308,7 @@ def test_missing_and_foreign_files_are_one_line(project: Path, tiny: Callable[..
         detect.detect(settings, "ours")
     assert "\n" not in str(caught.value)
     for attack in settings.attacks:  # as if no attack had changed anything
-        path = layout.ADVERSARIAL / attack / "validation.parquet"
+        path = HERE.adversarial / attack / "validation.parquet"
         images = store.read(path)
         images.columns["linf"] = np.zeros(len(images), np.float32)
         store.write(path, [images], images.metadata)

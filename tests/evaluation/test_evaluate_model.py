@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 import sparring
 from sparring import __main__ as command_line
-from sparring import layout, store
+from sparring import store
 from sparring.evaluation import exchange, predict, programs
+from sparring.layout import HERE
 from sparring.models import classifier, model_files, networks
 from sparring.params import Params
 from sparring.params.errors import InputError
@@ -39,17 +40,17 @@ CPU = torch.device("cpu")
 def test_weights_that_are_no_numbers_are_refused_with_the_path(
     project: Path, tiny: Callable[..., Params], number: float, what: str
 ) -> None:
-    net, facts = sparring.load(layout.PRETRAINED), model_files.facts(layout.PRETRAINED)
+    net, facts = sparring.load(HERE.pretrained), model_files.facts(HERE.pretrained)
     with torch.no_grad():
         net.get_parameter("layer2.0.conv1.weight")[0, 0, 0, 0] = number
-    model_files.save_model(net, layout.PRETRAINED, facts)
-    save_file(load_file(layout.PRETRAINED), "bare.safetensors")
+    model_files.save_model(net, HERE.pretrained, facts)
+    save_file(load_file(HERE.pretrained), "bare.safetensors")
     says = rf"holds {what} in layer2\.0\.conv1\.weight, .*train it again"
     refused(f"^models/pretrained.safetensors {says}", "models/pretrained.safetensors")
     refused(f"^bare.safetensors {says}", "bare.safetensors", "--network", RESNET)
     for load in (
-        lambda: sparring.load(layout.PRETRAINED),
-        lambda: networks.load(tiny().network, DIGITS, 16, layout.PRETRAINED),
+        lambda: sparring.load(HERE.pretrained),
+        lambda: networks.load(tiny().network, DIGITS, 16, HERE.pretrained),
         lambda: predict.evaluate(tiny(), "baseline"),
     ):
         with pytest.raises(InputError, match=f"^models/pretrained.safetensors {says}"):
@@ -76,7 +77,7 @@ def test_what_is_no_fixed_function_of_numbers_is_refused(
 
 def test_no_number_for_one_stored_image_is_refused(project: Path) -> None:
     """The first images that the model is tried on are others."""
-    last = store.read(layout.CLEAN / "heldout.parquet").image[-1:]
+    last = store.read(HERE.clean / "heldout.parquet").image[-1:]
     mean = classifier.to_images(last, CPU).mean((1, 2, 3), keepdim=True)
 
     def spoil(images: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def test_no_number_for_one_stored_image_is_refused(project: Path) -> None:
 
     path = Path(exported(Told(before=spoil)))
     model = exchange._Model(programs.read(path, CPU), path, 10, None, CPU)
-    exchange._check(model, path, store.read(layout.CLEAN / "test.parquet").image, CPU)
+    exchange._check(model, path, store.read(HERE.clean / "test.parquet").image, CPU)
     refused(r"^mine\.pt2 gives (NaN|infinity) for an image", str(path))
 
 
@@ -94,7 +95,7 @@ def test_rounding_is_no_difference(project: Path, dtype: torch.dtype) -> None:
     class Rounded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = sparring.load(layout.PRETRAINED).to(dtype)
+            self.net = sparring.load(HERE.pretrained).to(dtype)
 
         def forward(self, images: Tensor) -> Tensor:
             return self.net(images.to(dtype))
@@ -107,8 +108,8 @@ def test_rounding_is_no_difference(project: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_names_with_a_prefix_and_batch_norm_without_counters(project: Path, prefix: str) -> None:
-    wanted = measured(str(layout.PRETRAINED))
-    tensors = load_file(layout.PRETRAINED)
+    wanted = measured(str(HERE.pretrained))
+    tensors = load_file(HERE.pretrained)
     assert any(name.endswith("num_batches_tracked") for name in tensors)
     few = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
     save_file({prefix + name: tensor for name, tensor in few.items()}, "mine.safetensors")
@@ -151,8 +152,8 @@ def awkward(tensors: dict[str, Tensor]) -> dict[str, Any]:
 def test_the_printed_command_converts_a_checkpoint(
     project: Path, wrap: Callable[[dict[str, Any]], dict[str, Any]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = measured(str(layout.PRETRAINED))
-    tensors = {key: value for key, value in awkward(load_file(layout.PRETRAINED)).items() if isinstance(value, Tensor)}
+    wanted = measured(str(HERE.pretrained))
+    tensors = {key: value for key, value in awkward(load_file(HERE.pretrained)).items() if isinstance(value, Tensor)}
     torch.save(wrap({"epoch": 3} | tensors if wrap(tensors) is tensors else tensors), "it's mine.pth")
     capfd.readouterr()
     with pytest.raises(SystemExit):
@@ -179,7 +180,7 @@ class Normalised(nn.Module):
 
     def __init__(self, mean: list[float], std: list[float]) -> None:
         super().__init__()
-        self.net = sparring.load(layout.PRETRAINED)
+        self.net = sparring.load(HERE.pretrained)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
@@ -191,7 +192,7 @@ class Normalised(nn.Module):
 def test_a_model_for_normalised_images_is_told_of_and_mended(
     project: Path, capsys: pytest.CaptureFixture[str], mean: str, std: str
 ) -> None:
-    wanted = measured(str(layout.PRETRAINED))
+    wanted = measured(str(HERE.pretrained))
     assert capsys.readouterr().err == ""
     numbers = [[float(part) for part in text.split(",")] for text in (mean, std)]
     model = exported(Normalised(*numbers).eval())
@@ -212,7 +213,7 @@ def test_classes_in_an_order_that_the_file_does_not_say_are_told_of(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Far below chance is no better than chance."""
-    tensors = load_file(layout.PRETRAINED)
+    tensors = load_file(HERE.pretrained)
     last = {name: tensors[name].roll(1, 0) for name in ("fc.weight", "fc.bias")}
     save_file(tensors | last, "mine.safetensors")
     assert measured("mine.safetensors", "--network", RESNET).loc[("test", "clean"), "accuracy"] < 0.05
@@ -247,7 +248,7 @@ def test_of_no_images_there_are_predictions_of_every_class(project: Path, digits
     none = digits[:0]
     path = exported(Told())
     model = exchange._Model(programs.read(Path(path), CPU), Path(path), 10, None, CPU)
-    for net in (sparring.load(layout.PRETRAINED), model):
+    for net in (sparring.load(HERE.pretrained), model):
         found = classifier.predict(net, none.image, 7, CPU)
         assert found.shape == (0, 10) and found.dtype == np.float32
         rows = predict.classified(net, none, 7, CPU)

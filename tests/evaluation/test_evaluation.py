@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import measure
 
-from sparring import layout, params, store
+from sparring import params, store
 from sparring.attacks import generation
 from sparring.defences.train import train
 from sparring.evaluation import predict
+from sparring.layout import HERE
 from sparring.models import model_files, networks
 from sparring.params import Params
 from sparring.params.errors import InputError
@@ -31,7 +32,7 @@ STRUCTURES = {
 
 def evaluate(settings: Params, structure: str) -> pd.DataFrame:
     predict.evaluate(settings, structure)
-    return pd.read_parquet(layout.PREDICTIONS / f"{structure}.parquet")
+    return pd.read_parquet(HERE.predictions(structure))
 
 
 def test_the_baseline_repeats_the_stores_predictions(project: Path, tiny: Callable[..., Params]) -> None:
@@ -42,11 +43,11 @@ def test_the_baseline_repeats_the_stores_predictions(project: Path, tiny: Callab
     keys = [*settings.attacks, *settings.unseen_attacks]
     assert rows["attack"].unique().tolist() == ["clean", *keys]
     for (split, attack), part in rows.groupby(["split", "attack"]):
-        clean = store.read(layout.CLEAN / f"{split}.parquet")
+        clean = store.read(HERE.clean / f"{split}.parquet")
         assert part["index"].tolist() == clean.index.tolist()
         assert part["label"].tolist() == clean.label.tolist()
         if attack != "clean":
-            stored = store.read(generation.folder(settings, str(attack)) / f"{split}.parquet")
+            stored = store.read(HERE.attacked(settings, str(attack)) / f"{split}.parquet")
             assert part["prediction"].tolist() == stored.columns["prediction"].tolist()
     # The comparison means something only where the attacks changed some predictions, and not all.
     clean_rows, attacked = (rows[rows["attack"] == name].reset_index() for name in ("clean", "deepfool"))
@@ -56,8 +57,8 @@ def test_the_baseline_repeats_the_stores_predictions(project: Path, tiny: Callab
 def test_confidence_is_the_softmax_of_the_prediction(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny()
     rows = evaluate(settings, "baseline").query("attack == 'fgsm' and split == 'test'")
-    net = networks.load(settings.network, 10, settings.data.image_size, layout.PRETRAINED).eval()
-    images = store.read(layout.ADVERSARIAL / "fgsm" / "test.parquet").image
+    net = networks.load(settings.network, 10, settings.data.image_size, HERE.pretrained).eval()
+    images = store.read(HERE.adversarial / "fgsm" / "test.parquet").image
     with torch.no_grad():
         wanted = net(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).softmax(1)
     np.testing.assert_allclose(rows["confidence"], wanted.amax(1), atol=1e-5)
@@ -74,11 +75,11 @@ def test_scores_are_those_of_the_detector(project: Path, tiny: Callable[..., Par
     baseline = evaluate(settings, "baseline")
     assert rows[["index", "split", "attack", "label"]].equals(baseline[["index", "split", "attack", "label"]])
     assert (rows["prediction"] != baseline["prediction"]).any()
-    before = (layout.PREDICTIONS / "ours.parquet").read_bytes()
+    before = HERE.predictions("ours").read_bytes()
     evaluate(settings, "ours")
-    assert (layout.PREDICTIONS / "ours.parquet").read_bytes() == before
+    assert HERE.predictions("ours").read_bytes() == before
     # The detector looks at the pretrained net's maps, whichever net it defends.
-    shutil.copy(layout.model("adv", 0), layout.model("ours", 0))
+    shutil.copy(HERE.model("adv", 0), HERE.model("ours", 0))
     np.testing.assert_array_equal(evaluate(settings, "ours")["detector_score"], rows["detector_score"])
 
 
@@ -86,10 +87,10 @@ def test_scores_are_those_of_the_detector(project: Path, tiny: Callable[..., Par
 def test_each_seed_is_a_training_of_its_own_from_training_to_report(project: Path, tiny: Callable[..., Params]) -> None:
     def run(seeds: list[int]) -> tuple[dict[str, bytes], pd.DataFrame, pd.DataFrame]:
         settings = tiny(training={"epochs": 2, "batch_size": 50}, structures=STRUCTURES, seeds=seeds)
-        shutil.rmtree(layout.MODELS / "ours", ignore_errors=True)
+        shutil.rmtree(HERE.models("ours"), ignore_errors=True)
         train(settings, "ours")
-        models = {path.name: path.read_bytes() for path in (layout.MODELS / "ours").iterdir()}
-        return models, pd.read_csv(layout.HISTORY / "ours.csv"), evaluate(settings, "ours")
+        models = {path.name: path.read_bytes() for path in HERE.models("ours").iterdir()}
+        return models, pd.read_csv(HERE.history("ours")), evaluate(settings, "ours")
 
     alone = {seed: run([seed]) for seed in (1, 0)}
     models, history, rows = run([0, 1])
@@ -110,15 +111,15 @@ def test_float16_images_go_from_attack_to_report(project: Path, tiny: Callable[.
     settings = tiny(**changes, structures={"adv": STRUCTURES["adv"]})
     for name in (*settings.attacks, *settings.unseen_attacks):
         generation.attack_splits(settings, name)
-    clean = store.read(layout.CLEAN / "test.parquet")
-    attacked = store.read(layout.ADVERSARIAL / "gaussian" / "test.parquet")
+    clean = store.read(HERE.clean / "test.parquet")
+    attacked = store.read(HERE.adversarial / "gaussian" / "test.parquet")
     assert attacked.image.dtype == np.float16 and (attacked.image % 1 > 0).mean() > 0.1
     np.testing.assert_allclose(
         attacked.columns["linf"], np.abs(attacked.image / 255 - clean.image / 255).max((1, 2, 3)), atol=1e-3
     )
     train(settings, "adv")
     rows = evaluate(settings, "baseline").query("attack == 'deepfool' and split == 'test'")
-    stored = store.read(layout.ADVERSARIAL / "deepfool" / "test.parquet")
+    stored = store.read(HERE.adversarial / "deepfool" / "test.parquet")
     assert rows["prediction"].tolist() == stored.columns["prediction"].tolist()
     measure(settings)
     render.render(settings)
@@ -127,11 +128,11 @@ def test_float16_images_go_from_attack_to_report(project: Path, tiny: Callable[.
 
 def test_no_images_are_no_rows(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny()
-    for folder in (layout.CLEAN, *(generation.folder(settings, name) for name in ("gaussian", "fgsm", "deepfool"))):
+    for folder in (HERE.clean, *(HERE.attacked(settings, name) for name in ("gaussian", "fgsm", "deepfool"))):
         path = folder / "heldout.parquet"
         found = store.read(path)
         store.write(path, [found[:0]], found.metadata)
-    path = layout.UNSEEN / "strong" / "heldout.parquet"
+    path = HERE.unseen / "strong" / "heldout.parquet"
     store.write(path, [store.read(path)[:0]], store.read(path).metadata)
     rows = evaluate(settings, "baseline")
     assert rows["split"].unique().tolist() == ["test"]
@@ -145,31 +146,31 @@ def test_an_unknown_structure_is_one_line(project: Path, tiny: Callable[..., Par
 def test_a_structure_without_its_model_is_one_line(project: Path, tiny: Callable[..., Params]) -> None:
     with pytest.raises(InputError, match=r"models/adv/0\.safetensors is missing; `dvc repro` makes it"):
         predict.evaluate(tiny(), "adv")
-    assert not (layout.PREDICTIONS / "adv.parquet").exists()
+    assert not HERE.predictions("adv").exists()
 
 
 def foreign_model(settings: Params) -> str:
     torch.manual_seed(1)
-    model_files.save_model(networks.create(settings.network, 10, settings.data.image_size), layout.PRETRAINED, {})
+    model_files.save_model(networks.create(settings.network, 10, settings.data.image_size), HERE.pretrained, {})
     return r"gaussian/test\.parquet was made against model \w{64}, not \w{64}; delete it"
 
 
 def moved_rows(settings: Params) -> str:
-    path = layout.ADVERSARIAL / "fgsm" / "heldout.parquet"
+    path = HERE.adversarial / "fgsm" / "heldout.parquet"
     found = store.read(path)
     store.write(path, [found[::-1]], found.metadata)
     return r"fgsm/heldout\.parquet: row 0 has index \d+ and label \d, the clean set \d+ and \d; delete it"
 
 
 def missing_rows(settings: Params) -> str:
-    path = layout.UNSEEN / "strong" / "test.parquet"
+    path = HERE.unseen / "strong" / "test.parquet"
     found = store.read(path)
     store.write(path, [found[:-1]], found.metadata)
     return r"strong/test\.parquet holds 119 rows, the clean set 120; delete it"
 
 
 def renamed_class(settings: Params) -> str:
-    path = layout.ADVERSARIAL / "fgsm" / "test.parquet"
+    path = HERE.adversarial / "fgsm" / "test.parquet"
     found = store.read(path)
     names = found.metadata["classes"]
     store.write(path, [found], found.metadata | {"classes": [names[0], names[2], names[1], *names[3:]]})
@@ -177,7 +178,7 @@ def renamed_class(settings: Params) -> str:
 
 
 def missing_store(settings: Params) -> str:
-    shutil.rmtree(layout.ADVERSARIAL / "deepfool")
+    shutil.rmtree(HERE.adversarial / "deepfool")
     return r"deepfool/test\.parquet is missing; `dvc repro` makes it"
 
 
@@ -189,7 +190,7 @@ def test_a_store_that_does_not_belong_here_is_one_line(
     with pytest.raises(InputError, match=says) as caught:
         predict.evaluate(tiny(), "baseline")
     assert "\n" not in str(caught.value)
-    assert not (layout.PREDICTIONS / "baseline.parquet").exists()
+    assert not HERE.predictions("baseline").exists()
 
 
 def test_the_stage_script_ends_in_one_line_and_keeps_its_predictions(
@@ -200,7 +201,7 @@ def test_the_stage_script_ends_in_one_line_and_keeps_its_predictions(
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("evaluate@baseline: 800 predictions in ") and done.stdout.count("\n") == 1
-    path = layout.PREDICTIONS / "baseline.parquet"
+    path = HERE.predictions("baseline")
     before = path.read_bytes()
     moved_rows(tiny())
     failed = subprocess.run(script, capture_output=True, text=True, check=False)

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import sparring
 from sparring import __main__ as command_line
-from sparring import layout, statistics
+from sparring import statistics
 from sparring.evaluation import exchange, predict, programs
+from sparring.layout import HERE
 from sparring.models import model_files, networks
 from sparring.params import Params
 from sparring.params.errors import InputError
@@ -42,7 +43,7 @@ def program(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     call = [sys.executable, "-m", "sparring", "export", "baseline", str(target)]
     done = subprocess.run(call, cwd=made, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{target}: baseline, from models/pretrained.safetensors\n"
+    assert done.stdout == f"{target}: baseline, from models/baseline/0.safetensors\n"
     return target
 
 
@@ -58,7 +59,7 @@ def measured(*arguments: str) -> pd.DataFrame:
 
 
 def test_a_model_file_is_loaded_without_parameters(project: Path, tiny: Callable[..., Params]) -> None:
-    wanted = networks.load(tiny().network, 10, 16, layout.PRETRAINED).eval()
+    wanted = networks.load(tiny().network, 10, 16, HERE.pretrained).eval()
     images = torch.rand(3, 3, 16, 16)
     Path("params.yaml").unlink()
     net = sparring.load("models/pretrained.safetensors")
@@ -72,7 +73,7 @@ def test_an_exported_program_runs_without_sparring(program: Path, made: Path, tm
     call = [sys.executable, "-c", ALONE, str(program), str(tmp_path / "images"), str(tmp_path / "logits")]
     subprocess.run(call, check=True, capture_output=True)
     found = torch.load(tmp_path / "logits")
-    wanted = sparring.load(made / layout.PRETRAINED)(images)
+    wanted = sparring.load(made / HERE.pretrained)(images)
     torch.testing.assert_close(found["all"], wanted)
     torch.testing.assert_close(found["one"], wanted[:1])
     assert json.loads(found["facts"]["sparring.json"])["image_size"] == 16
@@ -84,10 +85,10 @@ def test_a_users_model_is_measured_as_a_structure_is(
     program: Path, project: Path, tiny: Callable[..., Params], capsys: pytest.CaptureFixture[str]
 ) -> None:
     predict.evaluate(tiny(), "baseline")
-    rows = pd.read_parquet(layout.PREDICTIONS / "baseline.parquet")
+    rows = pd.read_parquet(HERE.predictions("baseline"))
     rows["correct"] = rows["prediction"] == rows["label"]
     wanted = statistics.accuracies(rows, ["split", "attack"])[["accuracy", "ci_low", "ci_high", "images"]]
-    save_file(load_file(layout.PRETRAINED), "bare.safetensors")
+    save_file(load_file(HERE.pretrained), "bare.safetensors")
     shutil.copytree("data", "elsewhere")
     shutil.rmtree("data")
     capsys.readouterr()
@@ -211,7 +212,7 @@ def test_a_program_runs_nothing_but_its_operations(program: Path, project: Path)
     Path("sprung").unlink()
     images = torch.rand(2, 3, 16, 16)
     net = programs.read(tampered, torch.device("cpu"))
-    torch.testing.assert_close(net(images), sparring.load(layout.PRETRAINED)(images))
+    torch.testing.assert_close(net(images), sparring.load(HERE.pretrained)(images))
     assert not Path("sprung").exists()
 
 

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparring import layout, statistics, store
+from sparring import statistics, store
 from sparring.attacks import generation
 from sparring.evaluation import whitebox
+from sparring.layout import HERE, PARTIAL
 from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
@@ -34,7 +35,7 @@ ALONE: dict[str, Any] = {"adv": {"opponents": "sampler", "detector": "none"}}
 
 def rows_of(params: Params, structure: str) -> pd.DataFrame:
     whitebox.attack_structure(params, structure)
-    rows = pd.read_parquet(layout.WHITEBOX / f"{structure}.parquet")
+    rows = pd.read_parquet(HERE.whitebox(structure))
     return rows.assign(structure=structure, correct=rows["prediction"] == rows["label"])
 
 
@@ -66,7 +67,7 @@ def test_rows_are_those_of_attacks_on_that_very_net(project: Path, tiny: Callabl
         if attack is not None and attack.l2 is not None:
             assert (part["l2"] <= 0.5 + 1e-6).all() and part["l2"].max() > 0.4
 
-    test = store.read(layout.CLEAN / "test.parquet")
+    test = store.read(HERE.clean / "test.parquet")
     right = test[np.flatnonzero(np.isin(test.index, clean.index[clean["correct"]]))]
     images, labels = classifier.to_images(right.image, torch.device("cpu")).contiguous(), torch.from_numpy(right.label)
 
@@ -96,8 +97,8 @@ def test_each_seed_of_a_structure_is_attacked_and_its_detector_asked(
     torch.manual_seed(0)
     detector = TransformerDetector(params.detector, classifier.map_shapes(net, 16))
     for seed in params.seeds:
-        model_files.save_model(net, layout.model("ours", seed), {})
-        model_files.save_model(detector, layout.detector("ours", seed), {})
+        model_files.save_model(net, HERE.model("ours", seed), {})
+        model_files.save_model(detector, HERE.detector("ours", seed), {})
         with torch.no_grad():
             net.fc.weight.mul_(torch.linspace(0.5, 2, 10)[:, None])
     rows, base = rows_of(params, "ours"), rows_of(params, BASELINE)
@@ -113,7 +114,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(
     project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = tiny(store={"shard_size": 10, "batch_size": 10})
-    path = layout.WHITEBOX / f"{BASELINE}.parquet"
+    path = HERE.whitebox(BASELINE)
     calls, attacked = [], generation.attacked
 
     def counted(*arguments: Any, **more: Any) -> store.Images:
@@ -126,7 +127,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(
     limit = 0
     whitebox.attack_structure(params, BASELINE)
     wanted, total = path.read_bytes(), len(calls)
-    assert total > 15 and not list(layout.PARTIAL.iterdir())
+    assert total > 15 and not list(PARTIAL.iterdir())
     path.unlink()
     calls.clear()
     limit = 8
@@ -137,7 +138,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(
     limit = 0
     whitebox.attack_structure(params, BASELINE)
     assert len(calls) == total - 7
-    assert path.read_bytes() == wanted and not list(layout.PARTIAL.iterdir())
+    assert path.read_bytes() == wanted and not list(PARTIAL.iterdir())
     whitebox.attack_structure(tiny(store={"shard_size": 10, "batch_size": 10}, whitebox={"images": 0}), BASELINE)
     assert len(pd.read_parquet(path)) == 0
 
@@ -151,7 +152,7 @@ def test_the_stage_script_and_its_bad_input(project: Path, tiny: Callable[..., P
         whitebox.attack_structure(tiny(), "advv")
     with pytest.raises(InputError, match=r"models/adv/0\.safetensors is missing; `dvc repro` makes it"):
         whitebox.attack_structure(tiny(), "adv")
-    assert [file.name for file in layout.WHITEBOX.iterdir()] == ["baseline.parquet"]
+    assert [file.name for file in HERE.whitebox("baseline").parent.iterdir()] == ["baseline.parquet"]
 
 
 @settings(deadline=None)
@@ -197,7 +198,7 @@ def bright(project: Path, tiny: Callable[..., Params], monkeypatch: pytest.Monke
     image = np.broadcast_to((127.5 + away)[:, None, None, None], (24, 16, 16, 3)).astype(np.uint8)
     label = (away > 0).astype(np.int64)
     metadata = {"shape": [16, 16, 3], "classes": ["dark", "light"], "source": "made-up images"}
-    store.write(layout.CLEAN / "test.parquet", [store.Images(np.arange(24), label, image)], metadata)
+    store.write(HERE.clean / "test.parquet", [store.Images(np.arange(24), label, image)], metadata)
     params = tiny(
         structures={},
         whitebox={

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from sparring import layout
 from sparring.attacks import engine, generation
 from sparring.data import prepare
 from sparring.defences.train import train
 from sparring.evaluation import predict
+from sparring.layout import HERE
 from sparring.models import classifier, model_files, networks, torchvision
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
@@ -279,17 +279,17 @@ def test_all_stages_run_with_a_net_of_torchvision(
     )
     prepare.prepare(chosen)
     pretrain(chosen)
-    first = layout.PRETRAINED.read_bytes()
+    first = HERE.pretrained.read_bytes()
     pretrain(chosen)
-    assert layout.PRETRAINED.read_bytes() == first  # its dropout is drawn under the seed
+    assert HERE.pretrained.read_bytes() == first  # its dropout is drawn under the seed
     for name in chosen.attacks:
         generation.attack_splits(chosen, name)
     for structure in chosen.structures:
         train(chosen, structure)
         predict.evaluate(chosen, structure)
-        rows = pd.read_parquet(layout.PREDICTIONS / f"{structure}.parquet")
+        rows = pd.read_parquet(HERE.predictions(structure))
         assert len(rows) == 2 * 20 * 3 and rows["confidence"].between(0, 1).all()
     assert rows["detector_score"].between(0, 1).all()
-    facts = model_files.facts(layout.PRETRAINED)
+    facts = model_files.facts(HERE.pretrained)
     assert facts["network"] == {"name": "mobilenet_v3_small"} and facts["image_size"] == 16
-    models.get_model("mobilenet_v3_small", num_classes=10).load_state_dict(load_file(layout.PRETRAINED))
+    models.get_model("mobilenet_v3_small", num_classes=10).load_state_dict(load_file(HERE.pretrained))

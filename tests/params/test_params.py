@@ -10,7 +10,7 @@ from dvc.utils import hydra
 from ruamel.yaml import YAML
 
 from sparring import params
-from sparring.layout import root
+from sparring.layout import main_repository
 from sparring.params.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -380,6 +380,6 @@ def test_root_is_the_main_repository_also_from_the_copy_of_a_queued_experiment(
     copy_of_queue.mkdir(parents=True)
     (tmp_path / ".dvc" / "config").touch()
     monkeypatch.chdir(copy_of_queue)
-    assert root() == tmp_path
+    assert main_repository() == tmp_path
     monkeypatch.chdir(tmp_path)
-    assert root() == tmp_path
+    assert main_repository() == tmp_path

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sparring import layout, statistics, store
+from sparring import statistics, store
 from sparring.defences.train import train
+from sparring.layout import HERE
 from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.params.variants import ABLATION_FILE, load_rows
@@ -63,12 +64,12 @@ def test_from_rows_to_the_table(settings: Params) -> None:
         share = rows[name].adv_ratio if mixture == "own" else 0.4
         assert found["mixture_ratio"] == share
         predictions = pd.read_parquet(f"studies/table3/rows/{name}/data/predictions/ours.parquet")
-        clean = store.read(layout.CLEAN / f"{split}.parquet", ())
+        clean = store.read(HERE.clean / f"{split}.parquet", ())
         drawn = statistics.draw_mixture(clean.index, clean.label, list(settings.attacks), share, 0, split)
         chosen = predictions[predictions["split"] == split].merge(drawn, on=["index", "attack"])
         linf = {}
         for attack in settings.attacks:
-            images = store.read(layout.ADVERSARIAL / attack / f"{split}.parquet", ("linf",))
+            images = store.read(HERE.adversarial / attack / f"{split}.parquet", ("linf",))
             linf |= {(attack, index): value for index, value in zip(images.index, images.columns["linf"], strict=True)}
         keys = zip(chosen["attack"], chosen["index"], strict=True)
         adversarial = np.array([linf.get(key, 0) > 0 for key in keys])

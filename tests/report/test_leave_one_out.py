@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from sparring import layout, params, statistics
+from sparring import params, statistics
 from sparring.defences.train import train
 from sparring.evaluation import predict
+from sparring.layout import HERE
 from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.report import render
@@ -88,11 +89,11 @@ def test_an_attack_left_out_is_as_if_it_had_never_been(chosen: Params, tiny: Cal
     stage("train_without", "fgsm")
     attacks = {"gaussian": {"std": 0.1}, "deepfool": {"steps": 3, "overshoot": 0.02}}
     never = tiny(**CHANGES, attacks=attacks)
-    row = layout.LEAVE_ONE_OUT / "fgsm"
+    row = HERE.row("leave_one_out", "fgsm")
     for name in ("adv", "ours"):
         train(never, name)
-        found = {path.name: path.read_bytes() for path in (row / layout.MODELS / name).iterdir()}
-        assert found == {path.name: path.read_bytes() for path in (layout.MODELS / name).iterdir()}
+        found = {path.name: path.read_bytes() for path in row.models(name).iterdir()}
+        assert found == {path.name: path.read_bytes() for path in HERE.models(name).iterdir()}
     assert len(found) == 2
 
 

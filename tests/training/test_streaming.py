@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparring import layout, store
+from sparring import store
 from sparring.defences.train import train
 from sparring.device import rng
+from sparring.layout import HERE
 from sparring.models.classifier import Classifier
 from sparring.params import Params
 from sparring.params.errors import InputError
@@ -149,7 +150,7 @@ def set_up(tiny: Callable[..., Params], budget: float, **more: Any) -> Params:
 
 def test_the_budget_decides_and_no_image_is_in_memory_twice(project: Path, tiny: Callable[..., Params]) -> None:
     names = list(tiny().attacks)
-    source = store.read(layout.ADVERSARIAL / names[0] / "train.parquet").metadata["source_model"]
+    source = store.read(HERE.adversarial / names[0] / "train.parquet").metadata["source_model"]
     pixels = 4 * 300 * 16 * 16 * 3
     found: list[Gallery] = []
 
@@ -185,7 +186,7 @@ def test_streamed_training_sees_what_training_in_memory_sees(
         settings = set_up(tiny, budget, structures={"adv": {"opponents": opponents, "detector": "none"}})
         seen.clear()
         train(settings, "adv")
-        runs.append((list(seen), layout.model("adv", 0).read_bytes()))
+        runs.append((list(seen), HERE.model("adv", 0).read_bytes()))
     (memory, _), (streamed, net), again = runs
     assert len(memory) == 600 and memory != streamed
     for epoch in (slice(0, 300), slice(300, 600)):
@@ -199,17 +200,17 @@ def test_ours_and_the_pretrained_net_stream_too(project: Path, tiny: Callable[..
     found = []
     for chosen in (memory, tight, tight):
         train(chosen, "ours")
-        found.append(layout.model("ours", 0).read_bytes() + layout.detector("ours", 0).read_bytes())
+        found.append(HERE.model("ours", 0).read_bytes() + HERE.detector("ours", 0).read_bytes())
     assert found[0] != found[1] == found[2]
-    before = layout.PRETRAINED.read_bytes()
+    before = HERE.pretrained.read_bytes()
     pretrain(tight)
-    assert layout.PRETRAINED.read_bytes() != before
+    assert HERE.pretrained.read_bytes() != before
 
 
 @pytest.mark.parametrize("budget", [4, 1e-6])
 def test_a_damaged_or_missing_store_is_one_line(project: Path, tiny: Callable[..., Params], budget: float) -> None:
     settings = set_up(tiny, budget)
-    path = layout.ADVERSARIAL / "fgsm" / "train.parquet"
+    path = HERE.adversarial / "fgsm" / "train.parquet"
     whole = path.read_bytes()
 
     def fails(match: str) -> None:
@@ -227,7 +228,7 @@ def test_a_damaged_or_missing_store_is_one_line(project: Path, tiny: Callable[..
 
 
 def test_stores_with_other_row_groups_are_not_streamed(project: Path, tiny: Callable[..., Params]) -> None:
-    path = layout.ADVERSARIAL / "fgsm" / "train.parquet"
+    path = HERE.adversarial / "fgsm" / "train.parquet"
     images = store.read(path)
     store.write(path, store.in_shards(images, 70), images.metadata)
     with pytest.raises(InputError, match=r"fgsm/train\.parquet has other row groups than data/clean/train\.parquet;"):

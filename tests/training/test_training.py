@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparring import layout, store
+from sparring import store
 from sparring.attacks import generation
 from sparring.data import prepare, transforms
 from sparring.defences import sampler
@@ -25,6 +25,7 @@ from sparring.defences.joint import joint_step
 from sparring.defences.opponents import OnlineOpponents
 from sparring.defences.train import train as train_structure
 from sparring.device import rng
+from sparring.layout import HERE
 from sparring.models import classifier, model_files, networks, resnet
 from sparring.models.detector import Dropout, Layer, TransformerDetector
 from sparring.models.resnet import ResNet
@@ -723,11 +724,11 @@ def train(settings: Params, name: str) -> dict[str, bytes]:
     """Trains a structure, or `pretrained`; what it wrote, by path."""
     if name == "pretrained":
         pretrain(settings)
-        found = [layout.PRETRAINED]
+        found = [HERE.pretrained]
     else:
         train_structure(settings, name)
-        found = sorted((layout.MODELS / name).iterdir())
-    return {str(path): path.read_bytes() for path in [*found, layout.HISTORY / f"{name}.csv"]}
+        found = sorted(HERE.models(name).iterdir())
+    return {str(path): path.read_bytes() for path in [*found, HERE.history(name)]}
 
 
 STRUCTURES = {
@@ -754,7 +755,7 @@ def test_training_twice_gives_the_same_bytes(project: Path, tiny: Callable[..., 
 
 def test_seeds_give_other_nets(project: Path, tiny: Callable[..., Params]) -> None:
     changes = {"training": {"epochs": 1, "batch_size": 50}}
-    nets = [train(tiny(seed=seed, **changes), "pretrained")[str(layout.PRETRAINED)] for seed in (0, 1)]
+    nets = [train(tiny(seed=seed, **changes), "pretrained")[str(HERE.pretrained)] for seed in (0, 1)]
     assert nets[0] != nets[1]
 
 
@@ -762,8 +763,8 @@ def test_a_structure_trains_on_what_the_sampler_draws(
     project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny(training={"epochs": 2, "batch_size": 50, "crop_area": [1.0, 1.0]}, structures=STRUCTURES)
-    clean = store.read(layout.CLEAN / "train.parquet")
-    versions = [clean, *(store.read(layout.ADVERSARIAL / name / "train.parquet") for name in settings.attacks)]
+    clean = store.read(HERE.clean / "train.parquet")
+    versions = [clean, *(store.read(HERE.adversarial / name / "train.parquet") for name in settings.attacks)]
     seen: list[tuple[np.ndarray, Tensor]] = []
 
     def spy(net: ResNet, chosen: Training, dtype: torch.dtype) -> Step:
@@ -792,8 +793,8 @@ def test_online_training_attacks_every_image_and_needs_no_store(
 ) -> None:
     changes = {"crop_area": [1.0, 1.0], "epochs": 2, "batch_size": 50}
     settings = tiny(training=changes, structures=STRUCTURES, online_pgd={"eps": 0.06, "step": 0.02, "steps": 2})
-    shutil.rmtree(layout.ADVERSARIAL)
-    clean = store.read(layout.CLEAN / "train.parquet").image / 255
+    shutil.rmtree(HERE.adversarial)
+    clean = store.read(HERE.clean / "train.parquet").image / 255
     seen: list[np.ndarray] = []
     original = plain_step
 
@@ -820,19 +821,19 @@ def test_online_training_attacks_every_image_and_needs_no_store(
 
 def test_history_has_a_row_an_epoch(project: Path, tiny: Callable[..., Params]) -> None:
     train(tiny(training={"epochs": 3, "batch_size": 50}, structures=STRUCTURES), "ours")
-    history = pd.read_csv(layout.HISTORY / "ours.csv")
+    history = pd.read_csv(HERE.history("ours"))
     assert history["epoch"].tolist() == [0, 1, 2]
     for name in ("accuracy", "detector_accuracy", "validation_accuracy"):
         assert history[name].between(0, 1).all()
     total = history["classification_loss"] + history["matching_loss"]
     np.testing.assert_allclose(history["loss"], total, atol=1e-5)
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-    facts = model_files.facts(layout.model("ours", 0))
+    facts = model_files.facts(HERE.model("ours", 0))
     assert facts["name"] == "ours" and facts["epochs"] == 3 and facts["precision"] == "float32"
     assert facts["classes"] == [str(digit) for digit in range(10)] and facts["image_size"] == 16
     network = Network.model_validate(facts["network"])
-    assert networks.load(network, 10, 16, layout.model("ours", 0)).fc.out_features == 10
-    assert json.loads((layout.TIMINGS / "train-ours.json").read_text())["images"] == 900
+    assert networks.load(network, 10, 16, HERE.model("ours", 0)).fc.out_features == 10
+    assert json.loads((HERE.timings / "train-ours.json").read_text())["images"] == 900
 
 
 def test_no_validation_images_are_needed(
@@ -846,16 +847,16 @@ def test_no_validation_images_are_needed(
     generation.attack_splits(chosen, "fgsm")
     train_structure(chosen, "ours")
     for name in ("pretrained", "ours"):
-        history = pd.read_csv(layout.HISTORY / f"{name}.csv")
+        history = pd.read_csv(HERE.history(name))
         assert history["accuracy"].notna().all() and history["validation_accuracy"].isna().all()
     told = capsys.readouterr().out
     assert "ours: epoch 1/" in told and "validation" not in told.replace("0 validation,", "") and "nan" not in told
 
 
 def test_training_leaves_the_pretrained_net_alone(project: Path, tiny: Callable[..., Params]) -> None:
-    before = layout.PRETRAINED.read_bytes()
+    before = HERE.pretrained.read_bytes()
     train(tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES), "ours")
-    assert layout.PRETRAINED.read_bytes() == before
+    assert HERE.pretrained.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["pretrained", "ours"])
@@ -867,7 +868,7 @@ def test_a_loss_that_explodes_is_one_line_and_writes_nothing(
     message = rf"^{name}: \w+ is (nan|inf|-inf) in epoch \d; lower training.learning_rate \(1e\+20\)"
     if name != "pretrained":
         fails(message, lambda: train(bad, name))
-        assert not (layout.MODELS / name).exists() and not (layout.HISTORY / f"{name}.csv").exists()
+        assert not HERE.models(name).exists() and not HERE.history(name).exists()
     before = train(good, name)
     fails(message, lambda: train(bad, name))
     assert {path: Path(path).read_bytes() for path in before} == before
@@ -883,9 +884,9 @@ def test_an_unknown_structure_is_one_line(project: Path, tiny: Callable[..., Par
 
 def test_a_store_of_another_model_is_not_trained_on(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES)
-    model_files.save_model(small_like(settings), layout.PRETRAINED, {})
+    model_files.save_model(small_like(settings), HERE.pretrained, {})
     fails(r"gaussian/train\.parquet was made against model \w{64}, not \w{64};", lambda: train(settings, "classical"))
-    assert not (layout.MODELS / "classical").exists()
+    assert not HERE.models("classical").exists()
     assert train(settings, "plain")  # has no opponents
 
 

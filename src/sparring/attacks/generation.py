@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparring import attacks, checkpoints, layout, progress, store
+from sparring import attacks, checkpoints, progress, store
 from sparring.attacks import engine
 from sparring.device import channels_last, choose, precision, rng, torch_seed
+from sparring.layout import HERE, Layout
 from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.params import Params, check_classes
@@ -22,15 +23,10 @@ from sparring.params.errors import InputError
 from sparring.params.names import EVALUATED_SPLITS, PARAMS_FILE, SPLITS
 
 
-def folder(params: Params, name: str) -> Path:
-    """Where an attack's images are stored; training depends on the first of the two folders only."""
-    return (layout.ADVERSARIAL if name in params.attacks else layout.UNSEEN) / name
-
-
-def attack_splits(params: Params, name: str) -> None:
+def attack_splits(params: Params, name: str, layout: Layout = HERE) -> None:
     """Attack the clean set with `attacks.<name>` (all splits) or `unseen_attacks.<name>` (test, heldout).
 
-    Finished shards are kept below layout.PARTIAL until all files are written: a run that was killed goes on after them,
+    Finished shards are kept below PARTIAL until all files are written: a run that was killed goes on after them,
     and ends with the bytes of an undisturbed one.
     """
     device = choose(params)
@@ -38,12 +34,12 @@ def attack_splits(params: Params, name: str) -> None:
     seen = name in params.attacks
     attack = params.attacks[name] if seen else params.unseen_attacks[name]
     splits = SPLITS if seen else EVALUATED_SPLITS
-    with progress.timed(f"{'attack' if seen else 'attack_unseen'}@{name}", device, dtype) as done:
-        clean = {split: store.read(layout.CLEAN / f"{split}.parquet") for split in splits}
-        train = clean["train"] if seen else store.read(layout.CLEAN / "train.parquet")
+    with progress.timed(layout, f"{'attack' if seen else 'attack_unseen'}@{name}", device, dtype) as done:
+        clean = {split: store.read(layout.clean / f"{split}.parquet") for split in splits}
+        train = clean["train"] if seen else store.read(layout.clean / "train.parquet")
         classes = train.metadata["classes"]
         check_classes(params, len(classes))
-        net = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
+        net = networks.load(params.network, classes, params.data.image_size, layout.pretrained)
         origin = {
             "attack": name,
             "method": attack.method,
@@ -53,7 +49,7 @@ def attack_splits(params: Params, name: str) -> None:
         channels_last(net, device)
         count = sum(map(len, clean.values()))
         settings = [origin, params.seed, params.deterministic, params.store.model_dump(exclude={"memory_budget"})]
-        inputs = [layout.CLEAN / f"{split}.parquet" for split in dict.fromkeys(("train", *splits))]
+        inputs = [layout.clean / f"{split}.parquet" for split in dict.fromkeys(("train", *splits))]
         unfinished = checkpoints.folder(name, settings, inputs, __name__, device, dtype)
         if compiled := engine.worth_compiling(net, attack, train.image.shape[1:], count, device):
             engine.compile_below(unfinished / "compiled")
@@ -68,7 +64,7 @@ def attack_splits(params: Params, name: str) -> None:
                     metadata,
                     advance,
                 )
-                store.write(folder(params, name) / f"{split}.parquet", map(store.read, made), metadata)
+                store.write(layout.attacked(params, name) / f"{split}.parquet", map(store.read, made), metadata)
         done(count, f"{count:,} images attacked")
         shutil.rmtree(unfinished)
 

@@ -22,29 +22,29 @@ from sparring import progress, store
 from sparring.data import decode, parquet, splits
 from sparring.data import folder as folders
 from sparring.data.sources import BATCH, Encoded, Source, location, some
+from sparring.layout import HERE, Layout
 from sparring.params import Params
 from sparring.params.errors import InputError, one_line, reason
 from sparring.params.names import SPLITS, outputs
 from sparring.params.sections import Data
 
-CLEAN = Path("data/clean")
 DOWNLOADS = "data/downloads"
 FEW_LEVELS = 16  # an image whose levels span no more is nearly constant, as 12 bits are that are kept in 16
 
 
-def prepare(params: Params) -> None:
+def prepare(params: Params, layout: Layout = HERE) -> None:
     """Read the source that `data` names and write its four splits to data/clean, rows sorted by index.
 
     Everything is read and checked before the first file is written, so bad input leaves the old files alone.
 
     Raises InputError, in one line, for a source that is missing, broken, or without training images of some class.
     """
-    with progress.timed("prepare", torch.device("cpu")) as done:
+    with progress.timed(layout, "prepare", torch.device("cpu")) as done:
         source = open_source(params.data)
         rows, image, remarks = _drawn(source, params.data, params.seed)
         for remark in source.remarks + remarks:
             print(f"warning: {one_line(remark)}", file=sys.stderr)
-        _write_all(params, source, rows, image)
+        _write_all(params, layout.clean, source, rows, image)
         print(f"prepare: the outputs of a classifier are {outputs(source.classes)}")
         sizes = ", ".join(f"{len(rows[name]):,} {name}" for name in SPLITS)
         done(len(image), f"{sizes} images of {len(source.classes)} classes")
@@ -136,9 +136,9 @@ def _remarks(image: np.ndarray, several: list[str]) -> list[str]:
     return remarks
 
 
-def _write_all(params: Params, source: Source, rows: dict[str, np.ndarray], image: np.ndarray) -> None:
+def _write_all(params: Params, folder: Path, source: Source, rows: dict[str, np.ndarray], image: np.ndarray) -> None:
     """Write the four files beside their folder, then move them in: a full disk does not leave two old, two new."""
-    staging = CLEAN.with_name(f".{CLEAN.name}.new")
+    staging = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
     metadata = {"shape": list(image.shape[1:]), "classes": source.classes, "source": params.data.source}
     start = 0
@@ -149,9 +149,9 @@ def _write_all(params: Params, source: Source, rows: dict[str, np.ndarray], imag
             shards = store.in_shards(images, params.store.shard_size)
             store.write(staging / f"{name}.parquet", shards, metadata | {"split": name})
             start += len(index)
-        CLEAN.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in SPLITS:
-            os.replace(staging / f"{name}.parquet", CLEAN / f"{name}.parquet")
+            os.replace(staging / f"{name}.parquet", folder / f"{name}.parquet")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

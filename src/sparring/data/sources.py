@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparring.layout import root
+from sparring.layout import main_repository
 from sparring.params.errors import InputError
 from sparring.params.names import PARAMS_FILE
 from sparring.params.sections import Data
@@ -49,7 +49,7 @@ class Source:
 def location(path: str) -> Path:
     """`data.path` as a path: below the main repository unless absolute; `~` is the home folder."""
     try:
-        return root() / Path(path).expanduser()
+        return main_repository() / Path(path).expanduser()
     except RuntimeError as error:
         raise InputError(f"{PARAMS_FILE}: data.path is {path}; there is no such home folder") from error
 

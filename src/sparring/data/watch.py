@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sparring import layout
 from sparring.data.sources import existing
-from sparring.layout import root
+from sparring.layout import HERE, PARTIAL, Layout, main_repository, replacing
 from sparring.params.sections import Data
 
 THREADS = 4
-REMEMBERED = "watch.json"  # in layout.PARTIAL: digests of the files that were read before
+REMEMBERED = "watch.json"  # in PARTIAL: digests of the files that were read before
 
 Stamp = tuple[int, int, int]  # size and times of a file: what does not change unless its content may have
 
 
-def watch(data: Data) -> None:
+def watch(data: Data, layout: Layout = HERE) -> None:
     """Write data/source.json: number, size and digest of the files that `data.path` names, of their contents and paths.
 
     A file is read again only if its size or times have changed. The other sources have nothing to watch: their content
@@ -27,19 +26,19 @@ def watch(data: Data) -> None:
     facts: dict[str, object] = {"source": data.source}
     if data.source in ("folder", "parquet"):
         facts |= _facts(existing(data))
-    with layout.replacing(layout.SOURCE) as path:
+    with replacing(layout.source) as path:
         path.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def _facts(top: Path) -> dict[str, object]:
-    remembered = root() / layout.PARTIAL / REMEMBERED
+    remembered = main_repository() / PARTIAL / REMEMBERED
     before = _read(remembered)
     stamps = {str(path): _stamp(path) for path in _files(top)}
     unknown = [path for path, stamp in stamps.items() if path not in before or before[path][0] != stamp]
     with ThreadPoolExecutor(THREADS) as pool:
         read = dict(zip(unknown, pool.map(_digest, unknown), strict=True))
     digests = {path: read.get(path) or before[path][1] for path in stamps}
-    with layout.replacing(remembered) as temporary:
+    with replacing(remembered) as temporary:
         temporary.write_text(json.dumps({path: [stamps[path], digests[path]] for path in stamps}))
     print(f"watch: {len(stamps):,} files, of which {len(unknown):,} are new or have changed", flush=True)
     whole = hashlib.sha256()

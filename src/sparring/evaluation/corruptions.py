@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from sparring import layout, progress, store
+from sparring import progress, store
 from sparring.device import choose, rng
 from sparring.evaluation import predict
+from sparring.layout import HERE, Layout, replacing
 from sparring.params import Params
 from sparring.params.names import CLEAN, CORRUPTIONS, STRENGTHS
 
@@ -90,16 +91,19 @@ def _pixelate(pixels: np.ndarray, share: float) -> np.ndarray:
     return large.permute(0, 2, 3, 1).numpy()
 
 
-def evaluate(params: Params, structure: str) -> None:
+def evaluate(params: Params, structure: str, layout: Layout = HERE) -> None:
     """Predict all held-out images, clean and under every corruption, with one structure, and write
     data/corruptions/<structure>.parquet. Raises InputError for a structure that is not in params.yaml.
     """
     params.structure(structure)
     device = choose(params)
-    with progress.timed(f"corruptions@{structure}", device) as done:
-        clean = store.read(layout.CLEAN / f"{SPLIT}.parquet")
+    with progress.timed(layout, f"corruptions@{structure}", device) as done:
+        clean = store.read(layout.clean / f"{SPLIT}.parquet")
         classes = clean.metadata["classes"]
-        nets = {seed: predict.trained(params, structure, seed, classes, device) for seed in params.seeds_of(structure)}
+        nets = {
+            seed: predict.trained(params, layout, structure, seed, classes, device)
+            for seed in params.seeds_of(structure)
+        }
         parts = []
         kinds = [(CLEAN, 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
         with progress.bar(f"corruptions@{structure}", len(clean) * len(kinds) * len(nets)) as advance:
@@ -111,6 +115,6 @@ def evaluate(params: Params, structure: str) -> None:
                     parts.append(rows.assign(split=SPLIT, seed=seed, corruption=name, strength=strength))
                     advance(len(rows))
         rows = pd.concat(parts, ignore_index=True)
-        with layout.replacing(layout.CORRUPTIONS / f"{structure}.parquet") as path:
+        with replacing(layout.corruptions(structure)) as path:
             rows[COLUMNS].to_parquet(path, index=False)
         done(len(rows), f"{len(rows):,} predictions")

@@ -6,6 +6,7 @@ One row an image and version of it. Every figure on detectors but those of the m
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sparring import layout, progress, store
+from sparring import progress, store
 from sparring.device import channels_last, choose
 from sparring.evaluation import corruptions, predict
 from sparring.evaluation.adaptive import aimed_rows, detector_score, rows_of
 from sparring.evaluation.known_detectors import fit_known_detectors
+from sparring.layout import HERE, Layout, replacing
 from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
@@ -43,37 +45,37 @@ SCHEMA = pa.schema(
 BENIGN, MILD = ("blur", "brightness", "jpeg"), 2  # corruptions that a detector should let pass, and their strength
 
 
-def detect(params: Params, name: str) -> None:
+def detect(params: Params, name: str, layout: Layout = HERE) -> None:
     """Score all test and held-out images, clean, attacked and benignly changed, and the clean validation images, with
     the detector of `structures.<name>` and two known ones; and attack `detection.images` of each split anew, aiming at
     classifier and detector. A structure without a detector gets a file without rows."""
     structure = params.structure(name)
     device = choose(params)
-    with progress.timed(f"detect@{name}", device) as done:
+    with progress.timed(layout, f"detect@{name}", device) as done:
         if structure.detector == "none":
-            _write(name, pd.DataFrame(), {})
+            _write(layout.detection(name), pd.DataFrame(), {})
             done(0, "it has no detector")
             return
         clean = {
-            split: store.read(layout.CLEAN / f"{split}.parquet") for split in ("train", "validation", *EVALUATED_SPLITS)
+            split: store.read(layout.clean / f"{split}.parquet") for split in ("train", "validation", *EVALUATED_SPLITS)
         }
         classes = clean["train"].metadata["classes"]
-        pretrained = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
+        pretrained = networks.load(params.network, classes, params.data.image_size, layout.pretrained)
         source = model_files.digest(pretrained)
         channels_last(pretrained, device)
         models = []
         for seed in params.seeds:
-            net, detector = predict.models(params, name, seed, pretrained, classes, device)
+            net, detector = predict.models(params, layout, name, seed, pretrained, classes, device)
             assert detector is not None  # as params.structures says
             models.append((seed, net, detector))
-        known, facts = fit_known_detectors(params, pretrained, source, clean, device)
+        known, facts = fit_known_detectors(params, layout, pretrained, source, clean, device)
         size = params.store.batch_size
         parts = []
         evaluated = len(params.attacks) + len(params.unseen_attacks) + len(BENIGN)
         count = len(clean["validation"]) + sum(len(clean[split]) for split in EVALUATED_SPLITS) * (1 + evaluated)
         count += len(models) * sum(min(len(clean[split]), params.detection.images) for split in EVALUATED_SPLITS)
         with progress.bar(f"detect@{name}", count) as advance:
-            for split, kind, attack, images in _versions(params, source, clean):
+            for split, kind, attack, images in _versions(params, layout, source, clean):
                 others = known(images.image)
                 for seed, _, detector in models:
                     score = _scores(pretrained, detector, images.image, size, device)
@@ -85,30 +87,31 @@ def detect(params: Params, name: str) -> None:
                     parts += aimed_rows(params, split, clean[split], seed, net, pretrained, detector, device)
                     advance(min(len(clean[split]), params.detection.images))
         rows = pd.concat(parts, ignore_index=True)
-        _write(name, rows, facts)
+        _write(layout.detection(name), rows, facts)
         done(count, f"{len(rows):,} images scored")
 
 
-def _write(name: str, rows: pd.DataFrame, facts: dict[str, Any]) -> None:
+def _write(path: Path, rows: pd.DataFrame, facts: dict[str, Any]) -> None:
     table = pa.Table.from_pandas(rows.reindex(columns=SCHEMA.names), SCHEMA, preserve_index=False)
     table = table.replace_schema_metadata({store.METADATA_KEY: json.dumps(facts, sort_keys=True)})
-    with layout.replacing(layout.DETECTION / f"{name}.parquet") as path:
-        pq.write_table(table, path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _versions(
-    params: Params, source: str, clean: dict[str, store.Images]
+    params: Params, layout: Layout, source: str, clean: dict[str, store.Images]
 ) -> Iterator[tuple[str, str, str, store.Images]]:
     """(split, kind, attack, images) for all that there are images of."""
     for split in ("validation", *EVALUATED_SPLITS):
         images = clean[split]
         if not len(images):
             continue
-        evaluated = split in EVALUATED_SPLITS
-        folders = predict.stored_folders(params) if evaluated else {}
-        for _, attack, shown in predict.versions({split: images}, folders, source):
+        if split not in EVALUATED_SPLITS:
+            yield split, CLEAN, CLEAN, images
+            continue
+        for _, attack, shown in predict.versions(params, layout, {split: images}, source):
             yield split, CLEAN if attack == CLEAN else "attack", attack, shown
-        for change in BENIGN if evaluated else ():
+        for change in BENIGN:
             changed = corruptions.corrupt(images, change, MILD, params.seed)
             yield split, "benign", change, store.Images(images.index, images.label, changed)
 

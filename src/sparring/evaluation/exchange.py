@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from sparring import layout, progress, store
+from sparring import progress, store
 from sparring.device import channels_last, choose, rng
 from sparring.evaluation import predict, programs
 from sparring.evaluation.programs import FACTS
+from sparring.layout import HERE, Layout, replacing
 from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.params import Params
@@ -74,7 +75,7 @@ def export(source: Path, target: Path) -> None:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
     written = io.BytesIO()
     torch.export.save(program, written, extra_files={FACTS: json.dumps(facts, sort_keys=True)})
-    with layout.replacing(target) as temporary:
+    with replacing(target) as temporary:
         temporary.write_bytes(written.getvalue())
 
 
@@ -104,7 +105,9 @@ def _numbers(option: str, text: str) -> list[float]:
     return numbers
 
 
-def evaluate(params: Params, path: Path, network: Network | None, scaling: Scaling | None = None) -> pd.DataFrame:
+def evaluate(
+    params: Params, path: Path, network: Network | None, scaling: Scaling | None = None, layout: Layout = HERE
+) -> pd.DataFrame:
     """Predict all clean and attacked test and held-out images with the model in a file, as `evaluation.evaluate` does.
 
     path: a safetensors file, of Sparring or of the architecture `network`; or a program of torch.export.
@@ -113,7 +116,7 @@ def evaluate(params: Params, path: Path, network: Network | None, scaling: Scali
     cannot be read, or its model is not one for these classes and images, or no fixed function that gives numbers.
     """
     device = choose(params)
-    clean = {split: store.read(layout.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
+    clean = {split: store.read(layout.clean / f"{split}.parquet") for split in EVALUATED_SPLITS}
     facts = clean["test"].metadata
     net, names = _read(path, network, len(facts["classes"]), int(facts["shape"][0]), device)
     model = _Model(net, path, len(facts["classes"]), scaling, device)
@@ -121,9 +124,8 @@ def evaluate(params: Params, path: Path, network: Network | None, scaling: Scali
     mend = "use a model of these classes, or, where the two mean the same, a file that does not name them"
     model.order = model_files.class_order(path, names, facts["classes"], mend)
     parts = []
-    folders = predict.stored_folders(params)
-    with progress.bar(f"evaluate {path.name}", sum(map(len, clean.values())) * (1 + len(folders))) as advance:
-        for split, attack, images in predict.versions(clean, folders, None):
+    with progress.bar(f"evaluate {path.name}", sum(map(len, clean.values())) * (1 + len(params.evaluated))) as advance:
+        for split, attack, images in predict.versions(params, layout, clean, None):
             rows = predict.classified(model, images, params.store.batch_size, device)
             parts.append(rows.assign(split=split, attack=attack, seed=0))
             advance(len(rows))

@@ -15,8 +15,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from sparring import layout, store
+from sparring import store
 from sparring.device import channels_last, rng
+from sparring.layout import Layout
 from sparring.models import classifier, networks
 from sparring.models.classifier import Classifier
 from sparring.params import Params
@@ -38,7 +39,12 @@ def attacked_versions(path: Any, clean: store.Images, source: str) -> store.Imag
 
 
 def fit_known_detectors(
-    params: Params, pretrained: Classifier, source: str, clean: dict[str, store.Images], device: torch.device
+    params: Params,
+    layout: Layout,
+    pretrained: Classifier,
+    source: str,
+    clean: dict[str, store.Images],
+    device: torch.device,
 ) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], dict[str, Any]]:
     """Both, as functions from images to their scores by name, and what was chosen.
 
@@ -57,7 +63,7 @@ def fit_known_detectors(
         rest = pool[others]
     shown = [pool.image[fitted]]
     for attack in params.attacks:
-        found = attacked_versions(layout.ADVERSARIAL / attack / f"{split}.parquet", pool, source)[fitted]
+        found = attacked_versions(layout.adversarial / attack / f"{split}.parquet", pool, source)[fitted]
         changed = found.columns["linf"] > 0
         if changed.any():
             shown.append(found.image[changed])

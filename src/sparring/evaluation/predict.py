@@ -1,15 +1,15 @@
 """Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from sparring import layout, progress, store
+from sparring import progress, store
 from sparring.device import channels_last, choose
+from sparring.layout import HERE, Layout, replacing
 from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
@@ -17,37 +17,36 @@ from sparring.params import Params
 from sparring.params.names import CLEAN, EVALUATED_SPLITS
 
 
-def evaluate(params: Params, structure: str) -> None:
+def evaluate(params: Params, structure: str, layout: Layout = HERE) -> None:
     """Predict all clean and attacked test and held-out images with one structure. Raises InputError for one that is not
     in params.yaml."""
     params.structure(structure)
     device = choose(params)
-    with progress.timed(f"evaluate@{structure}", device) as done:
-        clean = {split: store.read(layout.CLEAN / f"{split}.parquet") for split in EVALUATED_SPLITS}
+    with progress.timed(layout, f"evaluate@{structure}", device) as done:
+        clean = {split: store.read(layout.clean / f"{split}.parquet") for split in EVALUATED_SPLITS}
         classes = clean["test"].metadata["classes"]
-        pretrained = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
+        pretrained = networks.load(params.network, classes, params.data.image_size, layout.pretrained)
         source = model_files.digest(pretrained)
         channels_last(pretrained, device)
         seeds = params.seeds_of(structure)
-        folders = stored_folders(params)
         parts = []
-        count = sum(map(len, clean.values())) * (1 + len(folders)) * len(seeds)
+        count = sum(map(len, clean.values())) * (1 + len(params.evaluated)) * len(seeds)
         with progress.bar(f"evaluate@{structure}", count) as advance:
             for seed in seeds:
-                net, detector = models(params, structure, seed, pretrained, classes, device)
-                for split, attack, shown in versions(clean, folders, source):
+                net, detector = models(params, layout, structure, seed, pretrained, classes, device)
+                for split, attack, shown in versions(params, layout, clean, source):
                     rows = predicted(params, net, pretrained, detector, shown, device)
                     parts.append(rows.assign(split=split, attack=attack, seed=seed))
                     advance(len(shown))
         rows = pd.concat(parts, ignore_index=True)
         columns = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
-        with layout.replacing(layout.PREDICTIONS / f"{structure}.parquet") as path:
+        with replacing(layout.predictions(structure)) as path:
             rows[columns].to_parquet(path, index=False)
         done(len(rows), f"{len(rows):,} predictions")
 
 
 def trained(
-    params: Params, structure: str, seed: int, classes: int | Sequence[str], device: torch.device
+    params: Params, layout: Layout, structure: str, seed: int, classes: int | Sequence[str], device: torch.device
 ) -> Classifier:
     """A structure's net as it was trained with one seed, on the device."""
     net = networks.load(params.network, classes, params.data.image_size, layout.model(structure, seed))
@@ -57,6 +56,7 @@ def trained(
 
 def models(
     params: Params,
+    layout: Layout,
     structure: str,
     seed: int,
     pretrained: Classifier,
@@ -64,20 +64,14 @@ def models(
     device: torch.device,
 ) -> tuple[Classifier, TransformerDetector | None]:
     """A structure as it was trained with one seed, on the device: its net, and its detector where it has one."""
-    net = trained(params, structure, seed, classes, device)
+    net = trained(params, layout, structure, seed, classes, device)
     if params.structures[structure].detector == "none":
         return net, None
-    return net, _detector(params, structure, seed, pretrained, device)
-
-
-def stored_folders(params: Params) -> dict[str, Path]:
-    """Where each attack's images are, by name."""
-    folders = {name: layout.ADVERSARIAL / name for name in params.attacks}
-    return folders | {name: layout.UNSEEN / name for name in params.unseen_attacks}
+    return net, _detector(params, layout, structure, seed, pretrained, device)
 
 
 def versions(
-    clean: dict[str, store.Images], folders: dict[str, Path], source: str | None
+    params: Params, layout: Layout, clean: dict[str, store.Images], source: str | None
 ) -> Iterator[tuple[str, str, store.Images]]:
     """Every split, clean and under each attack, one after another: (split, attack, images).
 
@@ -85,8 +79,8 @@ def versions(
     """
     for split, images in clean.items():
         yield split, CLEAN, images
-        for attack, folder in folders.items():
-            path = folder / f"{split}.parquet"
+        for attack in params.evaluated:
+            path = layout.attacked(params, attack) / f"{split}.parquet"
             attacked = store.read(path, ("image",))
             store.check_rows(images, attacked, path)
             if source is not None:
@@ -95,7 +89,7 @@ def versions(
 
 
 def _detector(
-    params: Params, structure: str, seed: int, pretrained: Classifier, device: torch.device
+    params: Params, layout: Layout, structure: str, seed: int, pretrained: Classifier, device: torch.device
 ) -> TransformerDetector:
     """A structure's detector, on `device` and in eval mode. Raises InputError as networks.load_into does."""
     detector = TransformerDetector(params.detector, classifier.map_shapes(pretrained, params.data.image_size))

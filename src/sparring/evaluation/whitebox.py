@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sparring import checkpoints, layout, progress, store
+from sparring import checkpoints, progress, store
 from sparring.attacks import engine, generation
 from sparring.device import channels_last, choose, rng
 from sparring.evaluation import predict as evaluation
+from sparring.layout import HERE, Layout, replacing
 from sparring.models import networks
 from sparring.models.classifier import Classifier
 from sparring.params import Params, check_classes
@@ -34,39 +35,39 @@ def draw(index: np.ndarray, label: np.ndarray, seed: int) -> np.ndarray:
     return shuffled[np.argsort(place[shuffled], kind="stable")]
 
 
-def attack_structure(params: Params, structure: str) -> None:
+def attack_structure(params: Params, structure: str, layout: Layout = HERE) -> None:
     """Run every attack of `whitebox` against one structure, each seed of it, and write a row of predictions for each
     image and attack. Raises InputError for a structure that is not in params.yaml.
 
     An image that the structure misclassifies when clean is not attacked: its rows tell of the clean image. Attacked
-    images are kept below layout.PARTIAL until the rows are written: a run that was killed goes on after them.
+    images are kept below PARTIAL until the rows are written: a run that was killed goes on after them.
     """
     params.structure(structure)
     device = choose(params)
-    with progress.timed(f"whitebox@{structure}", device) as done:
-        path = layout.CLEAN / "test.parquet"
+    with progress.timed(layout, f"whitebox@{structure}", device) as done:
+        path = layout.clean / "test.parquet"
         test = store.read(path)
         classes = test.metadata["classes"]
         check_classes(params, len(classes))
         order = draw(test.index, test.label, params.seed)[: params.whitebox.images]
-        pretrained = networks.load(params.network, classes, params.data.image_size, layout.PRETRAINED)
+        pretrained = networks.load(params.network, classes, params.data.image_size, layout.pretrained)
         channels_last(pretrained, device)
         seeds = params.seeds_of(structure)
         trained = [model for model in (layout.model(structure, seed) for seed in seeds) if model.exists()]
         settings = [params.seed, params.deterministic, params.network, params.whitebox]
         settings.append(params.store.model_dump(exclude={"memory_budget"}))
-        inputs = [path, layout.PRETRAINED, *trained]
+        inputs = [path, layout.pretrained, *trained]
         unfinished = checkpoints.folder(f"whitebox-{structure}", settings, inputs, __name__, device, torch.float32)
         total = len(seeds) * sum(min(count, len(order)) for _, count in params.whitebox.runs.values())
         parts = []
         with progress.bar(f"whitebox@{structure}", total) as advance:
             for seed in seeds:
-                net, detector = evaluation.models(params, structure, seed, pretrained, classes, device)
+                net, detector = evaluation.models(params, layout, structure, seed, pretrained, classes, device)
                 predict = partial(evaluation.predicted, params, net, pretrained, detector, device=device)
                 rows = _attacked(params, net, predict, test, order, device, unfinished / str(seed), advance)
                 parts.append(rows.assign(seed=seed, split="test"))
         rows = pd.concat(parts, ignore_index=True)
-        with layout.replacing(layout.WHITEBOX / f"{structure}.parquet") as path:
+        with replacing(layout.whitebox(structure)) as path:
             rows[COLUMNS].to_parquet(path, index=False)
         done(len(rows), f"{len(rows):,} predictions of the attacked structure")
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -128,6 +128,11 @@ class Params(Section):
         return self.structures[name]
 
     @property
+    def evaluated(self) -> list[str]:
+        """The attacks on test and held-out images, those that nobody trains on last."""
+        return [*self.attacks, *self.unseen_attacks]
+
+    @property
     def trained(self) -> dict[str, Structure]:
         """The structures but for the baseline, which is a copy of the pretrained net."""
         return {name: structure for name, structure in self.structures.items() if name != BASELINE}

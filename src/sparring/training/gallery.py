@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparring import distributed, layout, store
+from sparring import distributed, store
 from sparring.device import rng
+from sparring.layout import Layout
 from sparring.models import classifier
 from sparring.params import Params
 from sparring.params.errors import InputError
@@ -133,13 +134,13 @@ class Stream(Gallery):
         return images
 
 
-def load_gallery(params: Params, attacks: list[str], source: str, device: torch.device) -> Gallery:
+def load_gallery(params: Params, layout: Layout, attacks: list[str], source: str, device: torch.device) -> Gallery:
     """The training images, clean and under these attacks: in memory where store.memory_budget allows, else streamed.
 
     source: digest of the net that the attacks have to have been made against; InputError where they were not, or where
     a store is missing, damaged or of other images.
     """
-    paths = [layout.CLEAN / "train.parquet", *(layout.ADVERSARIAL / name / "train.parquet" for name in attacks)]
+    paths = [layout.clean / "train.parquet", *(layout.adversarial / name / "train.parquet" for name in attacks)]
     clean, attacked = store.read(paths[0], ()), []
     for path in paths[1:]:
         images = store.read(path, ("linf",))

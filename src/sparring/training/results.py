@@ -6,8 +6,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sparring import layout, store
+from sparring import store
 from sparring.device import torch_seed
+from sparring.layout import replacing
 from sparring.models import model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.params import Params
@@ -32,7 +33,7 @@ def save_net(params: Params, name: str, path: Path, module: nn.Module, dtype: to
     model_files.save_model(module, path, facts)
 
 
-def save_history(name: str, history: pd.DataFrame) -> None:
-    """Write the training curve as data/history/<name>.csv."""
-    with layout.replacing(layout.HISTORY / f"{name}.csv") as path:
-        history.to_csv(path, index=False, float_format="%.6f")
+def save_history(path: Path, history: pd.DataFrame) -> None:
+    """Write a training curve as CSV."""
+    with replacing(path) as temporary:
+        history.to_csv(temporary, index=False, float_format="%.6f")
