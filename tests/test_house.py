@@ -18,7 +18,7 @@ PIPELINES = ("dvc.yaml", "studies/table3/dvc.yaml", "studies/leave_one_out/dvc.y
 # Lines of a module and of a function; those that are still longer may not grow.
 MODULE, FUNCTION = 320, 50
 LONG_MODULES = {"report/render": 1173, "report/tables": 762, "report/figures": 419, "report/whitebox": 343}
-LONG_FUNCTIONS = {"_minimise": 55, "joint_step": 69, "train": 53, "detectors": 109, "fit_known_detectors": 51}
+LONG_FUNCTIONS = {"detectors": 109}
 LONG_FUNCTIONS |= {"ablation": 51}
 # From the ground; a folder's modules stand on its floor but where they are named themselves.
 FLOORS = [

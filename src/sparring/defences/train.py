@@ -3,12 +3,14 @@
 import shutil
 
 import pandas as pd
+import torch
 
 from sparring import checkpoints, distributed, layout, progress, store
-from sparring.defences import opponents
 from sparring.defences.joint import joint_step
+from sparring.defences.opponents import create as create_opponents
 from sparring.device import channels_last, choose, precision, torch_seed
 from sparring.models import classifier, model_files, networks
+from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params, check_classes
 from sparring.params.errors import InputError
@@ -48,17 +50,14 @@ def train(params: Params, name: str) -> None:
             once = params.model_copy(update={"seed": seed})
             net = new_net(once, "target", len(classes))
             channels_last(net, device)
-            detector = None
-            if structure.detector == "none":
+            detector = None if structure.detector == "none" else new_detector(once, net, device)
+            if detector is None:
                 step = plain_step(net, params.training, dtype)
             else:
-                with torch_seed(seed, "weights", "detector"):
-                    detector = TransformerDetector(params.detector, classifier.map_shapes(net, params.data.image_size))
-                detector = detector.to(device)
                 helper = channels_last(networks.frozen(pretrained), device)
                 step = joint_step(net, helper, detector, params.training, params.detector, dtype)
-            met = opponents.create(params, structure, attacks, net, dtype, seed)
-            history = fit(once, name, net, step, gallery, met, validation, checkpoint)
+            opponents = create_opponents(params, structure, attacks, net, dtype, seed)
+            history = fit(once, name, net, step, gallery, opponents, validation, checkpoint)
             if distributed.first():
                 save_net(once, name, layout.model(name, seed), net, dtype, clean)
             if distributed.first() and detector is not None:
@@ -71,3 +70,10 @@ def train(params: Params, name: str) -> None:
             epochs = params.training.epochs * len(params.seeds)
             done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
             shutil.rmtree(unfinished)
+
+
+def new_detector(params: Params, net: Classifier, device: torch.device) -> TransformerDetector:
+    """A detector for the net's maps, whose weights the seed draws."""
+    with torch_seed(params.seed, "weights", "detector"):
+        detector = TransformerDetector(params.detector, classifier.map_shapes(net, params.data.image_size))
+    return detector.to(device)
