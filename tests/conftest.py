@@ -12,14 +12,16 @@ import pytest
 import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
+from torch import Tensor
 
 from sparring import layout, params, store
 from sparring.attacks import generation
 from sparring.data import prepare
 from sparring.evaluation import corruptions, detect, predict, whitebox
-from sparring.models import networks
+from sparring.models import classifier, networks
 from sparring.models.resnet import ResNet
 from sparring.params import Params
+from sparring.params.attacks import Attack
 from sparring.training.pretrain import pretrain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -72,7 +74,7 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 # The longest file first, as the workers share out what is left; the second that works on a clone once that is made.
-FIRST = ("test_pipeline.py", "test_attacks.py", "test_experiments.py")
+FIRST = ("test_pipeline.py", "test_attack_stage.py", "test_experiments.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -162,3 +164,24 @@ def digits(made: Path) -> store.Images:
 def net(made: Path, tiny: Callable[..., Params]) -> ResNet:
     """A classifier trained on digits, in eval mode; a fresh copy for every test."""
     return networks.load(tiny().network, 10, 16, made / layout.PRETRAINED).eval()
+
+
+@pytest.fixture
+def images(digits: store.Images) -> Tensor:
+    return classifier.to_images(digits.image, torch.device("cpu")).contiguous()
+
+
+@pytest.fixture
+def labels(digits: store.Images) -> Tensor:
+    return torch.from_numpy(digits.label)
+
+
+@pytest.fixture
+def opponent(tiny: Callable[..., Params]) -> Callable[..., tuple[Params, Attack]]:
+    """Parameters whose one attack is `it`, and that attack."""
+
+    def make(arguments: dict[str, Any], **changes: Any) -> tuple[Params, Attack]:
+        chosen = tiny(attacks={"it": arguments}, unseen_attacks={}, **changes)
+        return chosen, chosen.attacks["it"]
+
+    return make
