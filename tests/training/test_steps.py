@@ -240,7 +240,8 @@ def fit(settings: Params, net: ResNet, step: Step, validation: Images | None = N
     """Training on eight images, in three batches an epoch where the batch size is 3."""
     clean = eight()
     gallery = Gallery(clean.image[None], clean, [], CPU)
-    return run_training(settings, "eight", net, step, gallery, Opponents(), clean if validation is None else validation)
+    shown = clean if validation is None else validation
+    return pd.DataFrame(run_training(settings, "eight", net, step, gallery, Opponents(), shown))
 
 
 @pytest.mark.parametrize(

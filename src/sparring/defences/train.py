@@ -2,7 +2,6 @@
 
 import shutil
 
-import pandas as pd
 import torch
 
 from sparring import checkpoints, distributed, layout, progress, store
@@ -43,13 +42,13 @@ def train(params: Params, name: str) -> None:
         inputs += [layout.PRETRAINED, *(layout.ADVERSARIAL / attack / "train.parquet" for attack in attacks)]
         settings += [structure, sections, attacks]
         unfinished = checkpoints.folder(f"train-{name}", settings, inputs, __name__, device, dtype)
-        histories, earlier = [], 0.0
+        rows: list[dict[str, float]] = []
+        earlier = 0.0
         for seed in params.seeds:
             # A finished seed's state is its last checkpoint: after an interruption nothing of it is trained again.
             checkpoint = checkpoints.Checkpoint(unfinished / f"{seed}.pt")
             once = params.model_copy(update={"seed": seed})
-            net = new_net(once, "target", len(classes))
-            channels_last(net, device)
+            net = channels_last(new_net(once, "target", len(classes)), device)
             detector = None if structure.detector == "none" else new_detector(once, net, device)
             if detector is None:
                 step = plain_step(net, params.training, dtype)
@@ -62,11 +61,11 @@ def train(params: Params, name: str) -> None:
                 save_net(once, name, layout.model(name, seed), net, dtype, clean)
             if distributed.first() and detector is not None:
                 save_net(once, name, layout.detector(name, seed), detector, dtype, clean)
-            histories.append(history.assign(seed=seed) if len(params.seeds) > 1 else history)
+            rows += [row | {"seed": seed} for row in history] if len(params.seeds) > 1 else history
             earlier += checkpoint.earlier
         distributed.wait()  # or one may still read the checkpoint that another removes
         if distributed.first():
-            save_history(name, pd.concat(histories))
+            save_history(name, rows)
             epochs = params.training.epochs * len(params.seeds)
             done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
             shutil.rmtree(unfinished)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -32,7 +31,9 @@ def save_net(params: Params, name: str, path: Path, module: nn.Module, dtype: to
     model_files.save_model(module, path, facts)
 
 
-def save_history(name: str, history: pd.DataFrame) -> None:
+def save_history(name: str, history: list[dict[str, float]]) -> None:
     """Write the training curve as data/history/<name>.csv."""
+    import pandas as pd  # as loading it takes longer than all else that a training loads beside torch
+
     with layout.replacing(layout.HISTORY / f"{name}.csv") as path:
-        history.to_csv(path, index=False, float_format="%.6f")
+        pd.DataFrame(history).to_csv(path, index=False, float_format="%.6f")
