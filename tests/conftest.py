@@ -73,8 +73,10 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-# The longest file first, as the workers share out what is left; the second that works on a clone once that is made.
-FIRST = ("test_pipeline.py", "test_attack_stage.py", "test_experiments.py")
+# The longest file first, as the workers share out what is left. It makes the clone, and the second file that works on
+# one comes once that is there: the files between take the other worker as long.
+FIRST = ("test_pipeline.py", "test_checkpoints.py", "test_full_size.py", "test_distributed.py", "test_attack_stage.py")
+FIRST += ("test_losses.py", "test_experiments.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

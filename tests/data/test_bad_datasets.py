@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,11 @@ from grey_images import HF, folder, hf, png
 from images import fails, prepare, values
 from PIL import Image
 from ruamel.yaml import YAML
+from staging import stage
 
 from sparring import params, store
 from sparring.data import prepare as datasets
 from sparring.params.errors import InputError
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +148,7 @@ def test_the_stage_fails_in_one_line(kind: str) -> None:
     old = Path("data/clean/train.parquet")
     old.parent.mkdir(parents=True)
     old.write_text("as it was")
-    script = REPOSITORY / "stages" / "prepare.py"
-    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    ran = stage("prepare")
     assert ran.returncode == 1
     assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1
     assert [each.name for each in old.parent.iterdir()] == ["train.parquet"] and old.read_text() == "as it was"

@@ -150,7 +150,8 @@ def test_no_validation_images_are_needed(
 ) -> None:
     """As in the profile `paper`."""
     monkeypatch.chdir(tmp_path)
-    chosen = tiny(data={"validation": 0}, attacks={"fgsm": {"eps": 0.05}}, structures=STRUCTURES)
+    short = {"epochs": 2, "batch_size": 50}
+    chosen = tiny(data={"validation": 0}, attacks={"fgsm": {"eps": 0.05}}, structures=STRUCTURES, training=short)
     prepare.prepare(chosen)
     pretrain(chosen)
     generation.attack_splits(chosen, "fgsm")
