@@ -12,6 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
+from torch import Tensor
 
 from sparring import params, store
 from sparring.attacks import generation
@@ -19,9 +20,10 @@ from sparring.data import prepare
 from sparring.defences.train import train
 from sparring.evaluation import corruptions, detect, predict, whitebox
 from sparring.layout import HERE
-from sparring.models import networks
+from sparring.models import classifier, networks
 from sparring.models.resnet import ResNet
 from sparring.params import Params
+from sparring.params.attacks import Attack
 from sparring.params.names import BASELINE
 from sparring.training.pretrain import pretrain
 
@@ -76,8 +78,10 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-# The longest file first, as the workers share out what is left; the second that works on a clone once that is made.
-FIRST = ("test_pipeline.py", "test_attacks.py", "test_experiments.py")
+# The longest file first, as the workers share out what is left. It makes the clone, and the second file that works on
+# one comes once that is there: the files between take the other worker as long.
+FIRST = ("test_pipeline.py", "test_checkpoints.py", "test_full_size.py", "test_report.py", "test_distributed.py")
+FIRST += ("test_attack_stage.py", "test_experiments.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -168,3 +172,24 @@ def digits(made: Path) -> store.Images:
 def net(made: Path, tiny: Callable[..., Params]) -> ResNet:
     """A classifier trained on digits, in eval mode; a fresh copy for every test."""
     return networks.load(tiny().network, 10, 16, made / HERE.pretrained).eval()
+
+
+@pytest.fixture
+def images(digits: store.Images) -> Tensor:
+    return classifier.to_images(digits.image, torch.device("cpu")).contiguous()
+
+
+@pytest.fixture
+def labels(digits: store.Images) -> Tensor:
+    return torch.from_numpy(digits.label)
+
+
+@pytest.fixture
+def opponent(tiny: Callable[..., Params]) -> Callable[..., tuple[Params, Attack]]:
+    """Parameters whose one attack is `it`, and that attack."""
+
+    def make(arguments: dict[str, Any], **changes: Any) -> tuple[Params, Attack]:
+        chosen = tiny(attacks={"it": arguments}, unseen_attacks={}, **changes)
+        return chosen, chosen.attacks["it"]
+
+    return make

@@ -18,11 +18,15 @@ from sparring.params.names import SPLITS
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def settings(**data: Any) -> Params:
-    values: dict[str, Any] = YAML(typ="safe").load(REPOSITORY / "profiles" / "digits.yaml")
+def values(**data: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = YAML(typ="safe").load(REPOSITORY / "profiles" / "digits.yaml")
     small = {"image_size": 8, "train": 20, "validation": 4, "test": 8, "heldout": 8}
-    values["data"] = {**values["data"], **small, **data}
-    return params.validate(values)
+    whole["data"] = {**whole["data"], **small, **data}
+    return whole
+
+
+def settings(**data: Any) -> Params:
+    return params.validate(values(**data))
 
 
 def prepare(**data: Any) -> dict[str, store.Images]:

@@ -121,7 +121,7 @@ def fit(
     found = {f"net.{key}": value for key, value in net.state_dict().items()}
     found |= {f"detector.{key}": value for key, value in detector.state_dict().items()}
     found |= {"attacked": attacked[0]} if attacked else {}  # of the first batch, this process's slice
-    return {key: value.contiguous().clone() for key, value in found.items()}, history
+    return {key: value.contiguous().clone() for key, value in found.items()}, pd.DataFrame(history)
 
 
 def every_case(folder: Path, nudge: str | None = None) -> None:

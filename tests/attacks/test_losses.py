@@ -55,7 +55,7 @@ def frozen(net: ResNet) -> nn.Module:
 
 @pytest.fixture
 def images(made: Path) -> Tensor:
-    """460 digits: enough that one of them is less than a point."""
+    """460 digits: enough that one of half of them is less than half a point."""
     parts = [store.read(made / HERE.clean / f"{split}.parquet").image for split in ("train", "test", "heldout")]
     return classifier.to_images(np.concatenate(parts), CPU).contiguous()
 
@@ -162,6 +162,8 @@ def adaptive(model: nn.Module, images: Tensor, labels: Tensor, score: float = 1.
 def test_larger_logits_leave_no_more_images(
     frozen: nn.Module, images: Tensor, labels: Tensor, attack: Callable[..., Tensor]
 ) -> None:
+    images, labels = images[::2], labels[::2]
+
     def left(scale: float) -> float:
         found = attack(Scaled(frozen, scale).eval(), images, labels)
         return (frozen(found).argmax(1) == labels).float().mean().item()

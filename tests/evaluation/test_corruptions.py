@@ -1,8 +1,6 @@
 """Common corruptions: what each does to the pixels, and predictions of every image under each."""
 
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from staging import stage
 
 from sparring import store
 from sparring.evaluation import corruptions, predict
 from sparring.layout import HERE
 from sparring.params import Params
 from sparring.params.names import CORRUPTIONS, STRENGTHS
-
-STAGE = Path(__file__).resolve().parents[2] / "stages" / "corruptions.py"
 
 
 def made_up(pixels: np.ndarray) -> store.Images:
@@ -106,6 +103,6 @@ def test_every_image_is_predicted_under_every_corruption(project: Path, tiny: Ca
 
 
 def test_the_stage_ends_in_one_line(project: Path) -> None:
-    done = subprocess.run([sys.executable, str(STAGE), "advv"], capture_output=True, text=True, check=False)
+    done = stage("corruptions", "advv")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: params.yaml: structures.advv is missing; there are baseline, adv, ours\n"

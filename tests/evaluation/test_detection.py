@@ -3,8 +3,6 @@ detector passes it."""
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import measure
 from sklearn.covariance import LedoitWolf
+from staging import stage
 from torch import Tensor, nn
 
 from sparring import statistics, store
@@ -32,7 +31,6 @@ from sparring.params.errors import InputError
 from sparring.params.names import CLEAN
 from sparring.report import render
 
-STAGE = Path(__file__).resolve().parents[2] / "stages" / "detect.py"
 STRUCTURES = {
     "ours": {"opponents": "sampler", "detector": "detector"},
     "adv": {"opponents": "sampler", "detector": "none"},
@@ -260,15 +258,12 @@ def test_from_the_stage_to_the_report(project: Path, tiny: Callable[..., Params]
 
 
 def test_a_structure_without_a_detector_and_bad_input_by_the_script(project: Path) -> None:
-    def stage(name: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, str(STAGE), name], capture_output=True, text=True, check=False)
-
-    done = stage("adv")
+    done = stage("detect", "adv")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("detect@adv: it has no detector in ")
     found = pd.read_parquet(HERE.detection("adv"))
     assert len(found) == 0 and list(found.columns) == detect.SCHEMA.names
-    failed = stage("ours")
+    failed = stage("detect", "ours")
     assert failed.returncode == 1 and failed.stdout == ""
     assert failed.stderr == "error: models/ours/0.safetensors is missing; `dvc repro` makes it\n"
     assert not HERE.detection("ours").exists()

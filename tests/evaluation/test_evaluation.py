@@ -1,8 +1,6 @@
 """Predictions: those of the stores for the baseline, and one line for a store that does not belong to them."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import measure
+from staging import stage
 
 from sparring import params, store
 from sparring.attacks import generation
@@ -22,7 +21,6 @@ from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.report import render
 
-STAGE = Path(__file__).resolve().parents[2] / "stages" / "evaluate.py"
 COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
 STRUCTURES = {
     "ours": {"opponents": "sampler", "detector": "detector"},
@@ -197,14 +195,13 @@ def test_the_stage_script_ends_in_one_line_and_keeps_its_predictions(
     project: Path, tiny: Callable[..., Params]
 ) -> None:
     assert params.load() == tiny()
-    script = [sys.executable, str(STAGE), "baseline"]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    done = stage("evaluate", "baseline")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("evaluate@baseline: 800 predictions in ") and done.stdout.count("\n") == 1
     path = HERE.predictions("baseline")
     before = path.read_bytes()
     moved_rows(tiny())
-    failed = subprocess.run(script, capture_output=True, text=True, check=False)
+    failed = stage("evaluate", "baseline")
     assert failed.returncode == 1 and failed.stdout == ""
     assert failed.stderr.startswith("error: data/adversarial/fgsm/heldout.parquet: row 0 has index ")
     assert failed.stderr.count("\n") == 1

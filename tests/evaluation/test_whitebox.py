@@ -1,7 +1,5 @@
 """White-box evaluation: attacks aimed at a structure itself, and what the report makes of their rows."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torchattacks
 from conftest import PGD
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from staging import stage
 from torch import Tensor, nn
 
 from sparring import statistics, store
@@ -29,7 +28,6 @@ from sparring.params.errors import InputError
 from sparring.params.names import AUTOATTACK, BASELINE, CLEAN, MORE_STEPS, SQUARE
 from sparring.report import whitebox as robustness
 
-STAGE = Path(__file__).resolve().parents[2] / "stages" / "whitebox.py"
 ALONE: dict[str, Any] = {"adv": {"opponents": "sampler", "detector": "none"}}
 
 
@@ -144,7 +142,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_the_stage_script_and_its_bad_input(project: Path, tiny: Callable[..., Params]) -> None:
-    done = subprocess.run([sys.executable, str(STAGE), BASELINE], capture_output=True, text=True, check=False)
+    done = stage("whitebox", BASELINE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("whitebox@baseline: 168 predictions of the attacked structure in ")
     assert done.stdout.count("\n") == 1

@@ -69,15 +69,8 @@ def _minimise(
     for number in range(1, steps + 1):
         if len(rows) == 0:
             break
-        flow.requires_grad_()
-        adversarial = (flow.tanh() + 1) / 2
-        lead = margin(model(adversarial), own)
-        distance = (adversarial - start).square().flatten(1).sum(1)
-        # As in the paper's f: nothing is won by going further past the boundary than kappa.
-        loss = distance + c * lead.clamp(min=-kappa)
-        gradient = torch.autograd.grad(loss.sum(), flow)[0]
-        flow, adversarial, distance = flow.detach(), adversarial.detach(), distance.detach()
-        success = lead.detach() <= -kappa
+        adversarial, lead, distance, gradient = _descent(model, flow, start, own, c, kappa)
+        success = lead <= -kappa
         won[rows[success]] = True
         nearer = success & (distance < best_distance[rows])
         best[rows[nearer]] = adversarial[nearer]
@@ -92,7 +85,7 @@ def _minimise(
         rate = learning_rate / (1 - BETA1**age)
         flow = flow.addcdiv_(mean.mul(rate.view(-1, 1, 1, 1)), root, value=-1)
         # Before its first success an image is judged by its margin, then by its nearest success.
-        score = torch.where(won[rows], best_distance[rows] - FAR, lead.detach())
+        score = torch.where(won[rows], best_distance[rows] - FAR, lead)
         since = torch.where(score < least, 0, since + 1)
         least = torch.minimum(score, least)
         going = since < patience
@@ -100,3 +93,18 @@ def _minimise(
             rows, start, own, c, least, since = (part[going] for part in (rows, start, own, c, least, since))
             flow, mean, square, age, beyond = (part[going] for part in (flow, mean, square, age, beyond))
     return won
+
+
+def _descent(
+    model: nn.Module, flow: Tensor, start: Tensor, labels: Tensor, c: Tensor, kappa: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The images (N, 3, H, W) that stand at `flow` in tanh space, their margins (N,), their squared distances from
+    `start` (N,), and the gradient of the loss by `flow`."""
+    flow = flow.detach().requires_grad_()
+    images = (flow.tanh() + 1) / 2
+    lead = margin(model(images), labels)
+    distance = (images - start).square().flatten(1).sum(1)
+    # As in the paper's f: nothing is won by going further past the boundary than kappa.
+    loss = distance + c * lead.clamp(min=-kappa)
+    gradient = torch.autograd.grad(loss.sum(), flow)[0]
+    return images.detach(), lead.detach(), distance.detach(), gradient

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.attacks import losses
 from sparring.device import channels_last
@@ -87,6 +86,8 @@ def worth_compiling(net: Classifier, attack: Attack, shape: tuple[int, ...], cou
     weights = sum(weight.numel() for weight in net.parameters())
     if runs * 2 * weights * shape[0] * shape[1] < WORTH_COMPILING[device.type]:
         return False
+    from torch.utils.flop_counter import FlopCounterMode  # as loading it loads Triton, a third of a stage's own start
+
     probe = torch.zeros(1, shape[2], *shape[:2], device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.eval()(probe)

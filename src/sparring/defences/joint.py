@@ -1,5 +1,7 @@
 """Joint training of a classifier and the detector."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,8 +29,31 @@ def joint_step(
     `detector.order` is `after`, from the detector after its step and with dropout, as in the published code.
     """
     after = detector_settings.order == "after"
+    optimizer, teach_net = _teaching_of_net(net, detector, settings, detector_settings, dtype)
+    detector_optimizer, teach_detector = _teaching_of_detector(detector, settings, detector_settings, dtype)
+
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        whole, labels, adversarial = len(labels), distributed.mine(labels), distributed.mine(adversarial)
+        with autocast(images.device, dtype), torch.no_grad():
+            source_maps = pretrained.maps(images, last=detector.last_map)
+        if after:
+            of_detector = teach_detector(source_maps, adversarial, whole)
+            return teach_net(images, labels, source_maps, whole) | of_detector
+        return teach_net(images, labels, source_maps, whole) | teach_detector(source_maps, adversarial, whole)
+
+    return Step(run, [optimizer, detector_optimizer], (detector,))
+
+
+def _teaching_of_net(
+    net: Classifier,
+    detector: TransformerDetector,
+    settings: Training,
+    detector_settings: Detector,
+    dtype: torch.dtype,
+) -> tuple[torch.optim.Optimizer, Callable[..., dict[str, Tensor]]]:
+    """The net's optimizer, and a function that makes its step on one batch and returns the batch's sums."""
     optimizer = sgd(net, settings.learning_rate, settings)
-    detector_optimizer = sgd(detector, detector_settings.learning_rate, settings)
+    after = detector_settings.order == "after"
 
     def classify(images: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
         with autocast(images.device, dtype):
@@ -40,15 +65,9 @@ def joint_step(
         loss = detector_settings.alpha * classification + detector_settings.beta * matching
         return loss, classification, matching, logits
 
-    def detect(maps: dict[str, Tensor], adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(adversarial.device, dtype):
-            guess = detector(maps)
-        return F.cross_entropy(guess.float(), adversarial.long()), guess
-
     classify_of_all = distributed.parallel(net, classify)
-    detect_of_all = distributed.parallel(detector, detect)
 
-    def teach_net(images: Tensor, labels: Tensor, source_maps: dict[str, Tensor], whole: int) -> dict[str, Tensor]:
+    def teach(images: Tensor, labels: Tensor, source_maps: dict[str, Tensor], whole: int) -> dict[str, Tensor]:
         detector.train(after).requires_grad_(False)
         with autocast(images.device, dtype), torch.no_grad():
             wanted = detector.token(source_maps)
@@ -61,22 +80,29 @@ def joint_step(
             "matching_loss": matching.detach() * len(labels),
         }
 
-    def teach_detector(source_maps: dict[str, Tensor], adversarial: Tensor, whole: int) -> dict[str, Tensor]:
+    return optimizer, teach
+
+
+def _teaching_of_detector(
+    detector: TransformerDetector, settings: Training, detector_settings: Detector, dtype: torch.dtype
+) -> tuple[torch.optim.Optimizer, Callable[..., dict[str, Tensor]]]:
+    """The detector's optimizer, and a function that makes its step on one batch and returns the batch's sums."""
+    optimizer = sgd(detector, detector_settings.learning_rate, settings)
+
+    def detect(maps: dict[str, Tensor], adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(adversarial.device, dtype):
+            guess = detector(maps)
+        return F.cross_entropy(guess.float(), adversarial.long()), guess
+
+    detect_of_all = distributed.parallel(detector, detect)
+
+    def teach(source_maps: dict[str, Tensor], adversarial: Tensor, whole: int) -> dict[str, Tensor]:
         detector.train().requires_grad_(True)
         detection, guess = detect_of_all(source_maps, adversarial)
-        update(detector_optimizer, distributed.weighted(detection, whole))
+        update(optimizer, distributed.weighted(detection, whole))
         return {
             "detector_loss": detection.detach() * len(adversarial),
             "detector_accuracy": (guess.argmax(1) == adversarial).sum(),
         }
 
-    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
-        whole, labels, adversarial = len(labels), distributed.mine(labels), distributed.mine(adversarial)
-        with autocast(images.device, dtype), torch.no_grad():
-            source_maps = pretrained.maps(images, last=detector.last_map)
-        if after:
-            of_detector = teach_detector(source_maps, adversarial, whole)
-            return teach_net(images, labels, source_maps, whole) | of_detector
-        return teach_net(images, labels, source_maps, whole) | teach_detector(source_maps, adversarial, whole)
-
-    return Step(run, [optimizer, detector_optimizer], (detector,))
+    return optimizer, teach

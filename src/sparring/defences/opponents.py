@@ -1,6 +1,6 @@
 """The kinds of opponents that a structure names: what its net meets in place of the clean images.
 
-One more kind is a class here, an entry of `create`, and a section of params.yaml.
+One more kind is a class here, a line of `create`, and a section of params.yaml.
 """
 
 from collections.abc import Callable

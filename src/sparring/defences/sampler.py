@@ -35,9 +35,8 @@ def draw(
     visits: the order in which the epoch visits the images. It and batch_size matter only for `redraw: batch`, where
     share and weights are drawn anew for each batch.
     """
-    base = weights(settings, attacks)
-    share, bounds = _drawn(settings, base, seed, epoch, visits, batch_size)
-    return _versions(base, rng(seed, "sampler", epoch).random((len(visits), 2)), share, bounds)
+    base, share, bounds, chance = _drawn(settings, attacks, seed, epoch, visits, batch_size)
+    return _versions(base, chance, share, bounds)
 
 
 def draw_fixed(
@@ -45,25 +44,24 @@ def draw_fixed(
 ) -> np.ndarray:
     """The same by the classical strategy: an image meets one attack only, the same in every epoch, while chance still
     decides each time whether it comes clean."""
-    base = weights(settings, attacks)
-    share, _ = _drawn(settings, base, seed, epoch, visits, batch_size)
-    chance = rng(seed, "sampler", epoch).random((len(visits), 2))
+    base, share, _, chance = _drawn(settings, attacks, seed, epoch, visits, batch_size)
     chance[:, 1] = rng(seed, "fixed").random(len(visits))
     return _versions(base, chance, share, np.cumsum(base)[None])
 
 
 def _drawn(
-    settings: Sampler, base: np.ndarray, seed: int, epoch: int, visits: np.ndarray, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The adversarial share (N,) and the attacks' summed weights (N, A) that each image is drawn with."""
-    count = len(visits)
+    settings: Sampler, attacks: list[str], seed: int, epoch: int, visits: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The attacks' weights (A,), the adversarial share (N,) and the attacks' summed weights (N, A) that each image is
+    drawn with, and its chances (N, 2), as `_versions` takes them."""
+    base, count = weights(settings, attacks), len(visits)
     share, bounds = np.empty(count), np.empty((count, len(base)))
     groups = [visits] if settings.redraw == "epoch" else np.split(visits, range(batch_size, count, batch_size))
     for number, group in enumerate(groups):
         drawn_share, drawn_weights = probabilities(settings, base, rng(seed, "probabilities", epoch, number))
         share[group] = drawn_share
         bounds[group] = np.cumsum(drawn_weights)
-    return share, bounds
+    return base, share, bounds, rng(seed, "sampler", epoch).random((count, 2))
 
 
 def _versions(base: np.ndarray, chance: np.ndarray, share: np.ndarray, bounds: np.ndarray) -> np.ndarray:

@@ -55,24 +55,8 @@ def fit_known_detectors(
     size = params.store.batch_size
     net = channels_last(networks.frozen(pretrained), device)  # scores are no predictions: folded, it is faster
     split = "validation" if len(clean["validation"]) else "train"
-    pool, rest = clean[split], clean["train"]
-    fitted = np.arange(len(pool))
-    if split == "train":
-        order = rng(params.seed, "detection", "fit").permutation(len(pool))
-        fitted, others = np.split(order, [-(-len(pool) // 10)])
-        rest = pool[others]
-    shown = [pool.image[fitted]]
-    for attack in params.attacks:
-        found = attacked_versions(layout.adversarial / attack / f"{split}.parquet", pool, source)[fitted]
-        changed = found.columns["linf"] > 0
-        if changed.any():
-            shown.append(found.image[changed])
-    adversarial = np.repeat([False, True], [len(fitted), sum(map(len, shown[1:]))])
-    if not adversarial.any():
-        raise InputError(
-            f"params.yaml: data.{split} is {len(pool)}; no attack changed any of the {len(fitted)} images that "
-            "known detectors are fitted on; use more"
-        )
+    shown, rest = _fitting_images(params, layout, source, clean, split)
+    adversarial = np.repeat([False, True], [len(shown[0]), sum(map(len, shown[1:]))])
     squeezers: list[Squeeze] = [partial(fewer_bits, bits=bits) for bits in BITS]
     squeezers += [partial(median, side=side) for side in SIDES]
     distances = mahalanobis(features(net, rest.image, size, device)[1], rest.label)
@@ -93,7 +77,32 @@ def fit_known_detectors(
             "squeezing": squeezed(net, images, plain, chosen, size, device).max(1),
         }
 
-    return scores, {"bits": bits, "median": side, "fit": len(fitted), "split": split, "gaussians": len(rest)}
+    return scores, {"bits": bits, "median": side, "fit": len(shown[0]), "split": split, "gaussians": len(rest)}
+
+
+def _fitting_images(
+    params: Params, layout: Layout, source: str, clean: dict[str, store.Images], split: str
+) -> tuple[list[np.ndarray], store.Images]:
+    """The images of `split` that detectors see, clean and then as each seen attack changed them, and the clean images
+    for the Gaussians."""
+    pool, rest = clean[split], clean["train"]
+    fitted = np.arange(len(pool))
+    if split == "train":
+        order = rng(params.seed, "detection", "fit").permutation(len(pool))
+        fitted, others = np.split(order, [-(-len(pool) // 10)])
+        rest = pool[others]
+    shown = [pool.image[fitted]]
+    for attack in params.attacks:
+        found = attacked_versions(layout.adversarial / attack / f"{split}.parquet", pool, source)[fitted]
+        changed = found.columns["linf"] > 0
+        if changed.any():
+            shown.append(found.image[changed])
+    if len(shown) == 1:
+        raise InputError(
+            f"params.yaml: data.{split} is {len(pool)}; no attack changed any of the {len(fitted)} images that "
+            "known detectors are fitted on; use more"
+        )
+    return shown, rest
 
 
 @torch.no_grad()

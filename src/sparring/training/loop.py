@@ -1,10 +1,10 @@
 """The one training loop, which pretraining and every defence run through."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -135,7 +135,7 @@ def fit(
     opponents: Opponents,
     validation: store.Images,
     checkpoint: Checkpoint | None = None,
-) -> pd.DataFrame:
+) -> list[dict[str, float]]:
     """Train for params.training.epochs epochs; returns a row of means an epoch. What the nets hold in the end is what
     params.training.keep and ema say.
 
@@ -168,13 +168,13 @@ def fit(
             means = {key: float(value) / count for key, value in distributed.total(state.totals).items()}
             _check_finite(name, state.epoch, means, settings, checkpoint)
             predicted = classifier.predict(state.kept[0], validation.image, params.store.batch_size, device).argmax(1)
-            # pandas' mean of no images is NaN, without a warning.
-            means["validation_accuracy"] = float(pd.Series(predicted == validation.label).mean())
+            right = predicted == validation.label
+            means["validation_accuracy"] = float(right.mean()) if len(right) else math.nan
             state.end_epoch(means, settings.keep)
             print(f"{name}: epoch {state.epoch}/{settings.epochs}, " + _line(means), flush=True)
             state.save(checkpoint, stopped, device)
     state.choose()
-    return pd.DataFrame(state.history)
+    return state.history
 
 
 def _check_finite(name: str, epoch: int, means: dict[str, float], settings: Training, checkpoint: Checkpoint) -> None:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -33,7 +32,9 @@ def save_net(params: Params, name: str, path: Path, module: nn.Module, dtype: to
     model_files.save_model(module, path, facts)
 
 
-def save_history(path: Path, history: pd.DataFrame) -> None:
-    """Write a training curve as CSV."""
+def save_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Write a training curve, a row an epoch, as CSV."""
+    import pandas as pd  # as loading it takes longer than all else that a training loads beside torch
+
     with replacing(path) as temporary:
-        history.to_csv(temporary, index=False, float_format="%.6f")
+        pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6f")
