@@ -263,7 +263,7 @@ def test_bad_input_of_a_stage_on_two_devices_is_one_line(
     assert launch(write(), STAGES / "train.py", "our") == 1
     out, error = capfd.readouterr()
     assert not out
-    assert error == "error: params.yaml: structures.our is missing; there are adv, ours\n"
+    assert error == "error: params.yaml: structures.our is missing; there are baseline, adv, ours\n"
 
 
 @pytest.mark.parametrize(

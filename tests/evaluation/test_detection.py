@@ -289,7 +289,7 @@ def test_known_detectors_are_fitted_on_validation_images_or_else_on_training_ima
 
 def test_missing_and_foreign_files_are_one_line(project: Path, tiny: Callable[..., Params]) -> None:
     settings = tiny(training={"epochs": 1, "batch_size": 50}, structures=STRUCTURES)
-    with pytest.raises(InputError, match=r"structures\.our is missing; there are ours, adv"):
+    with pytest.raises(InputError, match=r"structures\.our is missing; there are baseline, ours, adv"):
         detect.detect(settings, "our")
     train(settings, "ours")
     moved = HERE.adversarial / "fgsm"

@@ -155,7 +155,7 @@ def test_the_budget_decides_and_no_image_is_in_memory_twice(project: Path, tiny:
     found: list[Gallery] = []
 
     def gallery(budget: float) -> type:
-        found[:] = [load_gallery(set_up(tiny, budget / 1e9), names, source, CPU)]
+        found[:] = [load_gallery(set_up(tiny, budget / 1e9), HERE, names, source, CPU)]
         return type(found[0])
 
     assert peak(lambda: gallery(pixels)) < 1.2 * pixels

@@ -188,7 +188,7 @@ def test_a_loss_that_explodes_is_one_line_and_writes_nothing(
 
 def test_an_unknown_structure_is_one_line(project: Path, tiny: Callable[..., Params]) -> None:
     fails(
-        "structures.our is missing; there are ours, classical, plain, online",
+        "structures.our is missing; there are baseline, ours, classical, plain, online",
         lambda: train(tiny(structures=STRUCTURES), "our"),
     )
 
