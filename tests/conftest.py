@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import clones
+import finished_run
 import pytest
 import torch
 from filelock import FileLock
@@ -136,6 +137,19 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Params], None]:
             monkeypatch.syspath_prepend(str(REPOSITORY / folder))
 
     return prepare_study
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """The parameters of a finished run of made-up results in the current folder, all but the report."""
+    monkeypatch.chdir(tmp_path)
+    return finished_run.make_project()
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the report's numbers: its figures are empty files."""
+    finished_run.leave_undrawn(monkeypatch, finished_run.FIGURES)
 
 
 @pytest.fixture(scope="session")

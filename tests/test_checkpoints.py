@@ -255,7 +255,7 @@ def test_the_code_of_a_stage_is_what_it_imports() -> None:
     names = {path.relative_to(checkpoints.CODE).as_posix() for path in training}
     assert {"defences/train.py", "training/loop.py", "defences/sampler.py", "device.py"} <= names
     assert {"attacks/pgd.py", "attacks/losses.py"} <= names
-    assert not {"report/render.py", "report/figures.py", "report/tables.py", "report/whitebox.py"} & names
+    assert not {"report/render.py", "report/figure.py", "report/table.py", "report/whitebox.py"} & names
     assert not {"evaluation/whitebox.py", "evaluation/exchange.py", "attacks/cw.py", "attacks/generation.py"} & names
     assert {path.stem for path in attacking} >= {"cw", "deepfool", "nst", "engine", "generation"}
 

@@ -124,7 +124,7 @@ def evaluate_model(
     """
     from sparring import statistics
     from sparring.evaluation import exchange
-    from sparring.report import tables
+    from sparring.report import table
 
     values = params.load()
     chosen = None if network is None else params.network(network, "--network")
@@ -132,7 +132,7 @@ def evaluate_model(
     rows = exchange.evaluate(values, path, chosen, scaling, Layout(images=data))
     rows = rows.assign(correct=rows["label"] == rows["prediction"])
     accuracy = statistics.accuracies(rows, ["split", "attack"])
-    print(tables.grid(tables.own_model(values, accuracy)))
+    print(table.grid(table.own_model(values, accuracy)))
     clean = rows[rows["attack"] == CLEAN]
     if (guessed := statistics.as_if_guessed(clean)) is not None:
         print(
@@ -158,13 +158,14 @@ def compare(
 
     For example: python -m sparring compare workspace main tined-moss
     """
-    from sparring.report import compare, tables
+    from sparring.report import compare
+    from sparring.report.table import markdown, save
 
     made = compare.compare(revisions)
-    print("\n".join(tables.markdown(table) for table in made), end="")
+    print("\n".join(markdown(table) for table in made), end="")
     if out is not None:
         for table in made:
-            tables.save(table, out, out)
+            save(table, out, out)
 
 
 if __name__ == "__main__":

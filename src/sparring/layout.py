@@ -122,38 +122,3 @@ def main_repository() -> Path:
         if folder.name == ".dvc" and (folder / "config").exists():
             return folder.parent
     return here
-
-
-# COMPAT
-SOURCE = Path("data/source.json")
-CLEAN = Path("data/clean")
-ADVERSARIAL = Path("data/adversarial")
-UNSEEN = Path("data/unseen")
-PREDICTIONS = Path("data/predictions")
-WHITEBOX = Path("data/whitebox")
-DETECTION = Path("data/detection")
-CORRUPTIONS = Path("data/corruptions")
-HISTORY = Path("data/history")
-TIMINGS = Path("data/timings")
-MODELS = Path("models")
-PRETRAINED = MODELS / "pretrained.safetensors"
-REPORTS = Path("reports")
-ABLATION = Path("studies/table3/rows")  # of each row of Table 3, a folder with results of its own
-ABLATION_REPORTS = Path("studies/table3/reports")
-LEAVE_ONE_OUT = Path("studies/leave_one_out/rows")  # of each attack, what was trained without it
-LEAVE_ONE_OUT_REPORTS = Path("studies/leave_one_out/reports")
-
-
-@contextmanager
-def results_below(folder: Path) -> Iterator[None]:
-    """Inside the block, training and evaluation write (and look for) their results below `folder`.
-
-    The images, the stored attacks and the pretrained net stay where they are.
-    """
-    global MODELS, HISTORY, PREDICTIONS, TIMINGS
-    before = MODELS, HISTORY, PREDICTIONS, TIMINGS
-    MODELS, HISTORY, PREDICTIONS, TIMINGS = (folder / path for path in before)
-    try:
-        yield
-    finally:
-        MODELS, HISTORY, PREDICTIONS, TIMINGS = before

@@ -13,11 +13,11 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 from _stage import run
 
 from sparring import params
-from sparring.report import render
+from sparring.report import leave_one_out
 
 
 def main() -> None:
-    render.render_leave_one_out(params.load())
+    leave_one_out.write(params.load())
 
 
 if __name__ == "__main__":

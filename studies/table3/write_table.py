@@ -14,11 +14,11 @@ from _stage import run
 
 from sparring import params
 from sparring.params.variants import load_rows
-from sparring.report import render
+from sparring.report import table3
 
 
 def main() -> None:
-    render.render_ablation(params.load(), load_rows())
+    table3.write(params.load(), load_rows())
 
 
 if __name__ == "__main__":

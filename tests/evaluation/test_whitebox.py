@@ -26,6 +26,7 @@ from sparring.models.resnet import ResNet
 from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.params.names import AUTOATTACK, BASELINE, CLEAN, MORE_STEPS, SQUARE
+from sparring.report import checks
 from sparring.report import whitebox as robustness
 
 ALONE: dict[str, Any] = {"adv": {"opponents": "sampler", "detector": "none"}}
@@ -214,29 +215,29 @@ def bright(project: Path, tiny: Callable[..., Params], monkeypatch: pytest.Monke
 
 def test_a_linear_net_falls_at_the_radius_of_its_margin(bright: Callable[[bool], Any]) -> None:
     params, rows = bright(False)
-    line = robustness.curve(params, rows)
+    line = checks.curve(params, rows)
     assert line["eps"].tolist() == [0, 2, 8, 32, 128] and (line["images"] == 24).all()
     # 16 images lie 2.5 levels from the boundary, 4 lie 19.5 and 4 lie 59.5.
     np.testing.assert_allclose(line["accuracy"], [1, 1, 8 / 24, 4 / 24, 0])
     np.testing.assert_allclose(line["success"], [0, 0, 16 / 24, 20 / 24, 1])
-    found = robustness.checks(params, rows, no_transfer())
+    found = checks.checks(params, rows, no_transfer())
     assert found["passed"].tolist()[1:] == [True] * (len(found) - 1)
-    assert robustness.warnings(found) == []
+    assert checks.warnings(found) == []
 
 
 def test_masked_gradients_fail_the_checks_that_find_them(bright: Callable[[bool], Any]) -> None:
     params, rows = bright(True)
-    found = robustness.checks(params, rows, no_transfer()).set_index("check")["passed"]
-    assert not found["black box does not beat white box"] and not found[robustness.UNBOUNDED]
+    found = checks.checks(params, rows, no_transfer()).set_index("check")["passed"]
+    assert not found["black box does not beat white box"] and not found[checks.UNBOUNDED]
     assert found["more steps do not help much"]
-    table = robustness.checks(params, rows, no_transfer())
-    (line,) = robustness.warnings(table)
+    table = checks.checks(params, rows, no_transfer())
+    (line,) = checks.warnings(table)
     assert line.startswith("**Warning: gradients may be masked.** baseline still classifies a share of ")
     accuracy = robustness.accuracies(params, rows, robustness.worst_cases(params, rows))
     assert robustness.summary(accuracy, table)[BASELINE]["failed_checks"] == (
         "black box does not beat white box, without a bound nothing is left"
     )
-    shown = robustness.checks_table(params, table).wide[""].set_index("check")["baseline"]
+    shown = checks.table(params, table).wide[""].set_index("check")["baseline"]
     assert shown["black box does not beat white box"].startswith("FAIL: ")
 
 
@@ -254,7 +255,7 @@ def test_transfer_that_beats_white_box_fails(tiny: Callable[..., Params]) -> Non
     def verdict(stored: np.ndarray) -> Any:
         rows = made("adv", clean=True, pgd=index < 12, fgsm=index < 12, more_steps=index < 12, square=index < 18)
         stored_rows = made("adv", clean=index < 20, bim=stored)
-        found = robustness.checks(params, rows, stored_rows)
+        found = checks.checks(params, rows, stored_rows)
         found = found[(found["check"] == "white-box beats transfer") & (found["structure"] == "adv")]
         (cell,) = found.to_dict("records")
         assert cell["compared"] == "pgd, stored bim, Linf 12/255" and cell["images"] == 24

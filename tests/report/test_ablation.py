@@ -15,7 +15,8 @@ from sparring.layout import HERE
 from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.params.variants import ABLATION_FILE, load_rows
-from sparring.report import render, tables
+from sparring.report import paper, table3
+from sparring.report.table import with_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = """
@@ -88,7 +89,7 @@ def test_from_rows_to_the_table(settings: Params) -> None:
         wanted |= dict(zip(("ci_low", "ci_high"), statistics.wilson(right.sum(), len(clean)), strict=True))
         for key, value in wanted.items():
             assert found[key] == pytest.approx(value, rel=1e-5), (split, name, mixture, key)
-    shown = tables.with_interval(*table.loc[("test", "full_025_1", "fixed"), ["accuracy", "ci_low", "ci_high"]])
+    shown = with_interval(*table.loc[("test", "full_025_1", "fixed"), ["accuracy", "ci_low", "ci_high"]])
     assert shown in written["table3.md"] and shown in written["tex/table3.tex"]
     assert "had a standard deviation of 0.020" in written["table3.md"]  # how far two rows of one training are apart
     both = table.xs("own", level="mixture").loc["test"]
@@ -108,8 +109,8 @@ def test_a_row_with_the_main_settings_is_ours_to_the_bit(settings: Params) -> No
 
 def test_the_rows_here_are_the_papers() -> None:
     rows = [tuple(row.model_dump().values()) for row in load_rows(ROOT / ABLATION_FILE).values()]
-    paper = pd.read_csv(tables.PAPER / "table3_ablation.csv")
-    assert rows == list(paper[["input", "adv_ratio", "layers"]].itertuples(index=False, name=None))
+    published = paper.ablation()
+    assert rows == list(published[["input", "adv_ratio", "layers"]].itertuples(index=False, name=None))
     assert len(rows) == 10
 
 
@@ -138,5 +139,5 @@ def test_a_row_without_predictions_is_one_line_and_keeps_the_table(settings: Par
     Path("studies/table3/reports").mkdir()
     Path("studies/table3/reports/table3.md").write_text("old")
     with pytest.raises(InputError, match=r"studies/table3/rows/low_050_2/data/predictions/ours\.parquet is missing;"):
-        render.render_ablation(settings, load_rows())
+        table3.write(settings, load_rows())
     assert [path.read_text() for path in Path("studies/table3/reports").iterdir()] == ["old"]

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import inside
+from finished_run import FIGURES, leave_undrawn, make_project
 from scipy.stats import t
-from test_report import FIGURES, leave_undrawn, make_project
 
 from sparring import statistics
 from sparring.params import Params
 from sparring.params.names import BASELINE, CLEAN
-from sparring.report import render, whitebox
+from sparring.report import leave_one_out, render, whitebox
+from sparring.report.paper import claims as stated
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -238,7 +239,7 @@ def test_leave_one_out_is_judged_by_the_spread(tmp_path: Path, trainings: int) -
             wrong = (rows["attack"] == "fgsm") & (place > np.array(without)[rows["seed"]])
             rows = rows.assign(prediction=np.where(rows["attack"] == "fgsm", rows["label"] + wrong, rows["prediction"]))
             rows.to_parquet(f"studies/leave_one_out/rows/fgsm/data/predictions/{structure}.parquet")
-        render.render_leave_one_out(params)
+        leave_one_out.write(params)
     folder = tmp_path / "studies" / "leave_one_out" / "reports"
     found = pd.read_csv(folder / "leave_one_out.csv").set_index(["split", "attack", "structure"]).sort_index()
     adv, ours = (found.loc[("heldout", "fgsm", name)] for name in ("adv", "ours"))
@@ -260,7 +261,7 @@ def test_an_interval_within_a_point_is_said_to_be() -> None:
     found = {"attack": "mixture", "structure": "ours", "other": "adv", "paper": 0.0224, "verdict": "not shown"}
     found |= {"difference": 0.001, "difference_low": -0.004, "difference_high": 0.006, "equivalent": 1, "trainings": 8}
     claims = pd.DataFrame([found | {"split": split} for split in ("test", "heldout")])
-    (sentence,) = render._verdicts(claims)
+    (sentence,) = stated.in_words(claims)
     assert sentence == (
         "Not shown: that ours beats adv on the mixture (paper +0.022; here +0.001 [-0.004, +0.006] on test images, "
         "within ±1 point and +0.001 [-0.004, +0.006] on held-out images, within ±1 point)."

@@ -14,7 +14,7 @@ from sparring.evaluation import predict
 from sparring.layout import HERE
 from sparring.params import Params
 from sparring.params.errors import InputError
-from sparring.report import render
+from sparring.report import leave_one_out
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANGES = {
@@ -135,5 +135,5 @@ def test_a_row_without_predictions_is_one_line_and_keeps_the_table(chosen: Param
     Path("studies/leave_one_out/reports").mkdir(parents=True)
     Path("studies/leave_one_out/reports/leave_one_out.md").write_text("old")
     with pytest.raises(InputError, match=r"leave_one_out/rows/gaussian/data/predictions/adv\.parquet is missing;"):
-        render.render_leave_one_out(chosen)
+        leave_one_out.write(chosen)
     assert [path.read_text() for path in Path("studies/leave_one_out/reports").iterdir()] == ["old"]

@@ -9,12 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import finished_run
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import test_report
 from conftest import inside
+from finished_run import FIGURES, leave_undrawn, make_project, write_results
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -23,7 +24,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from ruamel.yaml import YAML
 from test_page import Checked
-from test_report import FIGURES, leave_undrawn, make_project, write_results
 
 from sparring import params as parameters
 from sparring import store
@@ -31,7 +31,7 @@ from sparring.data import prepare
 from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.params.names import EVALUATED_SPLITS
-from sparring.report import escape, figures, lettering, page, render, tables
+from sparring.report import escape, figure, lettering, page, render, table
 
 PIECES = ["$", "_", "__", "|", "<b>", "</script>", "<!--", "\\", "\\|", '"', "'", "`", "*", "#", "&amp;", "&", "%", "~"]
 PIECES += [
@@ -121,8 +121,8 @@ def test_markdown_leaves_figures_and_plain_names_alone() -> None:
 def test_a_table_in_markdown_keeps_its_cells(rows: list[tuple[str, str]], heading: str) -> None:
     frame = pd.DataFrame(rows, columns=[heading, "other"])
     wanted = [[heading, "other"], *map(list, rows)]
-    table = tables.plain("odd", "A caption.", frame)
-    for text in (tables.grid(frame), tables.markdown(table)):
+    odd = table.plain("odd", "A caption.", frame)
+    for text in (table.grid(frame), table.markdown(odd)):
         assert cells(text) == [[escape.printable(cell).strip() for cell in row] for row in wanted]
 
 
@@ -151,7 +151,7 @@ def test_latex_prints_text_as_it_is(text: str) -> None:
 
 def test_latex_escapes_headings_captions_and_columns() -> None:
     frame = pd.DataFrame({"50 % of a_b": ["$x$ & y", "[z]\\"]})
-    text = tables.latex(tables.Table("odd", "Of {a_b}.", frame, {"my_net #1": frame}))
+    text = table.latex(table.Table("odd", "Of {a_b}.", frame, {"my_net #1": frame}))
     assert r"\caption{Of \{a\_b\}. my\_net \#1.}" in text
     assert "50 \\% of a\\_b \\\\\n" in text
     assert "\\$x\\$ \\& y \\\\\n{[}z]\\textbackslash{} \\\\\n" in text
@@ -166,10 +166,10 @@ def quiet() -> Iterator[None]:
 
 
 def draw(folder: Path, texts: list[str]) -> bytes:
-    with quiet(), figures._figure(folder, "names", 4, 0.3 * len(texts), texts) as figure:
+    with quiet(), figure.canvas(folder, "names", 4, 0.3 * len(texts), texts) as drawing:
         for number, text in enumerate(texts):
             for left, weight in ((0.0, "normal"), (0.5, "bold")):
-                figure.text(left, number / len(texts), text, weight=weight)
+                drawing.text(left, number / len(texts), text, weight=weight)
     return (folder / "vector/names.svg").read_bytes()
 
 
@@ -251,7 +251,7 @@ def with_loss(params: Params, loss: str) -> Params:
 
 def few(fgsm: str = "fgsm", bim: str = "bim") -> dict[str, Any]:
     """The default parameters, changed so that there are two attacks, of these names."""
-    values = YAML(typ="safe").load(test_report.ROOT / "profiles" / "digits.yaml")
+    values = YAML(typ="safe").load(finished_run.ROOT / "profiles" / "digits.yaml")
     names = {fgsm: "fgsm", bim: "bim"}
     attacks = {name: {"method": method} | values["attacks"][method] for name, method in names.items()}
     drawn = {section: values[section] | {"weights": {}} for section in ("sampler", "fixed")}
@@ -312,7 +312,7 @@ def test_a_report_shows_every_name(small: Params, classes_drawn: None, classes: 
 def test_folders_called_like_prices_reach_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     classes = ["$", "$$", "$$$"]
-    monkeypatch.setattr(test_report, "CLASSES", classes)
+    monkeypatch.setattr(finished_run, "CLASSES", classes)
     generator = np.random.default_rng(0)
     for name in classes:
         folder = tmp_path / "pri|ces" / name
@@ -330,8 +330,8 @@ def test_folders_called_like_prices_reach_the_report(tmp_path: Path, monkeypatch
         render.render(params)
     labels = {image["label"] for image in Names(Path("reports/index.html").read_text()).data[0]["images"]}
     assert labels == set(classes)
-    for figure in DRAWN:
-        drawn = Path(f"reports/vector/{figure}.svg").read_text()
+    for name in DRAWN:
+        drawn = Path(f"reports/vector/{name}.svg").read_text()
         assert "<!-- $$$ -->" in drawn or "<!-- $$$, taken for" in drawn
 
 
@@ -351,7 +351,7 @@ def test_long_names_of_structures_and_attacks(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_name_too_long_for_a_file_is_one_line() -> None:
-    values = YAML(typ="safe").load(test_report.ROOT / "profiles" / "digits.yaml")
+    values = YAML(typ="safe").load(finished_run.ROOT / "profiles" / "digits.yaml")
     values["structures"]["x" * 101] = {"opponents": "sampler", "detector": "none"}
     with pytest.raises(InputError, match=r"structures\.x{20}… has 101 characters; files bear such names, so use 100"):
         parameters.validate(values)

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import inside
+from finished_run import make_project
 from PIL import Image
-from test_report import make_project
 
 from sparring import store
-from sparring.report import page, render, tables
+from sparring.report import page, render
 from sparring.report.page import Section
+from sparring.report.table import plain
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "img", "input", "br", "hr", "link"}
@@ -193,9 +194,7 @@ def test_the_page_is_sound_and_self_contained(project: Path) -> None:
 
 def test_what_a_section_holds_is_text_and_not_markup(tmp_path: Path) -> None:
     frame = pd.DataFrame({"name": ["<script>alert(1)</script>", "a & b"], "share": ["0.250 [0.100, 0.400]", "-"]})
-    section = Section(
-        "Odd <names>", ["Some *emphasis*, and <b>none</b>.", tables.plain("odd", "A <i>caption</i>.", frame)]
-    )
+    section = Section("Odd <names>", ["Some *emphasis*, and <b>none</b>.", plain("odd", "A <i>caption</i>.", frame)])
     text = page.html("T <1>", [section], tmp_path)
     assert "<em>emphasis</em>" in text and "&lt;b&gt;none&lt;/b&gt;" in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "A &lt;i&gt;caption&lt;/i&gt;." in text

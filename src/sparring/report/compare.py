@@ -10,14 +10,13 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
 
-from sparring import layout
+from sparring.layout import HERE
 from sparring.params.errors import InputError
 from sparring.params.names import EVALUATED_SPLITS, PARAMS_FILE
-from sparring.report import tables
-from sparring.report.tables import Table
+from sparring.report.table import ACCURACY, INTERVALS, SPLIT_TITLES, TRANSFER, Table, number, with_interval
 
 WORKSPACE = "workspace"
-WHITEBOX = ["attack", "radius", "structure", *tables.ACCURACY]
+WHITEBOX = ["attack", "radius", "structure", *ACCURACY]
 DETECTOR = {"accuracy": "accuracy", "auroc": "AUROC", "tpr_at_fpr05": "found at 5 % accused"}
 
 
@@ -49,12 +48,12 @@ def read(name: str) -> Revision:
     try:
         system = DVCFileSystem(rev=None if name == WORKSPACE else name)
         values = YAML(typ="safe").load(_text(system, PARAMS_FILE))
-        summary = json.loads(_text(system, (layout.REPORTS / "summary.json").as_posix()))
+        summary = json.loads(_text(system, (HERE.reports / "summary.json").as_posix()))
         mixture, per_attack = (
-            pd.read_csv(system.open((layout.REPORTS / "tables" / f"{table}.csv").as_posix()))
+            pd.read_csv(system.open((HERE.reports / "tables" / f"{table}.csv").as_posix()))
             for table in ("table2", "table4")
         )
-        path = (layout.REPORTS / "tables" / "whitebox.csv").as_posix()  # reports of old have none
+        path = (HERE.reports / "tables" / "whitebox.csv").as_posix()  # reports of old have none
         whitebox = pd.read_csv(system.open(path)) if system.exists(path) else pd.DataFrame(columns=WHITEBOX)
     except FileNotFoundError as error:
         raise InputError(
@@ -114,8 +113,8 @@ def _side_by_side(tidy: pd.DataFrame, found: list[Revision], rows: list[str], ce
 
 
 def _cells(tidy: pd.DataFrame) -> pd.Series:
-    intervals = tidy.reindex(columns=list(tables.ACCURACY)).to_numpy(float)  # old reports have no sd
-    return pd.Series([tables.with_interval(*row) for row in intervals], tidy.index)
+    intervals = tidy.reindex(columns=list(ACCURACY)).to_numpy(float)  # old reports have no sd
+    return pd.Series([with_interval(*row) for row in intervals], tidy.index)
 
 
 def _mixture(found: list[Revision]) -> Table:
@@ -126,7 +125,7 @@ def _mixture(found: list[Revision]) -> Table:
         tidy,
         _by_split(tidy, found, ["structure"]),
         [
-            tables.INTERVALS + " Columns are other runs: where their data, attacks or mixture differ, so do the images "
+            INTERVALS + " Columns are other runs: where their data, attacks or mixture differ, so do the images "
             "that they are measured on."
         ],
     )
@@ -139,13 +138,13 @@ def _per_attack(found: list[Revision]) -> Table:
         "Accuracy on the clean images and under each stored attack alone.",
         tidy,
         _by_split(tidy, found, ["structure", "attack"]),
-        [tables.TRANSFER],
+        [TRANSFER],
     )
 
 
 def _by_split(tidy: pd.DataFrame, found: list[Revision], rows: list[str]) -> dict[str, pd.DataFrame]:
     return {
-        tables.SPLIT_TITLES[str(split)]: _side_by_side(part, found, rows, _cells(part))
+        SPLIT_TITLES[str(split)]: _side_by_side(part, found, rows, _cells(part))
         for split, part in tidy.groupby("split", sort=False)
     }
 
@@ -154,7 +153,7 @@ def _whitebox(found: list[Revision]) -> Table:
     tidy = _joined(found, "whitebox").fillna({"radius": ""})
     rows = tidy.rename(columns={"radius": "within"})
     wide = {"": _side_by_side(rows, found, ["structure", "attack", "within"], _cells(tidy))} if len(tidy) else {}
-    notes = [tables.INTERVALS] if wide else ["No white-box attack was run."]
+    notes = [INTERVALS] if wide else ["No white-box attack was run."]
     return Table(
         "whitebox", "Accuracy under attacks aimed at each structure itself, on test images.", tidy, wide, notes
     )
@@ -164,8 +163,8 @@ def _detector(found: list[Revision]) -> Table:
     tidy = _joined(found, "detector")
     wide = {}
     for split, part in tidy.groupby("split", sort=False):
-        cells = pd.Series([tables.number(value) for value in part["value"].astype(float)], part.index)
+        cells = pd.Series([number(value) for value in part["value"].astype(float)], part.index)
         read = part.assign(figure=part["figure"].map(DETECTOR))
-        wide[tables.SPLIT_TITLES[str(split)]] = _side_by_side(read, found, ["structure", "figure"], cells)
+        wide[SPLIT_TITLES[str(split)]] = _side_by_side(read, found, ["structure", "figure"], cells)
     notes = [] if wide else ["No structure has a detector."]
     return Table("detector", "The detector on the mixture.", tidy, wide, notes)

@@ -15,10 +15,10 @@ import pandas as pd
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from sparring.report import escape, tables
-from sparring.report.tables import Table
+from sparring.report import escape, table
+from sparring.report.table import Table
 
-SHARE = re.compile(r"([01]\.\d{3})(?: ± [\d.]+)? \[")  # as tables.with_interval prints an accuracy
+SHARE = re.compile(r"([01]\.\d{3})(?: ± [\d.]+)? \[")  # as table.with_interval prints an accuracy
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def markdown(title: str, sections: Sequence[Section], pictures: Collection[str])
         parts.append(f"## {section.title}")
         for part in section.parts:
             if isinstance(part, Table):
-                parts.append(tables.markdown(part))
+                parts.append(table.markdown(part))
             elif isinstance(part, Figure):
                 picture = f"![{part.caption}](figures/{part.name}.png)"
                 parts.append(picture if part.name in pictures else f"*Figure in `index.html`:* {part.caption}")
@@ -143,7 +143,7 @@ def _part(part: str | Table | Figure, reader: MarkdownIt, figures: Path) -> dict
         ]
         notes = [reader.render(note) for note in part.notes]
         caption = reader.renderInline(part.caption)
-        latex = tables.latex(part)
+        latex = table.latex(part)
         return {"kind": "table", "label": part.label, "caption": caption} | {
             "frames": frames,
             "notes": notes,

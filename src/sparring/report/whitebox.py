@@ -1,75 +1,75 @@
-"""White-box evaluation, from the rows in data/whitebox/: accuracies, worst cases, the curve over eps, sanity checks."""
+"""White-box: accuracy under attacks aimed at each structure itself, worst cases, and the curve over radii."""
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sparring import layout, statistics
+from sparring import statistics
 from sparring.params import Params
-from sparring.params.attacks import Attack
-from sparring.params.errors import InputError
-from sparring.params.names import AUTOATTACK, BASELINE, CLEAN, MORE_STEPS, SQUARE
-from sparring.report import escape, figures, tables
+from sparring.params.names import AUTOATTACK, BASELINE, CLEAN
+from sparring.report import checks, escape, read
+from sparring.report.differences import mcnemar, trainings_of
+from sparring.report.figure import LONGEST, canvas, error_bars, line_look
+from sparring.report.lettering import short
 from sparring.report.page import Figure, Section
-from sparring.report.tables import Table
+from sparring.report.results import Results
+from sparring.report.table import ACCURACY, INTERVALS, Table, radius, records, with_interval
 
-COLUMNS = ["index", "seed", "attack", "label", "prediction", "l2", "linf"]
 TITLE = "White-box: attacks aimed at each structure itself"
 WORST, ANY = "worst case", "any of these"
-UNBOUNDED = "without a bound nothing is left"
-MUCH = 0.02  # of accuracy, that more steps may take away
-RULE = (
-    "How they are decided: each compares two accuracies on the same images and *passes* unless the 95 % interval of "
-    "their paired difference lies wholly on the wrong side of zero, or for more steps of "
-    f"{MUCH:g}. It is an interval over images alone, as the question is about these very nets. Few images make wide "
-    "intervals, so a pass on few images says little. The last check has no interval: one image that is still "
-    "classified correctly fails it."
-)
 
 
-def read(params: Params, test_index: np.ndarray, test_label: np.ndarray) -> pd.DataFrame:
-    """The rows of every structure: structure, seed, attack, index, label, prediction, l2, linf, correct.
+@dataclass(frozen=True)
+class Numbers:
+    """What is known before anything is drawn.  rows: from `read.whitebox`.  compared: from `comparisons`."""
 
-    test_index, test_label: (N,), the test split.  Raises InputError where a file, an attack or an image is missing.
-    """
-    if not params.whitebox.images:
-        return statistics.no_rows([*COLUMNS, "structure"], {"attack": "str", "structure": "str"})
-    known = pd.Series(test_label, index=test_index)
-    parts = []
-    for structure in params.structures:
-        path = layout.WHITEBOX / f"{structure}.parquet"
-        rows = statistics.read(path, COLUMNS)
-        _check(params, rows, path, known)
-        parts.append(rows.assign(structure=structure, correct=rows["label"] == rows["prediction"]))
-    found = pd.concat(parts, ignore_index=True)
-    return found[found["attack"].isin([CLEAN, *params.whitebox.runs])]
+    rows: pd.DataFrame
+    accuracy: Table
+    checks: Table
+    compared: pd.DataFrame
 
-
-def _check(params: Params, rows: pd.DataFrame, path: Path, known: pd.Series) -> None:
-    wanted = {CLEAN: params.whitebox.images} | {name: count for name, (_, count) in params.whitebox.runs.items()}
-    seeds = sorted(rows["seed"].unique())
-    if len(known) and params.whitebox.images and not seeds:
-        raise InputError(f"{path} has no rows; run `dvc repro`")
-    for seed in seeds:
-        for name, count in wanted.items():
-            index = rows.loc[(rows["seed"] == seed) & (rows["attack"] == name), "index"]
-            expected = min(count, len(known))
-            if index.nunique() != expected or len(index) != expected:
-                raise InputError(
-                    f"{path}: seed {seed}, {name}: {index.nunique()} images, not {expected}; run `dvc repro`"
-                )
-    if (known.reindex(rows["index"]).to_numpy() != rows["label"].to_numpy()).any():
-        raise InputError(f"{path}: labels differ from the test images' labels; run `dvc repro`")
+    @property
+    def worst(self) -> pd.DataFrame:
+        """The worst case within any radius by structure; trainings, and the side of its difference to the baseline."""
+        sides, rows = self.compared["side"], worst(self.accuracy.tidy)
+        case = ("test", f"{WORST}, {ANY}")
+        side = [sides.get((*case, name, BASELINE), 0) for name in rows.index]
+        return rows.assign(side=side, trainings=trainings_of(self.compared))
 
 
-def radius(attack: Attack) -> str:
-    """The ball that an attack keeps to, as `Linf 8/255` or `L2 0.5`; empty for one without."""
-    if attack.linf is not None:
-        return f"Linf {round(255 * attack.linf)}/255"
-    return "" if attack.l2 is None else f"L2 {attack.l2:g}"
+def numbers(results: Results) -> Numbers:
+    """Read and count what the section shows."""
+    params = results.params
+    rows = read.whitebox(params, results.layout, results.clean["test"])
+    cases = worst_cases(params, rows)
+    transfer = results.predictions[results.predictions["split"] == "test"]
+    return Numbers(
+        rows,
+        table(params, accuracies(params, rows, cases)),
+        checks.table(params, checks.checks(params, rows, transfer)),
+        comparisons(params, cases),
+    )
+
+
+def section(results: Results, numbers: Numbers, folder: Path) -> Section:
+    """Warnings come first. The figure's numbers are written as .csv beside it."""
+    params = results.params
+    if "whitebox" in results.left_out:
+        return Section(TITLE, [results.why_left_out("whitebox")])
+    if numbers.accuracy.tidy.empty:
+        return Section(TITLE, ["No white-box attack was run (`whitebox.images`), or there are no test images."])
+    parts: list[str | Table | Figure] = [*checks.warnings(numbers.checks.tidy), numbers.accuracy]
+    parts += mcnemar(params, "whitebox_mcnemar", numbers.compared, ["test"])
+    points = checks.curve(params, numbers.rows)
+    if len(points):
+        points.to_csv(folder / "figures" / "whitebox_curve.csv", index=False, float_format="%.6g", lineterminator="\n")
+        draw_whitebox_curve(folder, points)
+        steps = params.whitebox.attacks[params.whitebox.reference].arguments["steps"]
+        caption = f"Accuracy under white-box PGD of {steps} steps by its radius, with 95 % intervals. "
+        parts.append(Figure("whitebox_curve", caption + "It must end at zero."))
+    return Section(TITLE, [*parts, numbers.checks])
 
 
 def worst_cases(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
@@ -89,12 +89,7 @@ def worst_cases(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
             inside[name] = rows["l2"] <= attack.l2 * (1 + 1e-4)
     inside[ANY] = np.logical_or.reduce(list(inside.values())) if inside else rows["linf"].notna()
     keys = ["structure", "seed", "index"]
-    return pd.concat([_withstood(rows[within], keys).assign(radius=name) for name, within in inside.items()])
-
-
-def _withstood(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """A row of each group, `correct` where all of its rows are."""
-    return rows.groupby(keys, sort=False)["correct"].all().reset_index()
+    return pd.concat([checks.withstood(rows[within], keys).assign(radius=name) for name, within in inside.items()])
 
 
 def _in_table(params: Params) -> list[str]:
@@ -126,110 +121,18 @@ def comparisons(params: Params, cases: pd.DataFrame) -> pd.DataFrame:
     return statistics.comparisons(rows, list(params.structures), ["split", "attack"])
 
 
-def curve(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
-    """The reference PGD by radius: columns structure, eps (in 1/255; 0 is clean), accuracy, ci_low, ci_high, images,
-    success (of the images that are right when clean, the share that is fooled)."""
-    points = {CLEAN: 0} | dict(zip(params.whitebox.on_curve, params.whitebox.curve.eps, strict=True))
-    found = rows[rows["attack"].isin(list(points))]
-    met = found.loc[found["attack"] != CLEAN, ["structure", "seed", "index"]].drop_duplicates()
-    found = found.merge(met, on=["structure", "seed", "index"])
-    if found.empty:
-        return pd.DataFrame(columns=["structure", "eps", "accuracy", "ci_low", "ci_high", "images", "success"])
-    table = statistics.accuracies(found.assign(eps=found["attack"].map(points)), ["structure", "eps"]).reset_index()
-    clean = table[table["eps"] == 0].set_index("structure")["accuracy"].replace(0, np.nan)
-    return table.assign(success=1 - table["accuracy"] / table["structure"].map(clean))
-
-
-def checks(params: Params, rows: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
-    """Signs of attacks that are too weak, or of gradients that are masked (Carlini et al., 2019, arXiv 1902.06705).
-
-    transfer: predictions of the stored attacks (statistics) on test images, with `structure` and `correct`.
-    Columns check, compared (what with what, and at which radius), structure, images, accuracy (what should be lower),
-    against (the other), low, high (of accuracy minus against, 95 %), passed (True, False, or None: not to be decided).
-    """
-    found = []
-    for structure in params.structures:
-        own, stored = rows[rows["structure"] == structure], transfer[transfer["structure"] == structure]
-        for check, compared, lower, other, tolerance in _comparisons(params, own, stored):
-            found.append(
-                {"check": check, "compared": compared, "structure": structure, **_paired(lower, other, tolerance)}
-            )
-        line = curve(params, own)
-        if len(line):
-            end = line.iloc[-1]
-            fact = {"images": end["images"], "accuracy": end["accuracy"], "passed": bool(end["accuracy"] == 0)}
-            compared = f"{params.whitebox.reference} at Linf {end['eps']}/255"
-            found.append({"check": UNBOUNDED, "compared": compared, "structure": structure, **fact})
-    columns = ["check", "compared", "structure", "images", "accuracy", "against", "low", "high", "passed"]
-    return pd.DataFrame(found, columns=columns)
-
-
-def _comparisons(
-    params: Params, own: pd.DataFrame, stored: pd.DataFrame
-) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame, float]]:
-    """Of a structure: (check, what is compared, rows that should be correct less often, the others, tolerance)."""
-    settings = params.whitebox
-    by_radius: dict[str, dict[str, str]] = {}
-    for name, attack in settings.attacks.items():
-        if attack.linf is not None and attack.method in ("fgsm", "pgd"):
-            by_radius.setdefault(radius(attack), {}).setdefault(attack.method, name)
-    under = dict(list(own.groupby("attack")))
-    none = own.iloc[:0]
-    gallery = params.attacks | params.unseen_attacks
-    for ball, names in by_radius.items():
-        same = [name for name, attack in gallery.items() if radius(attack) == ball]
-        if "pgd" in names and same:
-            # As in the white-box rows, an image that is wrong when clean counts as wrong.
-            shown = stored[stored["attack"].isin([CLEAN, *same])]
-            worst = _withstood(shown, ["seed", "index"]) if (own["structure"] != BASELINE).any() else none
-            yield (
-                "white-box beats transfer",
-                f"{names['pgd']}, stored {' and '.join(same)}, {ball}",
-                under.get(names["pgd"], none),
-                worst,
-                0,
-            )
-    for ball, names in by_radius.items():
-        if len(names) == 2:
-            lower, other = (under.get(names[method], none) for method in ("pgd", "fgsm"))
-            yield "iterative beats single step", f"{names['pgd']}, {names['fgsm']}, {ball}", lower, other, 0
-    reference = under.get(settings.reference, none)
-    steps, ball = settings.attacks[settings.reference].arguments["steps"], radius(settings.attacks[settings.reference])
-    compared = f"{settings.reference} with {steps} and {settings.checks.steps} steps, {ball}"
-    yield "more steps do not help much", compared, reference, under.get(MORE_STEPS, none), MUCH
-    compared = f"{settings.reference}, Square with {settings.checks.queries} queries, {ball}"
-    yield "black box does not beat white box", compared, reference, under.get(SQUARE, none), 0
-
-
-def _paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[str, Any]:
-    """Both accuracies on the images that both have, and whether the first is higher by more than chance allows."""
-    keys = ["seed", "index"]
-    both = lower[[*keys, "correct"]].merge(other[[*keys, "correct"]], on=keys, suffixes=("", "_other"))
-    if both.empty:
-        return {"images": 0, "passed": None}
-    frames = [both.assign(structure="lower"), both.assign(structure="other", correct=both["correct_other"])]
-    compared = statistics.comparisons(pd.concat(frames).assign(split="test"), ("lower", "other"), ["split"])
-    low, high = compared[["image_low", "image_high"]].to_numpy(float)[0]  # the first is `lower` against `other`
-    facts = {
-        "images": both["index"].nunique(),
-        "accuracy": both["correct"].mean(),
-        "against": both["correct_other"].mean(),
-    }
-    return facts | {"low": low, "high": high, "passed": bool(low <= tolerance)}
-
-
 def table(params: Params, found: pd.DataFrame) -> Table:
     """Structures × attacks, the worst cases last.  found: from `accuracies`."""
     structures = list(params.structures)
     kinds = found[["attack", "radius"]].drop_duplicates()
     wide = []
-    for kind in tables.rows(kinds):
+    for kind in records(kinds):
         cells = found[(found["attack"] == kind.attack) & (found["radius"] == kind.radius)].set_index("structure")
         row = {"attack": kind.attack, "within": kind.radius or ("-" if kind.attack == CLEAN else "no radius")}
         row |= {"images": f"{cells['images'].max()}"}
         for structure in structures:
             cell = cells.loc[structure]
-            row[structure] = tables.with_interval(*cell[list(tables.ACCURACY)])
+            row[structure] = with_interval(*cell[list(ACCURACY)])
         wide.append(row)
     return Table(
         "whitebox",
@@ -241,7 +144,7 @@ def table(params: Params, found: pd.DataFrame) -> Table:
             "misclassified. `worst case`: the share of images that withstood every attack. A changed image counts for "
             "each radius that it lies within, whichever attack made it, those of the sanity checks and of the curve "
             f"included; `{ANY}` counts what lies within at least one. None of these attackers looks at the detector. "
-            + tables.INTERVALS,
+            + INTERVALS,
             *_without_radius(found),
         ],
     )
@@ -253,7 +156,7 @@ def _without_radius(found: pd.DataFrame) -> list[str]:
         return []
     lengths = [
         f"{escape.markdown(row.attack)} on {escape.markdown(row.structure)} {row.l2_median:.2f}"
-        for row in tables.rows(free)
+        for row in records(free)
     ]
     return [
         "An attack without a radius goes as far as it must, so its accuracy alone says nothing: the median L2 length "
@@ -261,54 +164,16 @@ def _without_radius(found: pd.DataFrame) -> list[str]:
     ]
 
 
-def checks_table(params: Params, found: pd.DataFrame) -> Table:
-    """found: from `checks`."""
-    structures = list(params.structures)
-    wide = []
-    for kind in tables.rows(found[["check", "compared"]].drop_duplicates()):
-        here = found[(found["check"] == kind.check) & (found["compared"] == kind.compared)].set_index("structure")
-        row = {"check": kind.check, "compared": kind.compared, "images": f"{here['images'].max():.0f}"}
-        for structure in structures:
-            cell = here.loc[structure]
-            words = {True: "pass", False: "FAIL"}.get(cell["passed"], "-")
-            figures_shown = [tables.number(cell[key]) for key in ("accuracy", "against") if not pd.isna(cell[key])]
-            row[structure] = f"{words}: {', '.join(figures_shown)}" if figures_shown else words
-        wide.append(row)
-    return Table(
-        "checks",
-        "Sanity checks of the white-box attacks: with each verdict, both accuracies in the order of “compared”.",
-        found,
-        {"": pd.DataFrame(wide, columns=["check", "compared", "images", *structures])},
-        [
-            RULE,
-            "A failed check means that the white-box figures flatter the structure: its gradients mislead the "
-            "attacker, or the attacker did not try hard enough. The pretrained net's stored attacks were white-box "
-            f"themselves, so `{BASELINE}` has no transfer to be compared with.",
-        ],
-    )
-
-
-def warnings(found: pd.DataFrame) -> list[str]:
-    """A line for each structure that an attacker without a bound does not bring to zero.  found: from `checks`."""
-    ends = found[(found["check"] == UNBOUNDED) & ~found["passed"].astype(bool)]
-    return [
-        f"**Warning: gradients may be masked.** {escape.markdown(row.structure)} still classifies a share of "
-        f"{row.accuracy:.3f} of {row.images:.0f} images correctly under {escape.markdown(row.compared)}, where any "
-        "image can be made grey: its white-box figures cannot be taken for its robustness."
-        for row in tables.rows(ends)
-    ]
-
-
-def summary(accuracy: pd.DataFrame, found: pd.DataFrame) -> dict[str, dict[str, object]]:
+def summary(accuracy: pd.DataFrame, checks: pd.DataFrame) -> dict[str, dict[str, object]]:
     """By structure: accuracy under each attack, worst_case within any radius, and the names of the failed checks.
 
-    accuracy: from `accuracies`.  found: from `checks`.
+    accuracy: from `accuracies`.  checks: from `checks.checks`.
     """
     trees: dict[str, dict[str, object]] = {}
     lowest = worst(accuracy)["accuracy"]
     for structure, rows in accuracy.groupby("structure", sort=False):
         single = rows[rows["attack"] != WORST]
-        failed = found[(found["structure"] == structure) & found["passed"].eq(False)]
+        failed = checks[(checks["structure"] == structure) & checks["passed"].eq(False)]
         trees[str(structure)] = {
             "attacks": dict(zip(single["attack"], single["accuracy"], strict=True)),
             "worst_case": float(lowest[structure]),
@@ -322,22 +187,26 @@ def worst(accuracy: pd.DataFrame) -> pd.DataFrame:
     return accuracy[accuracy["radius"] == ANY].set_index("structure")
 
 
-def section(
-    params: Params, rows: pd.DataFrame, accuracy: Table, compared: pd.DataFrame, found: Table, folder: Path
-) -> Section:
-    """The report's section, warnings first; draws whitebox_curve into the report's `folder`, with its figures as .csv.
+def draw_whitebox_curve(folder: Path, table: pd.DataFrame) -> None:
+    """Accuracy by the attack's radius, a line a structure; radii stand side by side, as they double.
 
-    rows: from `read`.  accuracy: from `table`.  compared: from `comparisons`.  found: from `checks_table`.
+    table: columns structure, eps (in 1/255), accuracy, ci_low, ci_high.
     """
-    if accuracy.tidy.empty:
-        return Section(TITLE, ["No white-box attack was run (`whitebox.images`), or there are no test images."])
-    parts: list[str | Table | Figure] = [*warnings(found.tidy), accuracy]
-    parts += tables.mcnemar(params, "whitebox_mcnemar", compared, ["test"])
-    points = curve(params, rows)
-    if len(points):
-        points.to_csv(folder / "figures" / "whitebox_curve.csv", index=False, float_format="%.6g", lineterminator="\n")
-        figures.whitebox_curve(folder, points)
-        steps = params.whitebox.attacks[params.whitebox.reference].arguments["steps"]
-        caption = f"Accuracy under white-box PGD of {steps} steps by its radius, with 95 % intervals. "
-        parts.append(Figure("whitebox_curve", caption + "It must end at zero."))
-    return Section(TITLE, [*parts, found])
+    levels = sorted(table["eps"].unique())
+    with canvas(folder, "whitebox_curve", 6.5, 3.6) as figure:
+        axes = figure.subplots()
+        for number, (name, rows) in enumerate(table.groupby("structure", sort=False)):
+            rows = rows.set_index("eps").loc[levels]
+            axes.errorbar(
+                np.arange(len(levels)) + 0.06 * number,
+                rows["accuracy"],
+                error_bars(rows),
+                label=short(str(name), LONGEST),
+                marker="o",
+                markersize=3,
+                capsize=2,
+                **line_look(number),
+            )
+        axes.set_xticks(np.arange(len(levels)), [str(level) for level in levels])
+        axes.set(xlabel="radius in L∞, in 1/255", ylabel="accuracy", ylim=(-0.02, 1.02))
+        figure.legend(loc="outside lower center", ncols=min(table["structure"].nunique(), 6))

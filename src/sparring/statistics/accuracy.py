@@ -7,17 +7,12 @@ source model), `l2` and `linf` (in [0, 1] units).
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from scipy.stats import binomtest, norm, t
-
-from sparring.params.errors import InputError, reason
-from sparring.params.names import CLEAN
 
 LEVEL = 0.95
 POINT = 0.01  # of accuracy: structures that differ by less are equivalent
@@ -35,49 +30,6 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
         return float("nan"), float("nan")
     interval = binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """These columns of a file of predictions; InputError where it is missing or cannot be read."""
-    try:
-        return pd.read_parquet(path, columns=columns)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; `dvc repro` makes it") from error
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}); delete it and run `dvc repro`") from error
-
-
-def no_rows(columns: Sequence[str], types: Mapping[str, str]) -> pd.DataFrame:
-    """Predictions of nothing: these columns and `correct`; numbers where `types` does not say otherwise."""
-    empty = {
-        name: pd.Series(dtype=types.get(name, "float64" if name in ("l2", "linf") else "int64")) for name in columns
-    }
-    return pd.DataFrame(empty | {"correct": pd.Series(dtype=bool)})
-
-
-def check_complete(
-    predictions: pd.DataFrame, path: Path, split: str, index: np.ndarray, label: np.ndarray, attacks: Sequence[str]
-) -> None:
-    """Raise InputError unless every seed predicts each image of the split exactly once, clean and under each attack.
-
-    predictions: as read from `path`.  index, label: (N,), the clean images of the split.
-    """
-    here = predictions[predictions["split"] == split]
-    if len(index) and here.empty:
-        raise InputError(f"{path} has no predictions for the {split} images; run `dvc repro`")
-    groups = here.groupby(["seed", "attack"])["index"]
-    found = {key: group.to_numpy() for key, group in groups}
-    for seed, attack in itertools.product(sorted(here["seed"].unique()), (CLEAN, *attacks)):
-        rows = found.get((seed, attack), np.empty(0, np.int64))
-        missing = np.setdiff1d(index, rows)
-        where = f"{path}: seed {seed}, {split}, {attack}"
-        if len(missing):
-            raise InputError(f"{where}: {len(missing)} of {len(index)} images have no prediction; run `dvc repro`")
-        if len(rows) != len(index):
-            raise InputError(f"{where}: {len(rows)} predictions for {len(index)} images; run `dvc repro`")
-    known = pd.Series(label, index=index)
-    if (known.reindex(here["index"]).to_numpy() != here["label"].to_numpy()).any():
-        raise InputError(f"{path}: labels of {split} differ from the clean images' labels; run `dvc repro`")
 
 
 def accuracies(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -194,50 +146,6 @@ def _mcnemar(gains: np.ndarray) -> dict[str, float]:
     more, less = int((total > 0).sum()), int((total < 0).sum())
     p = float(binomtest(more, more + less).pvalue) if more + less else 1.0
     return {"more": more, "less": less, "p": p if len(gains) else math.nan}
-
-
-def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFrame:
-    """What each stored attack does to the source model; one row per (split, attack), which are the index.
-
-    stored: the stored attacks.  source_clean: the source model's predictions on the clean images.
-    Columns: success (share of the images classified correctly when clean that are classified wrongly as stored),
-    ci_low, ci_high, correct_before (its denominator), success_float and success_rounded (the same share before storage,
-    and after mere rounding), l2_median, linf_max (over all images, [0, 1] units), unchanged (images equal to the clean
-    one), images.
-    """
-    before = source_clean[["split", "index", "correct"]].drop_duplicates(["split", "index"])
-    rows = stored.merge(before, on=["split", "index"], validate="many_to_one")
-    fooled = {
-        name: rows["correct"] & (rows[column] != rows["label"])
-        for name, column in (
-            ("fooled", "prediction"),
-            ("fooled_float", "prediction_float"),
-            ("fooled_rounded", "prediction_rounded"),
-        )
-    }
-    rows = rows.assign(**fooled, unchanged=rows["linf"] == 0)
-    grouped = rows.groupby(["split", "attack"], sort=False)
-    table = pd.DataFrame(
-        {
-            "fooled": grouped["fooled"].sum(),
-            "correct_before": grouped["correct"].sum(),
-            "l2_median": grouped["l2"].median().astype(float),
-            "linf_max": grouped["linf"].max().astype(float),
-            "unchanged": grouped["unchanged"].sum(),
-            "images": grouped.size(),
-        }
-    )
-    counts = list(zip(table["fooled"].astype(int), table["correct_before"].astype(int), strict=True))
-    table["success"] = [fooled / correct if correct else float("nan") for fooled, correct in counts]
-    for way in ("float", "rounded"):
-        table[f"success_{way}"] = grouped[f"fooled_{way}"].sum() / table["correct_before"].replace(0, np.nan)
-    table[["ci_low", "ci_high"]] = np.array([wilson(*count) for count in counts], float).reshape(-1, 2)
-    return table[
-        [
-            *("success", "ci_low", "ci_high", "correct_before", "success_float", "success_rounded"),
-            *("l2_median", "linf_max", "unchanged", "images"),
-        ]
-    ].sort_index()
 
 
 def interval_columns(name: str) -> list[str]:

@@ -43,7 +43,8 @@ def matched(
 ) -> pd.DataFrame:
     """Pairs of a clean image and what an attack made of it; images that the attack left unchanged make none.
 
-    accused: from `accuse`.  stored, source_clean: as for `attack_facts`.  noise: attacks that are mere noise.
+    accused: from `accuse`.  stored: the stored attacks.  source_clean: the source model's predictions of the clean
+    images.  noise: attacks that are mere noise.
     Columns: split, attack, method, seed, index, `score`, `accused_05`, `accused_01`, the same of the clean image with
     `_clean` after them, and `outcome` (succeeded: the source model went from right to wrong; failed: it stayed right;
     wrong before). The pairs of all attacks but noise come once more, as those of the attack ALL.

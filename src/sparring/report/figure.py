@@ -1,0 +1,129 @@
+"""How the report's figures look and are saved, each as SVG and a few as PNG too: same data, same bytes."""
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sparring.params import Params
+from sparring.params.names import CLEAN
+from sparring.report.lettering import families, short
+from sparring.report.table import attack_title
+
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#000000",
+)  # Okabe & Ito: safe for all eyes
+HATCHES = ("", "//", "..", "xx")  # tells bars apart in print, and once the colours are used up
+DASHES = ("-", "--", ":", "-.")
+PICTURES = ("mixture", "whitebox_curve", "accuracy_by_attack", "gallery")  # as PNG too, which git keeps
+PICTURE_BYTES = 150_000  # of a PNG: git keeps every version of it
+LONGEST = 20  # characters of a structure's name that a legend has room for
+STYLE = {
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "text.parse_math": False,  # no text here is a formula, and two `$` in names would begin and end one
+    "svg.hashsalt": "sparring",  # its names within a file would be drawn anew each time
+    "image.composite_image": False,  # each picture by itself: in SVG ten times faster than all as one
+}
+
+
+@contextmanager
+def canvas(folder: Path, name: str, width: float, height: float, texts: Iterable[str] = ()) -> Iterator[Figure]:
+    """A figure of that size in inches, saved when the block ends well: in a report's folder as vector/<name>.svg, and
+    where it is one of PICTURES as figures/<name>.png.
+
+    texts: what is drawn of names that may be in any script.
+    """
+    drawing, picture = folder / "vector" / f"{name}.svg", folder / "figures" / f"{name}.png"
+    with style.context(["default", STYLE | {"font.family": families(texts)}]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        drawing.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(drawing, dpi=150, metadata={"Date": None, "Creator": None}, transparent=True)
+        if name in PICTURES:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=150)
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_bytes(small_png(Image.open(buffer)))
+
+
+def small_png(picture: Image.Image) -> bytes:
+    """A picture as PNG with a palette, of PICTURE_BYTES at most: with as many colours as fit into that, and where 32
+    are too many, with fewer pixels."""
+    picture, colours = picture.convert("RGB"), 256
+    while len(content := _with_palette(picture, colours)) > PICTURE_BYTES:
+        if colours > 32:
+            colours //= 2
+        else:  # NEAREST: blends of neighbours would be colours of their own, and make the file larger
+            width, height = picture.size
+            picture = picture.resize((-(-3 * width // 4), -(-3 * height // 4)), Image.Resampling.NEAREST)
+    return content
+
+
+def _with_palette(picture: Image.Image, colours: int) -> bytes:
+    """The colours are chosen from every third pixel of every third row, as choosing them from all takes seconds."""
+    some = picture.resize([-(-side // 3) for side in picture.size], Image.Resampling.NEAREST)
+    palette = some.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=1)
+    buffer = io.BytesIO()
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def title_lines(title: str, limit: int = 12) -> str:
+    """A title whose lines are names, shortened one by one."""
+    return "\n".join(short(line, limit) for line in title.split("\n"))
+
+
+def attack_titles(params: Params) -> dict[str, str]:
+    """What stands in figures for clean images and each attack."""
+    return {name: attack_title(params, name).replace(" ", "\n") for name in (CLEAN, *params.evaluated)}
+
+
+def error_bars(rows: pd.DataFrame, column: str = "accuracy") -> np.ndarray:
+    """Distances to both ends of the interval, as matplotlib wants them; rounding must not make them negative."""
+    value = rows[column].to_numpy(float)
+    ends = np.stack([value - rows["ci_low"].to_numpy(float), rows["ci_high"].to_numpy(float) - value])
+    return ends.clip(min=0)
+
+
+def line_look(number: int) -> dict[str, Any]:
+    """The colour and the dashes of a line: those of many structures differ in at least one of the two."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
+
+
+def bars(
+    axes: Axes, number: int, left: np.ndarray, heights: pd.Series, ends: np.ndarray | None, width: float, label: str
+) -> None:
+    """One bar of each group.  number: its place within the groups.  ends: from `error_bars`, or None."""
+    axes.bar(
+        left,
+        heights,
+        width,
+        yerr=ends,
+        label=label,
+        color=COLOURS[number % len(COLOURS)],
+        hatch=HATCHES[number % len(HATCHES)],
+        edgecolor="white",
+        error_kw={"elinewidth": 0.9, "ecolor": "#222222", "capsize": 2},
+    )

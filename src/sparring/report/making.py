@@ -1,0 +1,111 @@
+"""How the run was made: training by epoch, parameters, times and hardware, and how to read all figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from sparring.params.names import outputs
+from sparring.report import escape
+from sparring.report.figure import COLOURS, DASHES, LONGEST, canvas
+from sparring.report.lettering import short
+from sparring.report.page import Figure, Section
+from sparring.report.results import Results
+from sparring.report.table import Table, plain
+
+
+def sections(
+    results: Results, histories: dict[str, pd.DataFrame], timings: Sequence[dict[str, Any]], folder: Path
+) -> list[Section]:
+    """The report's last sections.  histories, timings: from `read`."""
+    draw_curves(folder, histories)
+    seeds = len(results.params.seeds)
+    caption = "Training, by epoch" + (f"; of the structures the mean of {seeds} seeds." if seeds > 1 else ".")
+    return [
+        Section("Training", [Figure("curves", caption)]),
+        Section("How to read this", _reading()),
+        Section("How it was made", _making(results, timings)),
+    ]
+
+
+def _reading() -> list[str]:
+    return [
+        "- *Stored*: each attack ran once over each image, and the image it made is kept, rounded to 8 bits and no "
+        "further. All structures face the very same images, so they can be compared image by image.\n"
+        "- *White-box* and *transfer*: the attacks could see the pretrained net and nothing else. Its figures are "
+        "those of a net whose attacker knows everything about it; the other structures only show how well the images "
+        "carry over to a net that the attacker has never seen. That is closer to data augmentation than to a worst "
+        "case: accuracy against an attacker who aims at the defended model can be expected to be far lower. The "
+        "section White-box measures that, and the section on the detector one who aims at both; all other figures show "
+        "transfer.\n"
+        "- *Test* images are carved from the data set's training images, as in the paper; *held-out* images are its "
+        "official test images where it has such, and carved likewise where it has not. Neither were used to choose "
+        "anything.",
+    ]
+
+
+def _making(results: Results, timings: Sequence[dict[str, Any]]) -> list[str | Table]:
+    params = results.params
+    parts: list[str | Table] = ["Parameters (`params.yaml`):"]
+    shown = {
+        "seed": params.seed,
+        "seeds": params.seeds,
+        "network": params.network,
+        "training": params.training,
+        "sampler": params.sampler,
+    }
+    used = {structure.opponents for structure in params.structures.values()}
+    shown |= {name: getattr(params, name) for name in ("fixed", "online_fgsm", "online_pgd") if name in used}
+    if results.detectors:
+        shown |= {"detector": params.detector, "detection": params.detection}
+    shown |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}
+    parts.append("\n".join(f"- {name}: {escape.markdown(_words(value))}" for name, value in shown.items()))
+    parts.append(f"Classes, by the number of their output: {escape.markdown(outputs(results.classes))}.")
+    if not timings:
+        return parts
+    machines = {f"{timing.get('hardware', '?')}, torch {timing.get('torch', '?')}" for timing in timings}
+    columns = {"stage": "stage", "images": "images", "seconds": "seconds", "images_per_second": "images/s"}
+    columns |= {"device": "device", "precision": "precision"}
+    rows = [{title: str(timing.get(key, "-")) for key, title in columns.items()} for timing in timings]
+    total = sum(float(timing.get("seconds", 0)) for timing in timings)
+    caption = f"The time of each stage; {total:.0f} s in all."
+    hardware = escape.markdown("; ".join(sorted(machines)))
+    return [*parts, f"Hardware: {hardware}.", plain("timings", caption, pd.DataFrame(rows))]
+
+
+def _words(value: Any) -> str:
+    """A section of the parameters in one line."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump()
+    if not isinstance(value, dict):
+        return str(value)
+    inner = {key: f"({_words(entry)})" if isinstance(entry, dict) else _words(entry) for key, entry in value.items()}
+    return ", ".join(f"{key} {text}" for key, text in inner.items()) or "none"
+
+
+def draw_curves(folder: Path, histories: dict[str, pd.DataFrame]) -> None:
+    """Loss, accuracy and, where there is a detector, its accuracy, by epoch; a line a model."""
+    detectors = any("detector_accuracy" in history for history in histories.values())
+    with canvas(folder, "curves", 11 if detectors else 7.5, 3.4) as figure:
+        panels = list(figure.subplots(1, 3 if detectors else 2, squeeze=False)[0])
+        for number, (name, history) in enumerate(histories.items()):
+            colour, marker = COLOURS[number % len(COLOURS)], "o" if len(history) <= 30 else ""
+            look = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.4}
+            dash, label = DASHES[number // len(COLOURS) % len(DASHES)], short(name, LONGEST)
+            panels[0].plot(history["epoch"] + 1, history["loss"], label=label, linestyle=dash, **look)
+            panels[1].plot(history["epoch"] + 1, history["accuracy"], color=colour, linestyle=":", linewidth=1.2)
+            if history["validation_accuracy"].notna().any():
+                panels[1].plot(history["epoch"] + 1, history["validation_accuracy"], linestyle=dash, **look)
+            if "detector_accuracy" in history:
+                panels[2].plot(history["epoch"] + 1, history["detector_accuracy"], label=label, linestyle=dash, **look)
+        panels[0].set(title="Training loss", ylim=(0, None))
+        panels[1].set(title="Accuracy\n(dotted: training images, solid: validation images)", ylim=(0, 1.02))
+        if detectors:
+            panels[2].set(title="Accuracy of the detector\n(training images)", ylim=(0, 1.02))
+            panels[2].legend()
+        panels[0].legend()
+        for panel in panels:
+            panel.set_xlabel("epoch")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))

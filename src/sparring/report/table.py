@@ -1,0 +1,145 @@
+"""A table as data (.csv, one figure a row) and for reading (.md, .tex), and how its cells are written."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sparring.params import Params
+from sparring.params.attacks import Attack
+from sparring.params.names import CLEAN, EVALUATED_SPLITS
+from sparring.report import escape
+
+SPLIT_TITLES = {"test": "Test images", "heldout": "Held-out images"}
+TRANSFER = (
+    "Every stored attack was made against the pretrained net. `baseline` is that net, so its figures are white-box; "
+    "for every other structure they are *transfer*: the attacker never saw the defended model. Against an attacker who "
+    "aims at the defended model, its accuracy can be expected to be far lower than printed here."
+)
+INTERVALS = (
+    "In brackets: 95 % Wilson intervals. They tell how much a figure could differ with other images, not with another "
+    "training run."
+)
+ACCURACY = ("accuracy", "ci_low", "ci_high", "sd")
+
+
+@dataclass(frozen=True)
+class Table:
+    """tidy: one figure a row.  wide: heading → the frame to read; the heading is empty where there is one frame."""
+
+    name: str
+    caption: str
+    tidy: pd.DataFrame
+    wide: dict[str, pd.DataFrame]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """`Table 2.` where the paper has one of that number."""
+        number = self.name.removeprefix("table")
+        return f"Table {number}." if number.isdigit() else ""
+
+
+def plain(name: str, caption: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
+    """A table whose one frame is data and reading at once; its cells are printed as they are."""
+    return Table(name, caption, frame, {"": frame.astype(str)}, list(notes))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure for reading; `-` for what is not known."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def with_interval(value: float, low: float, high: float, sd: float = math.nan) -> str:
+    """A figure with its interval, as in `0.841 [0.800, 0.875]`; over several trainings `0.841 ± 0.006 [0.800, 0.875]`,
+    their standard deviation."""
+    spread = "" if math.isnan(sd) else f" ± {number(sd)}"
+    return "-" if math.isnan(value) else f"{number(value)}{spread} [{number(low)}, {number(high)}]"
+
+
+def intervals(frame: pd.DataFrame, *columns: str) -> list[str]:
+    return [with_interval(*row) for row in frame[list(columns)].to_numpy(float)]
+
+
+def levels(radius: float | None) -> str:
+    """A radius in 8-bit levels, as the store keeps it; empty where there is none."""
+    return "" if radius is None or math.isnan(radius) else f"{round(255 * radius)}/255"
+
+
+def radius(attack: Attack) -> str:
+    """The ball that an attack keeps to, as `Linf 8/255` or `L2 0.5`; empty for one without."""
+    if attack.linf is not None:
+        return f"Linf {round(255 * attack.linf)}/255"
+    return "" if attack.l2 is None else f"L2 {attack.l2:g}"
+
+
+def attack_title(params: Params, attack: str) -> str:
+    """The attack's name, marked where nobody trained on it."""
+    return f"{attack} (unseen)" if attack in params.unseen_attacks else attack
+
+
+def records(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a frame, their cells as attributes."""
+    return iter(frame.itertuples())
+
+
+def full(frame: pd.DataFrame, levels: Sequence[Sequence[str]], names: list[str]) -> pd.DataFrame:
+    """Every combination in its order, so that a split without images shows as empty cells and not as missing rows."""
+    whole = frame.reindex(pd.MultiIndex.from_product(levels, names=names)).reset_index()
+    counts = whole.columns.intersection(["images", "unchanged", "correct_before"])
+    return whole.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
+
+
+def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """A model's accuracy on the clean images and under each stored attack, for reading; a column a split.
+
+    accuracy: from statistics.accuracies by split and attack.
+    """
+    attacks = (CLEAN, *params.attacks, *params.unseen_attacks)
+    tidy = full(accuracy, [EVALUATED_SPLITS, attacks], ["split", "attack"])
+    columns = {"attack": [attack_title(params, attack) for attack in attacks]}
+    for split in EVALUATED_SPLITS:
+        columns[SPLIT_TITLES[split].lower()] = intervals(tidy[tidy["split"] == split], *ACCURACY)
+    return pd.DataFrame(columns)
+
+
+def grid(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table that shows headings and cells as they are."""
+    text: str = _escaped(frame, escape.markdown).to_markdown(index=False, disable_numparse=True)
+    return text
+
+
+def markdown(table: Table) -> str:
+    """The caption, the frames to read and the notes."""
+    parts = [f"**{table.label}** {table.caption}" if table.label else table.caption]
+    for heading, frame in table.wide.items():
+        parts += [f"*{escape.markdown(heading)}*"] if heading else []
+        parts.append(grid(frame))
+    return "\n\n".join([*parts, *table.notes]) + "\n"
+
+
+def latex(table: Table) -> str:
+    """One table environment a frame; needs the package booktabs, and a font encoding with the letters (T1)."""
+    parts = []
+    for heading, frame in table.wide.items():
+        caption = f"{table.caption} {heading}." if heading else table.caption
+        label = "-".join(["tab:" + table.name, *heading.lower().split()[:1]])
+        text = _escaped(frame, escape.latex)
+        parts.append(text.to_latex(index=False, escape=False, caption=escape.latex(caption), label=label))
+    return "\n".join(parts)
+
+
+def _escaped(frame: pd.DataFrame, how: Callable[[str], str]) -> pd.DataFrame:
+    return frame.astype(str).map(how).set_axis([how(str(name)) for name in frame.columns], axis=1)
+
+
+def save(table: Table, folder: Path, tex: Path) -> None:
+    """Write <name>.md and <name>.csv into `folder`, and <name>.tex into the folder `tex`."""
+    for place in (folder, tex):
+        place.mkdir(parents=True, exist_ok=True)
+    table.tidy.to_csv(folder / f"{table.name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    for path, text in ((folder / f"{table.name}.md", markdown(table)), (tex / f"{table.name}.tex", latex(table))):
+        path.write_text(text, encoding="utf-8", newline="\n")

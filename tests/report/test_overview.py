@@ -1,0 +1,116 @@
+"""The opening of the report: what it says of the figures, and of the article's claims."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from finished_run import CLASSES, make_project
+
+from sparring.params import Params
+from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS
+from sparring.report import render
+
+
+def test_the_summary_says_who_is_weaker_than_the_baseline_when_aimed_at(finished: Params, undrawn: None) -> None:
+    def told(wrong: list[str]) -> str:
+        for name in finished.structures:
+            path = Path(f"data/whitebox/{name}.parquet")
+            rows = pd.read_parquet(path)
+            rows.assign(prediction=(rows["label"] + (name in wrong)) % 4).to_parquet(path)
+        render.render(finished)
+        lines = Path("reports/report.md").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith("- Attackers who aim at each structure itself"))
+        return line
+
+    line = told([])
+    assert all(f"{name} 1.000 [" in line for name in finished.structures) and "lower" not in line
+    line = told(["adv"])
+    assert "adv 0.000 [" in line and line.endswith(
+        "]; in this one training lower than baseline beyond chance, whatever they gain above: adv."
+    )
+    path = Path("data/whitebox/ours.parquet")
+    rows = pd.read_parquet(path)
+    one = rows["index"] == rows["index"].min()
+    rows.assign(prediction=(rows["label"] + one) % 4).to_parquet(path)
+    render.render(finished)
+    assert "ours 0.980 [" in Path("reports/report.md").read_text()
+    assert "beyond chance, whatever they gain above: adv." in Path("reports/report.md").read_text()
+
+
+def test_controls_stand_beside_the_papers_structures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    opponents = {"adv": "sampler", "classical": "fixed", "fast": "online_fgsm", "madry": "online_pgd"}
+    structures = {name: {"opponents": word, "detector": "none"} for name, word in opponents.items()}
+    render.render(make_project(structures=structures))
+    table = pd.read_csv("reports/tables/table2.csv")
+    assert set(table["structure"]) == {BASELINE, *opponents} and table["accuracy"].notna().all()
+    assert set(pd.read_csv("reports/tables/table4.csv")["structure"]) == {BASELINE, *opponents}
+    page = Path("reports/report.md").read_text()
+    assert "trained on them (fast, madry: on attacks made on the fly instead) for" in page
+    for other in ("classical", "fast", "madry"):
+        assert page.count(f"- adv minus {other}: ") == 2 and f"{other} minus adv" not in page
+    assert "- online_pgd: eps 0.025, step 0.00625, steps 7\n" in page
+
+
+def rewrite(structure: str, right: bool) -> None:
+    """Let a structure classify everything right, or everything wrong."""
+    path = Path(f"data/predictions/{structure}.parquet")
+    rows = pd.read_parquet(path)
+    rows.assign(prediction=rows["label"] if right else (rows["label"] + 1) % len(CLASSES)).to_parquet(path)
+
+
+def test_the_papers_claims_are_judged_by_the_numbers(finished: Params, undrawn: None) -> None:
+    for structure, right in ((BASELINE, False), ("adv", True), ("ours", False)):
+        rewrite(structure, right)
+    render.render(finished)
+    claims = pd.read_csv("reports/tables/claims.csv").set_index(["split", "attack", "structure", "other"])
+    assert len(claims) == 2 * (2 + len(finished.attacks)) * 3
+    for split in EVALUATED_SPLITS:
+        verdicts = claims.loc[(split, "mixture"), "verdict"]
+        assert verdicts[("adv", BASELINE)] == "on the paper's side"
+        assert verdicts[("ours", BASELINE)] == "not told apart"
+        assert verdicts[("ours", "adv")] == "on the other side"
+        # The paper's adv loses there.
+        assert claims.loc[(split, CLEAN, "adv", BASELINE), "verdict"] == "on the other side"
+    assert claims.loc[("test", "mixture", "adv", BASELINE), ["paper", "difference"]].tolist() == [0.1686, 1]
+    page = Path("reports/report.md").read_text()
+    beats = "that adv beats baseline on the mixture (paper +0.169; here +1.000 ["
+    assert f"In this one training on the paper's side: {beats}" in page
+    assert "In this one training not told apart: that ours beats baseline on the mixture" in page
+    assert (
+        "In this one training on the other side: that ours beats adv on the mixture (paper +0.022; here -1.000" in page
+    )
+    assert "single attacks, in this one training on test images: 6 on the paper's side, 7 not told apart, 8 on" in page
+    assert "Each structure was trained once, so nothing is reproduced or contradicted here: " in page
+    assert "## The paper's claims, in one training\n" in page
+    assert not re.search("reproduced(?! or contradicted here)|contradicted(?! here)", page, re.IGNORECASE)
+    assert "On another data set the paper's figures are for orientation only." in page
+    assert (
+        "On test images, our interval over images contains 0 of the 24 accuracies in the paper's Tables 2 and 4; "
+        in page
+    )
+
+
+def test_the_papers_figures_stand_beside_ours(finished: Params, undrawn: None) -> None:
+    render.render(finished)
+    beside = pd.read_csv("reports/tables/paper.csv")
+    assert len(beside) == 2 * 3 * (1 + 1 + len(finished.attacks))
+    assert beside["minus_paper"].to_numpy() == pytest.approx(
+        (beside["accuracy"] - beside["paper"]).to_numpy(), abs=1e-5
+    )
+    within = (beside["ci_low"] <= beside["paper"]) & (beside["paper"] <= beside["ci_high"])
+    assert (beside["within"] == within).all() and within.any() and not within.all()
+    published = beside.set_index(["split", "structure", "attack"])["paper"]
+    assert published[("test", "ours", "mixture")] == 0.8688 and published[("heldout", "adv", "cw")] == 0.7736
+
+
+def test_without_the_papers_structures_nothing_is_said_to_be_reproduced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    render.render(make_project(structures={"classical": {"opponents": "fixed", "detector": "none"}}))
+    page = Path("reports/report.md").read_text()
+    assert "none of its claims was tried" in page and "Reproduced:" not in page and "trained once" not in page
