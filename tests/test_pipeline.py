@@ -75,6 +75,7 @@ UNSEEN = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
         ("attacks.bim.steps=3", {"attack@bim", *(f"train@{name}" for name in STRUCTURES), *EVALUATIONS}),
         ("sampler.adv_ratio=0.25", {"train@adv", "train@ours"}),
         ("detector.beta=0.5", {"train@ours", "evaluate@ours", "whitebox@ours", "detect@ours"}),
+        ("seeds=[0, 1]", {f"train@{name}" for name in STRUCTURES}),
         ("mixture.adv_ratio=0.25", set()),
         ("whitebox.images=8", {f"whitebox@{name}" for name in STRUCTURES}),
         (UNSEEN, {"attack_unseen@pgd", *EVALUATIONS}),

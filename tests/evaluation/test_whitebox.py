@@ -220,17 +220,17 @@ def test_a_linear_net_falls_at_the_radius_of_its_margin(bright: Callable[[bool],
     # 16 images lie 2.5 levels from the boundary, 4 lie 19.5 and 4 lie 59.5.
     np.testing.assert_allclose(line["accuracy"], [1, 1, 8 / 24, 4 / 24, 0])
     np.testing.assert_allclose(line["success"], [0, 0, 16 / 24, 20 / 24, 1])
-    found = checks.checks(params, rows, no_transfer())
+    found = checks.verdicts(params, rows, no_transfer())
     assert found["passed"].tolist()[1:] == [True] * (len(found) - 1)
     assert checks.warnings(found) == []
 
 
 def test_masked_gradients_fail_the_checks_that_find_them(bright: Callable[[bool], Any]) -> None:
     params, rows = bright(True)
-    found = checks.checks(params, rows, no_transfer()).set_index("check")["passed"]
+    found = checks.verdicts(params, rows, no_transfer()).set_index("check")["passed"]
     assert not found["black box does not beat white box"] and not found[checks.UNBOUNDED]
     assert found["more steps do not help much"]
-    table = checks.checks(params, rows, no_transfer())
+    table = checks.verdicts(params, rows, no_transfer())
     (line,) = checks.warnings(table)
     assert line.startswith("**Warning: gradients may be masked.** baseline still classifies a share of ")
     accuracy = robustness.accuracies(params, rows, robustness.worst_cases(params, rows))
@@ -255,7 +255,7 @@ def test_transfer_that_beats_white_box_fails(tiny: Callable[..., Params]) -> Non
     def verdict(stored: np.ndarray) -> Any:
         rows = made("adv", clean=True, pgd=index < 12, fgsm=index < 12, more_steps=index < 12, square=index < 18)
         stored_rows = made("adv", clean=index < 20, bim=stored)
-        found = checks.checks(params, rows, stored_rows)
+        found = checks.verdicts(params, rows, stored_rows)
         found = found[(found["check"] == "white-box beats transfer") & (found["structure"] == "adv")]
         (cell,) = found.to_dict("records")
         assert cell["compared"] == "pgd, stored bim, Linf 12/255" and cell["images"] == 24

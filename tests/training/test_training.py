@@ -23,6 +23,7 @@ from sparring.models import model_files, networks
 from sparring.models.resnet import ResNet
 from sparring.params import Params
 from sparring.params.errors import InputError
+from sparring.params.names import BASELINE
 from sparring.params.sections import Network, Training
 from sparring.training.pretrain import pretrain
 from sparring.training.steps import Step, plain_step
@@ -184,6 +185,17 @@ def test_a_loss_that_explodes_is_one_line_and_writes_nothing(
     fails(message, lambda: train(bad, name))
     assert {path: Path(path).read_bytes() for path in before} == before
     assert not list(Path().rglob("*.tmp"))
+
+
+def test_the_baseline_is_one_copy_of_the_pretrained_net(project: Path, tiny: Callable[..., Params]) -> None:
+    shutil.rmtree(HERE.models(BASELINE))
+    train_structure(tiny(seeds=[3, 4]), BASELINE)
+    (copy,) = HERE.models(BASELINE).iterdir()
+    assert copy == HERE.model(BASELINE, tiny().seed) and copy.read_bytes() == HERE.pretrained.read_bytes()
+    assert HERE.history(BASELINE).read_bytes() == HERE.history("pretrained").read_bytes()
+    HERE.pretrained.unlink()
+    fails(r"models/pretrained\.safetensors is missing; `dvc repro` makes it", lambda: train_structure(tiny(), BASELINE))
+    assert copy.exists()
 
 
 def test_an_unknown_structure_is_one_line(project: Path, tiny: Callable[..., Params]) -> None:

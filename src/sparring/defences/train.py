@@ -21,9 +21,7 @@ from sparring.training.steps import plain_step
 
 
 def train(params: Params, name: str, layout: Layout = HERE) -> None:
-    """Train the structure `structures.<name>` from scratch, once for each of `seeds`, and save it, with its detector
-    where it has one; or copy the pretrained net, where it is that. Raises InputError where there is no such structure.
-    """
+    """Make the nets of the structure `structures.<name>`. Raises InputError where there is no such structure."""
     if params.structure(name).pretrained:
         copy_pretrained(params, layout, name)
     else:
@@ -31,7 +29,7 @@ def train(params: Params, name: str, layout: Layout = HERE) -> None:
 
 
 def copy_pretrained(params: Params, layout: Layout, name: str) -> None:
-    """Save the pretrained net and its training curve under a structure's name."""
+    """Save the pretrained net, once, and its training curve under a structure's name."""
     if not distributed.first():
         return
     with progress.timed(layout, f"train@{name}", torch.device("cpu")) as done:
@@ -49,6 +47,7 @@ def copy_pretrained(params: Params, layout: Layout, name: str) -> None:
 
 
 def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
+    """Train a structure once for each of `seeds`, and save it, with its detector where it has one."""
     structure = params.structure(name)
     device = choose(params)
     dtype = precision(params, device)

@@ -124,7 +124,8 @@ def evaluate(
     mend = "use a model of these classes, or, where the two mean the same, a file that does not name them"
     model.order = model_files.class_order(path, names, facts["classes"], mend)
     parts = []
-    with progress.bar(f"evaluate {path.name}", sum(map(len, clean.values())) * (1 + len(params.evaluated))) as advance:
+    count = sum(map(len, clean.values())) * (1 + len(params.all_attacks))
+    with progress.bar(f"evaluate {path.name}", count) as advance:
         for split, attack, images in predict.versions(params, layout, clean, None):
             rows = predict.classified(model, images, params.store.batch_size, device)
             parts.append(rows.assign(split=split, attack=attack, seed=0))

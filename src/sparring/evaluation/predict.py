@@ -30,7 +30,7 @@ def evaluate(params: Params, structure: str, layout: Layout = HERE) -> None:
         channels_last(pretrained, device)
         seeds = params.seeds_of(structure)
         parts = []
-        count = sum(map(len, clean.values())) * (1 + len(params.evaluated)) * len(seeds)
+        count = sum(map(len, clean.values())) * (1 + len(params.all_attacks)) * len(seeds)
         with progress.bar(f"evaluate@{structure}", count) as advance:
             for seed in seeds:
                 net, detector = models(params, layout, structure, seed, pretrained, classes, device)
@@ -79,7 +79,7 @@ def versions(
     """
     for split, images in clean.items():
         yield split, CLEAN, images
-        for attack in params.evaluated:
+        for attack in params.all_attacks:
             path = layout.attacked(params, attack) / f"{split}.parquet"
             attacked = store.read(path, ("image",))
             store.check_rows(images, attacked, path)

@@ -121,15 +121,15 @@ class Params(Section):
         return self
 
     def structure(self, name: str) -> Structure:
-        """Raises InputError where there is none of that name."""
+        """The entry of `structures`. Raises InputError where there is none of that name."""
         if name not in self.structures:
             known = ", ".join(self.structures)
             raise InputError(f"{PARAMS_FILE}: structures.{name} is missing; there are {known}")
         return self.structures[name]
 
     @property
-    def evaluated(self) -> list[str]:
-        """The attacks on test and held-out images, those that nobody trains on last."""
+    def all_attacks(self) -> list[str]:
+        """The attacks whose images are stored; those that nobody trains on come last."""
         return [*self.attacks, *self.unseen_attacks]
 
     @property

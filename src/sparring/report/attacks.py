@@ -28,7 +28,7 @@ from sparring.report.table import (
 
 
 def section(results: Results, table: Table, folder: Path) -> Section:
-    """table: from `table`."""
+    """Table 4, tests between structures, and a figure whose numbers are written as .csv too.  table: from `table`."""
     test = table.tidy[table.tidy["split"] == "test"]
     test[["attack", "structure", "accuracy"]].to_csv(
         folder / "figures" / "accuracy_by_attack.csv", index=False, float_format="%.6g", lineterminator="\n"
@@ -43,13 +43,13 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(tidy: pd.DataFrame, split: str) -> dict[str, Any]:
-    """tidy: that of `table`."""
+    """Accuracy by structure and attack.  tidy: the frame of `table`."""
     by_structure = tidy[tidy["split"] == split].groupby("structure", sort=False)
     return {"per_attack": {name: rows.set_index("attack")["accuracy"].to_dict() for name, rows in by_structure}}
 
 
 def table(results: Results) -> Table:
-    """Table 4."""
+    """Table 4, with the article's figures where it has some."""
     params, attacks = results.params, [CLEAN, *results.attacks]
     names = ["split", "structure", "attack"]
     accuracy = statistics.accuracies(results.predictions, names)

@@ -44,18 +44,18 @@ def withstood(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return rows.groupby(keys, sort=False)["correct"].all().reset_index()
 
 
-def checks(params: Params, rows: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
+def verdicts(params: Params, rows: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
     """Signs of attacks that are too weak, or of gradients that are masked (Carlini et al., 2019, arXiv 1902.06705).
 
     transfer: predictions of the stored attacks (statistics) on test images, with `structure` and `correct`.
     Columns check, compared (what with what, and at which radius), structure, images, accuracy (what should be lower),
     against (the other), low, high (of accuracy minus against, 95 %), passed (True, False, or None: not to be decided).
     """
-    found = []
+    decided = []
     for structure in params.structures:
         own, stored = rows[rows["structure"] == structure], transfer[transfer["structure"] == structure]
         for check, compared, lower, other, tolerance in _comparisons(params, own, stored):
-            found.append(
+            decided.append(
                 {"check": check, "compared": compared, "structure": structure, **_paired(lower, other, tolerance)}
             )
         line = curve(params, own)
@@ -63,9 +63,9 @@ def checks(params: Params, rows: pd.DataFrame, transfer: pd.DataFrame) -> pd.Dat
             end = line.iloc[-1]
             fact = {"images": end["images"], "accuracy": end["accuracy"], "passed": bool(end["accuracy"] == 0)}
             compared = f"{params.whitebox.reference} at Linf {end['eps']}/255"
-            found.append({"check": UNBOUNDED, "compared": compared, "structure": structure, **fact})
+            decided.append({"check": UNBOUNDED, "compared": compared, "structure": structure, **fact})
     columns = ["check", "compared", "structure", "images", "accuracy", "against", "low", "high", "passed"]
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(decided, columns=columns)
 
 
 def _comparisons(
@@ -122,11 +122,12 @@ def _paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[
     return facts | {"low": low, "high": high, "passed": bool(low <= tolerance)}
 
 
-def table(params: Params, found: pd.DataFrame) -> Table:
-    """found: from `checks`."""
+def table(params: Params, verdicts: pd.DataFrame) -> Table:
+    """A row a check, a column a structure.  verdicts: from `verdicts`."""
     wide = []
-    for kind in records(found[["check", "compared"]].drop_duplicates()):
-        here = found[(found["check"] == kind.check) & (found["compared"] == kind.compared)].set_index("structure")
+    for kind in records(verdicts[["check", "compared"]].drop_duplicates()):
+        here = verdicts[(verdicts["check"] == kind.check) & (verdicts["compared"] == kind.compared)]
+        here = here.set_index("structure")
         row = {"check": kind.check, "compared": kind.compared, "images": f"{here['images'].max():.0f}"}
         for structure in params.structures:
             cell = here.loc[structure]
@@ -137,7 +138,7 @@ def table(params: Params, found: pd.DataFrame) -> Table:
     return Table(
         "checks",
         "Sanity checks of the white-box attacks: with each verdict, both accuracies in the order of “compared”.",
-        found,
+        verdicts,
         {"": pd.DataFrame(wide, columns=["check", "compared", "images", *params.structures])},
         [
             RULE,
@@ -148,9 +149,9 @@ def table(params: Params, found: pd.DataFrame) -> Table:
     )
 
 
-def warnings(found: pd.DataFrame) -> list[str]:
-    """A line for each structure that an attacker without a bound does not bring to zero.  found: from `checks`."""
-    ends = found[(found["check"] == UNBOUNDED) & ~found["passed"].astype(bool)]
+def warnings(verdicts: pd.DataFrame) -> list[str]:
+    """A line for each structure that an attacker without a bound does not bring to zero.  verdicts: from `verdicts`."""
+    ends = verdicts[(verdicts["check"] == UNBOUNDED) & ~verdicts["passed"].astype(bool)]
     return [
         f"**Warning: gradients may be masked.** {escape.markdown(row.structure)} still classifies a share of "
         f"{row.accuracy:.3f} of {row.images:.0f} images correctly under {escape.markdown(row.compared)}, where any "

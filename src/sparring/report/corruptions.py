@@ -17,7 +17,7 @@ TITLE = "Common corruptions"
 
 
 def section(results: Results, table: Table | None, folder: Path) -> Section:
-    """table: from `table`."""
+    """The table, and a figure where there are held-out images.  table: from `table`."""
     if table is None:
         return Section(TITLE, [results.why_left_out("corruptions")])
     parts: list[str | Table | Figure] = [table]

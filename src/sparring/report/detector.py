@@ -22,7 +22,7 @@ TITLE = "The detector"
 
 
 def section(results: Results, scores: Scores | None, tables: Sequence[Table], folder: Path) -> Section:
-    """scores, tables: from `detection`."""
+    """Verdicts in words come first, then the mixture, then single attacks.  scores, tables: from `detection`."""
     if not results.detectors:
         return Section(TITLE, ["No structure here has a detector."])
     settings = results.params.detector

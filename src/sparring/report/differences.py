@@ -113,10 +113,10 @@ def mcnemar(params: Params, name: str, compared: pd.DataFrame, splits: Sequence[
     for split in splits:
         here = tidy[tidy["split"] == split]
         tests = max(tests, int(here["p"].notna().sum()))
-        found = here.set_index(["attack", "structure", "other"]).to_dict("index")
+        by_pair = here.set_index(["attack", "structure", "other"]).to_dict("index")
         columns = {"structures": [f"{structure}, {other}" for structure, other in pairs]}
         for attack in attacks:
-            cells = [found[(attack, *pair)] for pair in pairs]
+            cells = [by_pair[(attack, *pair)] for pair in pairs]
             columns[attack if attack == MIXTURE else attack_title(params, attack)] = [
                 starred(f"{probability(cell['p'])} ({cell['more']} : {cell['less']})", cell["side"])
                 if cell["images"]

@@ -19,7 +19,7 @@ FAILURES = 8  # a structure
 
 
 def section(results: Results, folder: Path) -> Section:
-    """Draws the figures `confusion` and `failures`."""
+    """The confusion matrices on the mixture of test images, and the worst of its misclassified images."""
     test = results.mixture[results.mixture["split"] == "test"]
     if test.empty:
         return Section(TITLE, ["There are no test images."])
@@ -48,7 +48,7 @@ def section(results: Results, folder: Path) -> Section:
 
 
 def _most_confident(results: Results, wrong: pd.DataFrame, folder: Path) -> Thumbnails:
-    """wrong: the predictions whose images are shown."""
+    """The misclassified images, as a figure and for the web page.  wrong: the predictions that are shown."""
     shown: dict[str, list[tuple[str, str]]] = {}
     drawn: dict[str, tuple[np.ndarray, list[str]]] = {}
     for name in results.structures:

@@ -97,7 +97,7 @@ def title_lines(title: str, limit: int = 12) -> str:
 
 def attack_titles(params: Params) -> dict[str, str]:
     """What stands in figures for clean images and each attack."""
-    return {name: attack_title(params, name).replace(" ", "\n") for name in (CLEAN, *params.evaluated)}
+    return {name: attack_title(params, name).replace(" ", "\n") for name in (CLEAN, *params.all_attacks)}
 
 
 def error_bars(rows: pd.DataFrame, column: str = "accuracy") -> np.ndarray:

@@ -24,12 +24,12 @@ from sparring.report.table import (
 
 
 def section(results: Results, table: Table) -> Section:
-    """table: from `table`."""
+    """Table 2, and a test of any two structures beside it.  table: from `table`."""
     return Section("Accuracy on the mixture", [table, *mcnemar(results.params, "table2_mcnemar", results.on_mixture)])
 
 
 def summary(results: Results, tidy: pd.DataFrame, split: str) -> dict[str, Any]:
-    """tidy: that of `table`."""
+    """Accuracy by structure, and every difference between two.  tidy: the frame of `table`."""
     rows = tidy[tidy["split"] == split].set_index("structure")
     return {
         "mixture": rows[["accuracy", "ci_low", "ci_high", "sd"]].to_dict("index"),

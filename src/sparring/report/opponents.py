@@ -44,7 +44,7 @@ class Example:
 
 
 def section(results: Results, table: Table, folder: Path) -> Section:
-    """table: from `table`."""
+    """The gallery of test images, Table 1, and how often each attack succeeds.  table: from `table`."""
     test = table.tidy[table.tidy["split"] == "test"]
     if not test["images"].any():
         return Section("The attacks", [table])
@@ -55,7 +55,7 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(results: Results, timings: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
-    """timings: from `read.timings`."""
+    """The facts of each attack, and how fast it ran.  timings: from `read.timings`."""
     rates = {
         timing["stage"].partition("@")[2]: timing.get("images_per_second")
         for timing in timings

@@ -73,8 +73,8 @@ def _glance(results: Results, mixture: pd.DataFrame, per_attack: pd.DataFrame, w
 def _opening(results: Results, mixture: pd.DataFrame, worst: pd.DataFrame) -> list[str]:
     params, clean = results.params, results.clean
     unseen = f", and {len(params.unseen_attacks)} that nobody trained on" if params.unseen_attacks else ""
-    attacks, structures = ([escape.markdown(name) for name in names] for names in (params.attacks, results.defended))
-    others = [escape.markdown(name) for name in results.defended if params.structures[name].online]
+    attacks, structures = ([escape.markdown(name) for name in names] for names in (params.attacks, params.trained))
+    others = [escape.markdown(name) for name, entry in params.trained.items() if entry.online]
     online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
     source = escape.markdown(clean["train"].metadata["source"])
     lines = [
@@ -103,7 +103,7 @@ def _opening(results: Results, mixture: pd.DataFrame, worst: pd.DataFrame) -> li
             + "."
         )
     count = trainings_of(results.on_mixture)
-    notes = [f"{differences_note(count)} {chance_note(count)}"] if results.defended and bullets else []
+    notes = [f"{differences_note(count)} {chance_note(count)}"] if params.trained and bullets else []
     return [*lines, *(["\n".join(bullets)] if bullets else []), *notes]
 
 
@@ -126,7 +126,7 @@ def _aimed_at_themselves(worst: pd.DataFrame) -> list[str]:
 def _differences(results: Results, split: str) -> list[str]:
     """Each structure against the baseline, each detector against the same opponents without one, and the sampler
     against other opponents."""
-    structures = {name: results.params.structures[name] for name in results.defended}
+    structures = results.params.trained
     pairs = [(name, BASELINE) for name in structures]
     pairs += [
         (name, other)

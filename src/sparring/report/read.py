@@ -53,12 +53,11 @@ def _image_path(params: Params, layout: Layout, split: str, version: str) -> Pat
 def stored(params: Params, layout: Layout, clean: dict[str, store.Images]) -> pd.DataFrame:
     """What every stored attack did to the test and held-out images."""
     parts = []
-    for split, attack in itertools.product(EVALUATED_SPLITS, params.evaluated):
-        found = images(
-            params, layout, split, attack, ("prediction", "prediction_float", "prediction_rounded", "l2", "linf")
-        )
-        store.check_rows(clean[split], found, _image_path(params, layout, split, attack))
-        rows = pd.DataFrame({"index": found.index, "label": found.label, **found.columns})
+    for split, attack in itertools.product(EVALUATED_SPLITS, params.all_attacks):
+        columns = ("prediction", "prediction_float", "prediction_rounded", "l2", "linf")
+        attacked = images(params, layout, split, attack, columns)
+        store.check_rows(clean[split], attacked, _image_path(params, layout, split, attack))
+        rows = pd.DataFrame({"index": attacked.index, "label": attacked.label, **attacked.columns})
         parts.append(rows.assign(split=split, attack=attack))
     return pd.concat(parts, ignore_index=True)
 
@@ -67,9 +66,9 @@ def predictions(params: Params, layout: Layout, structure: str, clean: dict[str,
     """A structure's predictions of all test and held-out images."""
     path = layout.predictions(structure)
     rows = _frame(path, PREDICTION_COLUMNS)
-    rows = rows[rows["split"].isin(EVALUATED_SPLITS) & rows["attack"].isin([CLEAN, *params.evaluated])]
+    rows = rows[rows["split"].isin(EVALUATED_SPLITS) & rows["attack"].isin([CLEAN, *params.all_attacks])]
     for split in EVALUATED_SPLITS:
-        _check_complete(rows, path, split, clean[split], params.evaluated)
+        _check_complete(rows, path, split, clean[split], params.all_attacks)
     if structure in detectors(params) and rows["detector_score"].isna().any():
         raise InputError(f"{path} has rows without detector_score, but {structure} has a detector; run `dvc repro`")
     return rows.assign(structure=structure, correct=rows["label"] == rows["prediction"])
@@ -97,10 +96,10 @@ def scores(
     for name in structures:
         path = layout.detection(name)
         rows = _frame(path, DETECTION_COLUMNS)
-        rows = rows[(rows["kind"] != "attack") | rows["attack"].isin(params.evaluated)]
+        rows = rows[(rows["kind"] != "attack") | rows["attack"].isin(params.all_attacks)]
         pairs = rows[rows["kind"].isin([CLEAN, "attack"])]
         for split in EVALUATED_SPLITS:
-            _check_complete(pairs, path, split, clean[split], params.evaluated)
+            _check_complete(pairs, path, split, clean[split], params.all_attacks)
         columns = {"detector": name} | ({} if parts else {known: known for known in KNOWN_DETECTORS})
         if rows["detector"].isna().any() or rows.loc[rows["kind"] != "aimed", list(columns)].isna().any(axis=None):
             raise InputError(f"{path} has rows without scores; run `dvc repro`")
@@ -139,8 +138,8 @@ def whitebox(params: Params, layout: Layout, test: store.Images) -> pd.DataFrame
         rows = _frame(path, WHITEBOX_COLUMNS)
         _check_whitebox(params, rows, path, known)
         parts.append(rows.assign(structure=structure, correct=rows["label"] == rows["prediction"]))
-    found = pd.concat(parts, ignore_index=True)
-    return found[found["attack"].isin([CLEAN, *params.whitebox.runs])]
+    whole = pd.concat(parts, ignore_index=True)
+    return whole[whole["attack"].isin([CLEAN, *params.whitebox.runs])]
 
 
 def _check_whitebox(params: Params, rows: pd.DataFrame, path: Path, known: pd.Series) -> None:
@@ -180,7 +179,7 @@ def _history(path: Path) -> pd.DataFrame:
 
 def timings(params: Params, layout: Layout) -> list[dict[str, Any]]:
     """The timings of stages that params.yaml still has, in the order in which they run."""
-    names = [*params.structures, *params.evaluated]
+    names = [*params.structures, *params.all_attacks]
     entries = []
     for path in sorted(layout.timings.glob("*.json")):
         try:

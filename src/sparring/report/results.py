@@ -14,7 +14,6 @@ from sparring.params import Params
 from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS, MIXTURE
 from sparring.report import escape, read
 from sparring.report.table import ACCURACY, full
-from sparring.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,8 @@ class Results:
         return list(self.params.structures)
 
     @property
-    def defended(self) -> list[str]:
-        """The structures that are compared with the baseline."""
-        return list(self.params.trained)
-
-    @property
     def attacks(self) -> list[str]:
-        return self.params.evaluated
+        return self.params.all_attacks
 
     @property
     def detectors(self) -> list[str]:
@@ -177,7 +171,7 @@ def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFra
     table["success"] = [fooled / correct if correct else float("nan") for fooled, correct in counts]
     for way in ("float", "rounded"):
         table[f"success_{way}"] = grouped[f"fooled_{way}"].sum() / table["correct_before"].replace(0, np.nan)
-    table[["ci_low", "ci_high"]] = np.array([wilson(*count) for count in counts], float).reshape(-1, 2)
+    table[["ci_low", "ci_high"]] = np.array([statistics.wilson(*count) for count in counts], float).reshape(-1, 2)
     return table[
         [
             *("success", "ci_low", "ci_high", "correct_before", "success_float", "success_rounded"),

@@ -61,6 +61,7 @@ def with_interval(value: float, low: float, high: float, sd: float = math.nan) -
 
 
 def intervals(frame: pd.DataFrame, *columns: str) -> list[str]:
+    """Figures with their intervals.  columns: of a figure, its ends and, if there are several trainings, its sd."""
     return [with_interval(*row) for row in frame[list(columns)].to_numpy(float)]
 
 

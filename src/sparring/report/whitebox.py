@@ -48,13 +48,13 @@ def numbers(results: Results) -> Numbers:
     return Numbers(
         rows,
         table(params, accuracies(params, rows, cases)),
-        checks.table(params, checks.checks(params, rows, transfer)),
+        checks.table(params, checks.verdicts(params, rows, transfer)),
         comparisons(params, cases),
     )
 
 
 def section(results: Results, numbers: Numbers, folder: Path) -> Section:
-    """Warnings come first. The figure's numbers are written as .csv beside it."""
+    """Warnings come first. The figure's numbers are written as .csv too.  numbers: from `numbers`."""
     params = results.params
     if "whitebox" in results.left_out:
         return Section(TITLE, [results.why_left_out("whitebox")])
@@ -121,13 +121,15 @@ def comparisons(params: Params, cases: pd.DataFrame) -> pd.DataFrame:
     return statistics.comparisons(rows, list(params.structures), ["split", "attack"])
 
 
-def table(params: Params, found: pd.DataFrame) -> Table:
-    """Structures × attacks, the worst cases last.  found: from `accuracies`."""
+def table(params: Params, accuracy: pd.DataFrame) -> Table:
+    """Structures × attacks, the worst cases last.  accuracy: from `accuracies`."""
     structures = list(params.structures)
-    kinds = found[["attack", "radius"]].drop_duplicates()
+    kinds = accuracy[["attack", "radius"]].drop_duplicates()
     wide = []
     for kind in records(kinds):
-        cells = found[(found["attack"] == kind.attack) & (found["radius"] == kind.radius)].set_index("structure")
+        cells = accuracy[(accuracy["attack"] == kind.attack) & (accuracy["radius"] == kind.radius)].set_index(
+            "structure"
+        )
         row = {"attack": kind.attack, "within": kind.radius or ("-" if kind.attack == CLEAN else "no radius")}
         row |= {"images": f"{cells['images'].max()}"}
         for structure in structures:
@@ -137,7 +139,7 @@ def table(params: Params, found: pd.DataFrame) -> Table:
     return Table(
         "whitebox",
         "Accuracy under attacks aimed at each structure itself (white-box), on test images.",
-        found,
+        accuracy,
         {"": pd.DataFrame(wide, columns=["attack", "within", "images", *structures])},
         [
             "Every structure is attacked by its own gradients; an image that it misclassifies when clean counts as "
@@ -145,13 +147,13 @@ def table(params: Params, found: pd.DataFrame) -> Table:
             "each radius that it lies within, whichever attack made it, those of the sanity checks and of the curve "
             f"included; `{ANY}` counts what lies within at least one. None of these attackers looks at the detector. "
             + INTERVALS,
-            *_without_radius(found),
+            *_without_radius(accuracy),
         ],
     )
 
 
-def _without_radius(found: pd.DataFrame) -> list[str]:
-    free = found[(found["radius"] == "") & found["l2_median"].notna()]
+def _without_radius(accuracy: pd.DataFrame) -> list[str]:
+    free = accuracy[(accuracy["radius"] == "") & accuracy["l2_median"].notna()]
     if free.empty:
         return []
     lengths = [
@@ -164,16 +166,16 @@ def _without_radius(found: pd.DataFrame) -> list[str]:
     ]
 
 
-def summary(accuracy: pd.DataFrame, checks: pd.DataFrame) -> dict[str, dict[str, object]]:
+def summary(accuracy: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, dict[str, object]]:
     """By structure: accuracy under each attack, worst_case within any radius, and the names of the failed checks.
 
-    accuracy: from `accuracies`.  checks: from `checks.checks`.
+    accuracy: from `accuracies`.  verdicts: from `checks.verdicts`.
     """
     trees: dict[str, dict[str, object]] = {}
     lowest = worst(accuracy)["accuracy"]
     for structure, rows in accuracy.groupby("structure", sort=False):
         single = rows[rows["attack"] != WORST]
-        failed = checks[(checks["structure"] == structure) & checks["passed"].eq(False)]
+        failed = verdicts[(verdicts["structure"] == structure) & verdicts["passed"].eq(False)]
         trees[str(structure)] = {
             "attacks": dict(zip(single["attack"], single["accuracy"], strict=True)),
             "worst_case": float(lowest[structure]),

@@ -39,17 +39,17 @@ def beside(mixture: pd.DataFrame, single: pd.DataFrame) -> Table:
     tidy["within"] = (tidy["ci_low"] <= tidy["paper"]) & (tidy["paper"] <= tidy["ci_high"])
     wide = {}
     for split in EVALUATED_SPLITS:
-        found = tidy[tidy["split"] == split]
-        if len(found):
+        rows = tidy[tidy["split"] == split]
+        if len(rows):
             wide[SPLIT_TITLES[split]] = pd.DataFrame(
                 {
-                    "table": [str(table) for table in found["table"]],
-                    "structure": list(found["structure"]),
-                    "images": list(found["attack"]),
-                    "paper": [number(value, 4) for value in found["paper"]],
-                    "here": intervals(found, *ACCURACY),
-                    "here minus paper": [signed(value) for value in found["minus_paper"]],
-                    "paper within our interval": ["yes" if within else "no" for within in found["within"]],
+                    "table": [str(table) for table in rows["table"]],
+                    "structure": list(rows["structure"]),
+                    "images": list(rows["attack"]),
+                    "paper": [number(value, 4) for value in rows["paper"]],
+                    "here": intervals(rows, *ACCURACY),
+                    "here minus paper": [signed(value) for value in rows["minus_paper"]],
+                    "paper within our interval": ["yes" if within else "no" for within in rows["within"]],
                 }
             )
     return Table("paper", "The paper's Tables 2 and 4 beside ours.", tidy, wide, [INTERVALS, paper.RESTORED])
