@@ -84,11 +84,11 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, capf
 
 RECIPE = {"schedule": "one_cycle", "label_smoothing": 0.1, "ema": 0.8, "keep": "best"}
 STRUCTURES = {
-    "adv": {"opponents": "sampler", "detector": "none"},
-    "ours": {"opponents": "sampler", "detector": "detector"},
-    "classical": {"opponents": "fixed", "detector": "none"},
-    "fgsm": {"opponents": "online_fgsm", "detector": "none"},
-    "pgd": {"opponents": "online_pgd", "detector": "none"},
+    "adv": {"opponents": "sampler", "detector": "none", "transform": "none"},
+    "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
+    "classical": {"opponents": "fixed", "detector": "none", "transform": "none"},
+    "fgsm": {"opponents": "online_fgsm", "detector": "none", "transform": "none"},
+    "pgd": {"opponents": "online_pgd", "detector": "none", "transform": "none"},
 }
 STREAMED = {"store": {"memory_budget": 1e-6, "shard_size": 100, "batch_size": 50}}
 

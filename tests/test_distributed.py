@@ -93,7 +93,7 @@ def fit(
     else:
         step = plain_step(net, settings.training, torch.float32)
     attacks = list(settings.attacks)
-    structure = Structure(opponents="sampler", detector="none")
+    structure = Structure(opponents="sampler", detector="none", transform="none")
     stored = opponents.create(settings, structure, attacks, net, torch.float32, 0)
 
     class Noted(OnlineOpponents):

@@ -23,8 +23,9 @@ TESTS = 500
 FLOORS = [
     {"params"},
     {"layout", "report/escape", "report/lettering"},
-    {"device", "store", "data/transforms", "data/sources", "evaluation/programs"},
-    {"progress", "checkpoints", "distributed", "data/decode", "data/splits"},
+    {"device", "store", "data/sources", "evaluation/programs"},
+    {"progress", "checkpoints", "distributed", "data/decode", "data/splits", "data/draws"},
+    {"data/transforms"},
     {"models"},
     {"attacks"},
     {"data"},

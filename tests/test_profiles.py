@@ -100,8 +100,18 @@ def test_settings_may_add_names_where_names_are_free(run: Run) -> None:
     code, out, err = run(
         *("profile", "digits", "--set", "attacks.pgd={method: torchattacks.PGD, eps: 3e-2}"),
         *("--set", "unseen_attacks.far.method=fgsm", "--set", "unseen_attacks.far.eps=0.1"),
-        *("--set", "structures.fixed={opponents: fixed, detector: none}", "--set", "fixed.weights.pgd=2"),
-        *("--set", "structures.online={opponents: online_pgd, detector: none}", "--set", "online_pgd.steps=3"),
+        *(
+            "--set",
+            "structures.fixed={opponents: fixed, detector: none, transform: none}",
+            "--set",
+            "fixed.weights.pgd=2",
+        ),
+        *(
+            "--set",
+            "structures.online={opponents: online_pgd, detector: none, transform: none}",
+            "--set",
+            "online_pgd.steps=3",
+        ),
     )
     assert (code, err) == (0, "")
     assert "attacks.pgd.eps: absent → 0.03\n" in out
@@ -177,10 +187,10 @@ def test_as_a_program(tmp_path: Path) -> None:
 def older(text: str) -> str:
     """The default file as it was before some of its keys existed."""
     text = re.sub(r"(?m)^  background: .*\n", "", text)
-    text = re.sub(r"(?ms)^(store|pretrained):.*?(?=^\S)", "", text)
+    text = re.sub(r"(?ms)^(store|mask|pretrained):.*?(?=^\S)", "", text)
     text = re.sub(r"(?m)^  baseline: .*\n", "", text)
     text = text.replace(", loss: cross_entropy", "").replace(
-        "adv: {opponents: sampler, detector: none}", "adv: {opponents: sampler}"
+        "adv: {opponents: sampler, detector: none, transform: none}", "adv: {opponents: sampler}"
     )
     return text.replace("epochs: 12", "epochs: 7  # mine")
 
@@ -190,7 +200,8 @@ def test_a_file_of_an_older_version_is_told_what_it_lacks_and_filled(run: Run) -
     path.write_text(older(DIGITS.decode()), encoding="utf-8")
     before = path.read_bytes()
     code, out, err = run("check")
-    lacks = ["data.background", "store", "pretrained", "structures.baseline", "structures.adv.detector"]
+    lacks = ["data.background", "store", "mask", "pretrained", "structures.baseline"]
+    lacks += ["structures.adv.detector", "structures.adv.transform"]
     lacks += [f"whitebox.attacks.{name}.loss" for name in ("pgd", "pgd_8", "pgd_l2")]
     assert code == 1 and err.count("\n") == 1 and not out
     assert err.startswith(f"error: params.yaml: {', '.join(lacks)} are missing") and "check --fill" in err
@@ -217,4 +228,8 @@ def test_a_misspelt_key_is_not_taken_for_a_missing_one(run: Run) -> None:
 
 def test_words_that_an_entry_leaves_out_are_filled_in(run: Run) -> None:
     assert run("profile", "digits", "--set", "structures.plain={opponents: fixed}")[0] == 0
-    assert params.load().structures["plain"].model_dump() == {"opponents": "fixed", "detector": "none"}
+    assert params.load().structures["plain"].model_dump() == {
+        "opponents": "fixed",
+        "detector": "none",
+        "transform": "none",
+    }

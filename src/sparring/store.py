@@ -149,6 +149,16 @@ class Groups:
         return _pixels(chunk, self.shape, self.dtype)
 
 
+def mean_colour(path: Path) -> tuple[float, ...]:
+    """The mean of a store's images by channel, in [0, 1]; raises InputError as `read` does."""
+    groups = Groups(path)
+    total = np.zeros(groups.shape[2])
+    for number in range(len(groups.rows)):
+        total += groups.read(number).sum((0, 1, 2), dtype=np.float64)
+    pixels = int(groups.rows.sum()) * groups.shape[0] * groups.shape[1]
+    return tuple((total / 255 / max(pixels, 1)).tolist())
+
+
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     try:

@@ -139,7 +139,7 @@ def pgd_l2(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def online(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     settings = Online(eps=EPS, step=EPS / 4, steps=8)
     opponents = OnlineOpponents(model, settings, torch.float32, 0)  # type: ignore[arg-type]
-    return opponents.show(torch.arange(len(labels)), images, labels, torch.empty(0), 0, 0)
+    return opponents.show(torch.arange(len(labels)), images, labels, torch.empty(0), 0, 0, lambda shown: shown)
 
 
 def ddn(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

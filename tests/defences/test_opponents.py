@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparring.checkpoints import Checkpoint
 from sparring.data import transforms
+from sparring.data.transforms import Draw
 from sparring.device import rng
 from sparring.models.resnet import ResNet
 from sparring.params import Params
@@ -29,7 +30,9 @@ class Remembering(Opponents):
         self.visits = torch.zeros(8)
         self.seen: list[tuple[Tensor, ...]] = []
 
-    def show(self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int) -> Tensor:
+    def show(
+        self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int, seen: Draw
+    ) -> Tensor:
         self.visits[rows] += 1
         self.seen.append((rows, labels, boxes))
         return images * (self.visits[rows] / 10).view(-1, 1, 1, 1)

@@ -32,8 +32,8 @@ from sparring.params.names import CLEAN
 from sparring.report import render
 
 STRUCTURES = {
-    "ours": {"opponents": "sampler", "detector": "detector"},
-    "adv": {"opponents": "sampler", "detector": "none"},
+    "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
+    "adv": {"opponents": "sampler", "detector": "none", "transform": "none"},
 }
 CPU = torch.device("cpu")
 

@@ -23,8 +23,8 @@ from sparring.report import render
 
 COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
 STRUCTURES = {
-    "ours": {"opponents": "sampler", "detector": "detector"},
-    "adv": {"opponents": "sampler", "detector": "none"},
+    "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
+    "adv": {"opponents": "sampler", "detector": "none", "transform": "none"},
 }
 
 

@@ -274,7 +274,7 @@ def test_all_stages_run_with_a_net_of_torchvision(
         training={"epochs": 1, "batch_size": 33},
         attacks={"fgsm": {"eps": 0.05}, "nst": nst},
         unseen_attacks={},
-        structures={"ours": {"opponents": "sampler", "detector": "detector"}},
+        structures={"ours": {"opponents": "sampler", "detector": "detector", "transform": "none"}},
         detector={"input": "full", "layers": 1, "centre": "layer1"},
     )
     prepare.prepare(chosen)

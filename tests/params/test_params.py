@@ -103,7 +103,7 @@ def test_params_here_are_valid() -> None:
         (changed(attacks=None), "attacks is null; it should be a section: keys with values"),
         (changed(device="gpu"), 'device is "gpu"; use auto, cpu, cuda or cuda:<number>'),
         (
-            changed(structures__x={"opponents": "none", "detector": "detector"}),
+            changed(structures__x={"opponents": "none", "detector": "detector", "transform": "none"}),
             "structures.x.detector needs adversarial images to learn from; name its opponents: sampler or fixed",
         ),
         (changed(seeds=[]), "seeds is []; it needs 1 entries"),
@@ -115,7 +115,7 @@ def test_params_here_are_valid() -> None:
         (
             changed(whitebox__attacks__square={"eps": 0.1}),
             "whitebox.attacks.square cannot be a name here; use letters, digits, - and _, not clean, autoattack, "
-            "more_steps, square",
+            "more_steps, square, single_draw",
         ),
         (
             changed(whitebox__attacks={"fgsm": {"eps": 0.1}}),
@@ -144,7 +144,7 @@ def test_params_here_are_valid() -> None:
             "training.keep is best, but data.validation is 0; give it images to choose by, or use last",
         ),
         (
-            changed(structures__x={"opponents": "online_pgd", "detector": "detector"}),
+            changed(structures__x={"opponents": "online_pgd", "detector": "detector", "transform": "none"}),
             "structures.x.detector has no clean images to learn from, as online_pgd attacks every image; use none, or "
             "sampler or fixed as opponents",
         ),
@@ -198,25 +198,28 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
             "attacks.mixture cannot be a name here; use letters",
         ),
         (
-            changed(structures__images={"opponents": "sampler", "detector": "none"}),
+            changed(structures__images={"opponents": "sampler", "detector": "none", "transform": "none"}),
             "structures.images cannot be a name here; use letters",
         ),
-        (changed(structures={"low-0.5": {"opponents": "none", "detector": "none"}}), "structures.low-0.5 cannot be"),
         (
-            changed(structures__baseline={"opponents": "none", "detector": "none"}),
+            changed(structures={"low-0.5": {"opponents": "none", "detector": "none", "transform": "none"}}),
+            "structures.low-0.5 cannot be",
+        ),
+        (
+            changed(structures__baseline={"opponents": "none", "detector": "none", "transform": "none"}),
             "structures.baseline.opponents is none; it is the pretrained net, so use pretrained",
         ),
         (
-            changed(structures__x={"opponents": "pretrained", "detector": "none"}),
+            changed(structures__x={"opponents": "pretrained", "detector": "none", "transform": "none"}),
             "structures.x.opponents is pretrained; that net is baseline; name the opponents to train against",
         ),
         (
-            changed(structures__baseline={"opponents": "pretrained", "detector": "detector"}),
+            changed(structures__baseline={"opponents": "pretrained", "detector": "detector", "transform": "none"}),
             "structures.baseline.detector needs adversarial images to learn from",
         ),
         (
-            changed(structures={"adv": {"opponents": "sampler", "detector": "none"}}),
-            "structures.baseline is missing; add baseline: {opponents: pretrained, detector: none}",
+            changed(structures={"adv": {"opponents": "sampler", "detector": "none", "transform": "none"}}),
+            "structures.baseline is missing; add baseline: {opponents: pretrained, detector: none, transform: none}",
         ),
         (changed(attacks={}, sampler__weights={}, fixed__weights={}), "attacks is empty; name at least one"),
         (changed(unseen_attacks={"fgsm": {"eps": 0.1}}), "unseen_attacks.fgsm is also in attacks; "),

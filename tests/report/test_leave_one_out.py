@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CHANGES = {
     "training": {"epochs": 4, "batch_size": 20},
     "structures": {
-        "adv": {"opponents": "sampler", "detector": "none"},
-        "ours": {"opponents": "sampler", "detector": "detector"},
-        "plain": {"opponents": "none", "detector": "none"},
+        "adv": {"opponents": "sampler", "detector": "none", "transform": "none"},
+        "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
+        "plain": {"opponents": "none", "detector": "none", "transform": "none"},
     },
 }
 
@@ -108,7 +108,7 @@ def test_an_attack_left_out_is_as_if_it_had_never_been(chosen: Params, tiny: Cal
             r"sampler draws no attack but fgsm; leaving it out leaves none",
         ),
         (
-            {"structures": {"plain": {"opponents": "none", "detector": "none"}}},
+            {"structures": {"plain": {"opponents": "none", "detector": "none", "transform": "none"}}},
             "fgsm",
             "structures has none that trains on stored attacks",
         ),

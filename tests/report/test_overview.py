@@ -43,7 +43,9 @@ def test_controls_stand_beside_the_papers_structures(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     opponents = {"adv": "sampler", "classical": "fixed", "fast": "online_fgsm", "madry": "online_pgd"}
-    structures = {name: {"opponents": word, "detector": "none"} for name, word in opponents.items()}
+    structures = {
+        name: {"opponents": word, "detector": "none", "transform": "none"} for name, word in opponents.items()
+    }
     render.render(make_project(structures=structures))
     table = pd.read_csv("reports/tables/table2.csv")
     assert set(table["structure"]) == {BASELINE, *opponents} and table["accuracy"].notna().all()
@@ -111,6 +113,8 @@ def test_without_the_papers_structures_nothing_is_said_to_be_reproduced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    render.render(make_project(structures={"classical": {"opponents": "fixed", "detector": "none"}}))
+    render.render(
+        make_project(structures={"classical": {"opponents": "fixed", "detector": "none", "transform": "none"}})
+    )
     page = Path("reports/report.md").read_text()
     assert "none of its claims was tried" in page and "Reproduced:" not in page and "trained once" not in page

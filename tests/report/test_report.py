@@ -96,7 +96,9 @@ def test_files_of_an_earlier_layout_do_not_survive(finished: Params, undrawn: No
 def test_without_detector_or_timings_or_heldout_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"heldout": 0}
-    params = make_project(data=data, structures={"adv": {"opponents": "sampler", "detector": "none"}})
+    params = make_project(
+        data=data, structures={"adv": {"opponents": "sampler", "detector": "none", "transform": "none"}}
+    )
     Path("data/timings/attack-fgsm.json").unlink()
     render.render(params)
     summary = json.loads(Path("reports/summary.json").read_text())

@@ -199,7 +199,7 @@ def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, ste
     opponents = OnlineOpponents(net, Online(eps=eps, step=step, steps=steps), torch.float32, 0)
 
     def attack(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
-        return opponents.show(torch.arange(16), images, labels, torch.empty(0), epoch, number)
+        return opponents.show(torch.arange(16), images, labels, torch.empty(0), epoch, number, lambda shown: shown)
 
     attacked = attack(images, labels, 3, 7)
     assert net.training and all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

@@ -183,7 +183,9 @@ def test_streamed_training_sees_what_training_in_memory_sees(
     monkeypatch.setattr("sparring.training.pretrain.plain_step", spy)
     runs = []
     for budget in (4, 1e-6, 1e-6):
-        settings = set_up(tiny, budget, structures={"adv": {"opponents": opponents, "detector": "none"}})
+        settings = set_up(
+            tiny, budget, structures={"adv": {"opponents": opponents, "detector": "none", "transform": "none"}}
+        )
         seen.clear()
         train(settings, "adv")
         runs.append((list(seen), HERE.model("adv", 0).read_bytes()))

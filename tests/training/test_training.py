@@ -43,10 +43,10 @@ def train(settings: Params, name: str) -> dict[str, bytes]:
 
 
 STRUCTURES = {
-    "ours": {"opponents": "sampler", "detector": "detector"},
-    "classical": {"opponents": "fixed", "detector": "none"},
-    "plain": {"opponents": "none", "detector": "none"},
-    "online": {"opponents": "online_pgd", "detector": "none"},
+    "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
+    "classical": {"opponents": "fixed", "detector": "none", "transform": "none"},
+    "plain": {"opponents": "none", "detector": "none", "transform": "none"},
+    "online": {"opponents": "online_pgd", "detector": "none", "transform": "none"},
 }
 
 

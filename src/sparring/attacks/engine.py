@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparring.attacks import losses
 from sparring.device import channels_last
+from sparring.models.averaged import Averaged
 from sparring.models.classifier import Classifier, predict
 from sparring.models.networks import frozen
 from sparring.params.attacks import Attack
@@ -80,6 +81,8 @@ def worth_compiling(net: Classifier, attack: Attack, shape: tuple[int, ...], cou
 
     Judged by the whole run, also where a part of it is done already: both parts must compute alike.
     """
+    if isinstance(net, Averaged):  # its draws are made in numpy, at which the compiler would stop
+        return False
     passes = math.prod(int(attack.arguments.get(name, 1)) for name in ("steps", "restarts", "search_steps"))
     runs = 2 * count * passes  # forward and back
     # First by a bound, as counting takes two seconds: a weight multiplies and adds at each pixel once at most.

@@ -1,13 +1,25 @@
-"""Batch augmentation: drawn for every sample of an epoch at once, applied to a batch in one call."""
+"""What is done to a batch of images at random: the augmentation of every training, and the transforms of structures."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparring.data.draws import Draws
+from sparring.params import Params
+from sparring.params.transforms import Cutout, Erasing, Masking, MaskPadding, Noise, Padded, Transform
+
 ASPECT = (3 / 4, 4 / 3)
+ATTEMPTS = 10  # of random erasing, to draw a box that fits into the image; torchvision has as many
+SHORT_WORDS = 4096  # units of an image up to which 32 bits order them at random without ties that would matter
+
+Draw = Callable[[Tensor], Tensor]
+"""One draw of a transform: images (N, 3, H, W) → the same images as the net sees them. Gradients pass through it."""
 
 
 def draw_crops(rng: np.random.Generator, count: int, area: tuple[float, float], flip: bool) -> Tensor:
@@ -30,17 +42,202 @@ def draw_crops(rng: np.random.Generator, count: int, area: tuple[float, float], 
     return torch.from_numpy(boxes.astype(np.float32))
 
 
-def crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Cut its box (N, 2, 2) out of each image (N, C, H, W) and scale it bilinearly to the image's size."""
-    height, width = images.shape[2:]
+def crop(images: Tensor, boxes: Tensor, outside: str = "border") -> Tensor:
+    """Cut its box (N, 2, 2) out of each image (N, C, H, W) and scale it bilinearly to the image's size.
+
+    outside: what a box that reaches beyond the image finds there: `border`, its nearest pixel, or `zeros`.
+    """
     boxes = boxes.to(images.device)
-    across, down = _places(boxes[:, 0], width), _places(boxes[:, 1], height)
     # affine_grid, which can also rotate, took four times as long as this, and half of the sampler's time.
-    grid = torch.stack([across[:, None].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)], -1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    grid = torch.stack(_places(images, boxes), -1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)
 
 
-def _places(box: Tensor, size: int) -> Tensor:
+def _places(images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each pixel of the boxes comes to lie in its image, across and down: (N, H, W) each."""
+    height, width = images.shape[2:]
+    across, down = _centres(boxes[:, 0], width), _centres(boxes[:, 1], height)
+    return across[:, None].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)
+
+
+def _centres(box: Tensor, size: int) -> Tensor:
     """Where the centres of `size` pixels come to lie (N, size) along one axis of the boxes (N, 2)."""
     centres = (2 * torch.arange(size, device=box.device) + 1) / size - 1
     return box[:, :1] * centres + box[:, 1:]
+
+
+@dataclass(frozen=True)
+class RandomTransform:
+    """A transform of params.yaml.
+
+    word: its section there.  settings: what that holds.
+    mean: the training images' mean colour in [0, 1], with which `fill: mean` fills.
+    """
+
+    word: str
+    settings: Transform
+    mean: tuple[float, ...]
+
+    @classmethod
+    def of(cls, params: Params, structure: str, mean: tuple[float, ...]) -> "RandomTransform | None":
+        """A structure's transform; None where it has none."""
+        settings = params.transform(structure)
+        return None if settings is None else cls(params.structure(structure).transform, settings, mean)
+
+    def draw(self, shape: tuple[int, ...], images: np.ndarray, seed: int, *what: str | int) -> Draw:
+        """A draw for each of N images of one shape (3, H, W), a function of seed, purpose and the image's number.
+
+        images: (N,) of those numbers.
+        """
+        return DRAWN_BY[self.word](self.settings, self.mean, shape, images, Draws(seed, *what))
+
+
+def _draw_mask(
+    settings: Masking, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
+) -> Draw:
+    """Exactly `share` of each image's units, to the nearest whole number but never all of them, are hidden.
+
+    A unit is a position with all its channels, one value of one channel, or a patch of `patch` × `patch` pixels, which
+    may be cut off at the right and lower edge.
+    """
+    channels, height, width = shape
+    side = settings.patch if settings.unit == "patch" else 1
+    grid = (channels if settings.unit == "channel" else 1, -(-height // side), -(-width // side))
+    units = math.prod(grid)
+    hidden = min(round(settings.share * units), units - 1)
+    visible = torch.from_numpy(~_chosen(draws, images, units, hidden)).view(-1, *grid)
+    if side > 1:
+        visible = visible.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
+    return _fill_hidden(visible, settings.fill, mean)
+
+
+def _chosen(draws: Draws, images: np.ndarray, units: int, count: int) -> np.ndarray:
+    """Exactly `count` of `units`, at random: (N, units) bool."""
+    if not count:
+        return np.zeros((len(images), units), bool)
+    dtype: Any = np.uint32 if units <= SHORT_WORDS else np.uint64
+    words = draws.words(images, units, dtype)
+    # The number of the unit takes the last bits of its word, so that no two words are equal.
+    bits = dtype((1 << (units - 1).bit_length()) - 1)
+    words = (words & ~bits) + np.arange(units).astype(dtype)
+    return np.asarray(words <= np.partition(words, count - 1)[:, count - 1 : count])
+
+
+def _fill_hidden(visible: Tensor, fill: str, mean: tuple[float, ...]) -> Draw:
+    """visible: (N, 1 or 3, H, W) bool."""
+
+    def apply(images: Tensor) -> Tensor:
+        seen = visible.to(images.device, images.dtype)
+        if fill == "zero":
+            return images * seen
+        colour = _colour(mean, images)
+        return (images - colour) * seen + colour
+
+    return apply
+
+
+def _colour(mean: tuple[float, ...], images: Tensor) -> Tensor:
+    return torch.tensor(mean, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
+
+
+def _draw_padding(
+    settings: Padded, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
+) -> Draw:
+    """Each image at a random place of a canvas whose sides are up to `most` pixels longer than what is placed on it.
+
+    order pad: the whole image is placed on a canvas of H to H + most by W to W + most pixels, which is then scaled to
+    H × W.  order resize: the image is scaled to H - most to H by W - most to W pixels and placed on a canvas of H × W
+    (Xie et al., 2018, arXiv 1711.01991).  All lengths and places are uniform.
+    """
+    chance = draws.uniform(images, 4)
+    axes = []
+    for axis, size in enumerate((shape[2], shape[1])):  # across, then down
+        most = settings.most if settings.order == "pad" else min(settings.most, size - 1)
+        longer = np.floor(chance[:, axis] * (most + 1))
+        place = np.floor(chance[:, 2 + axis] * (longer + 1))
+        # Of a canvas that is scaled to `size`, or of an image that was scaled down, one pixel is `scale` of the image.
+        scale = (size + longer) / size if settings.order == "pad" else size / (size - longer)
+        placed = size if settings.order == "pad" else size - longer
+        axes.append(np.stack([scale, scale - 1 - 2 * place / placed], 1))
+    boxes = torch.from_numpy(np.stack(axes, 1).astype(np.float32))
+
+    def apply(images: Tensor) -> Tensor:
+        here = boxes.to(images.device)
+        colour = _colour(mean, images) if settings.fill == "mean" else torch.zeros((), device=images.device)
+        if settings.order == "pad":
+            return crop(images - colour, here, "zeros") + colour
+        across, down = _places(images, here)
+        inside = ((across.abs() < 1) & (down.abs() < 1))[:, None]
+        return torch.where(inside, crop(images, here), colour)
+
+    return apply
+
+
+def _draw_mask_padding(
+    settings: MaskPadding, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
+) -> Draw:
+    """The mask, then the padding."""
+    mask = _draw_mask(settings.mask, mean, shape, images, draws.part("mask"))
+    padding = _draw_padding(settings.padding, mean, shape, images, draws.part("padding"))
+    return lambda batch: padding(mask(batch))
+
+
+def _draw_noise(
+    settings: Noise, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
+) -> Draw:
+    """Gaussian noise of standard deviation `std`, not clipped: as randomized smoothing has it."""
+    # Drawn in the order of channels_last, in which the images lie.
+    channels, height, width = shape
+    noise = torch.from_numpy(draws.normal(images, (height, width, channels))).permute(0, 3, 1, 2)
+    return lambda batch: torch.add(batch, noise.to(batch.device), alpha=settings.std)
+
+
+def _draw_cutout(
+    settings: Cutout, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
+) -> Draw:
+    """A square of `side` pixels around a random pixel is hidden, as far as it lies in the image (DeVries and Taylor,
+    2017, arXiv 1708.04552)."""
+    _, height, width = shape
+    centre = np.floor(draws.uniform(images, 2) * (height, width)).astype(np.int64)
+    start = centre - settings.side // 2
+    box = np.concatenate([start, start + settings.side], 1)
+    return _fill_hidden(_outside(box, height, width), settings.fill, mean)
+
+
+def _draw_erasing(
+    settings: Erasing, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
+) -> Draw:
+    """A box of random area and aspect ratio is hidden, in a share `probability` of the images (Zhong et al., 2020,
+    arXiv 1708.04896), drawn by the rules of torchvision's RandomErasing, which gives a whole batch one box."""
+    _, height, width = shape
+    chance = draws.uniform(images, 3 + 2 * ATTEMPTS)
+    low, high = settings.area
+    area = (low + (high - low) * chance[:, 3 : 3 + ATTEMPTS]) * height * width
+    low, high = np.log(settings.aspect)
+    aspect = np.exp(low + (high - low) * chance[:, 3 + ATTEMPTS :])
+    sides = np.stack([np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))], -1)
+    fits: np.ndarray = np.logical_and(sides[..., 0] < height, sides[..., 1] < width)
+    first = fits.argmax(1)
+    side = np.where(fits.any(1, keepdims=True), sides[np.arange(len(images)), first], 0)
+    side *= chance[:, :1] < settings.probability
+    start = np.floor(chance[:, 1:3] * (np.array((height, width)) - side + 1))
+    box = np.concatenate([start, start + side], 1).astype(np.int64)
+    return _fill_hidden(_outside(box, height, width), settings.fill, mean)
+
+
+def _outside(box: np.ndarray, height: int, width: int) -> Tensor:
+    """The pixels (N, 1, H, W) outside of each image's box (N, 4): top, left, bottom, right, the last two excluded."""
+    top, left, bottom, right = (torch.from_numpy(box[:, side]).view(-1, 1, 1, 1) for side in range(4))
+    down, across = torch.arange(height).view(1, 1, -1, 1), torch.arange(width).view(1, 1, 1, -1)
+    return ~((down >= top) & (down < bottom) & (across >= left) & (across < right))
+
+
+DRAWN_BY: dict[str, Callable[[Any, tuple[float, ...], tuple[int, ...], np.ndarray, Draws], Draw]] = {
+    "mask": _draw_mask,
+    "padding": _draw_padding,
+    "mask_padding": _draw_mask_padding,
+    "noise": _draw_noise,
+    "cutout": _draw_cutout,
+    "erasing": _draw_erasing,
+    "resizing": _draw_padding,
+}

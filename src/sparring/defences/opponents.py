@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparring import distributed
 from sparring.attacks.pgd import pgd
+from sparring.data.transforms import Draw
 from sparring.defences import sampler
 from sparring.device import rng
 from sparring.models.classifier import Classifier
@@ -39,20 +40,23 @@ class OnlineOpponents(Opponents):
     arXiv 1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
 
     Every image is attacked, and stays within eps of itself and in [0, 1]. The net is attacked in eval mode: as the
-    function that it is evaluated as, each image for itself, and with its running statistics left alone.
+    function that it is evaluated as, each image for itself, and with its running statistics left alone; but through the
+    draw of the structure's transform through which it will learn from them.
     """
 
     def __init__(self, net: Classifier, settings: Online, dtype: torch.dtype, seed: int) -> None:
         self._net, self._settings, self._dtype, self._seed = net, settings, dtype, seed
 
-    def show(self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int) -> Tensor:
+    def show(
+        self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int, seen: Draw
+    ) -> Tensor:
         settings = self._settings
         generator = torch.Generator(images.device)
         generator.manual_seed(int(rng(self._seed, "online", epoch, number).integers(2**62)))
         starts = torch.randn((len(labels), 1, *images.shape[1:]), generator=generator, device=images.device)
         self._net.eval()
         attacked = pgd(
-            self._logits,
+            lambda attacked: self._logits(seen(attacked)),
             images,
             distributed.mine(labels),
             eps=settings.eps,

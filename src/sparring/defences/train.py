@@ -1,10 +1,12 @@
 """The structures: nets trained from scratch on clean and adversarial images, with or without the detector."""
 
 import shutil
+from pathlib import Path
 
 import torch
 
 from sparring import checkpoints, distributed, progress, store
+from sparring.data.transforms import RandomTransform
 from sparring.defences.joint import joint_step
 from sparring.defences.opponents import create as create_opponents
 from sparring.device import channels_last, choose, precision, torch_seed
@@ -17,7 +19,7 @@ from sparring.params.errors import InputError
 from sparring.training.gallery import load_gallery
 from sparring.training.loop import fit
 from sparring.training.results import new_net, save_history, save_net
-from sparring.training.steps import plain_step
+from sparring.training.steps import Step, plain_step
 
 
 def train(params: Params, name: str, layout: Layout = HERE) -> None:
@@ -60,7 +62,8 @@ def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
         pretrained = networks.load(params.network, classes, params.data.image_size, layout.pretrained)
         gallery = load_gallery(params, layout, attacks, model_files.digest(pretrained), device)
 
-        sections = [getattr(params, word) for word in (structure.opponents, structure.detector)]
+        transform = _transform(params, name, inputs[0])
+        sections = [getattr(params, word) for word in structure.sections.values()]
         settings = [params.deterministic, params.network, params.training, checkpoints.machine(device)]
         settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
         inputs += [layout.pretrained, *(layout.adversarial / attack / "train.parquet" for attack in attacks)]
@@ -74,15 +77,11 @@ def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
             once = params.model_copy(update={"seed": seed})
             net = channels_last(new_net(once, "target", len(classes)), device)
             detector = None if structure.detector == "none" else new_detector(once, net, device)
-            if detector is None:
-                step = plain_step(net, params.training, dtype)
-            else:
-                helper = channels_last(networks.frozen(pretrained), device)
-                step = joint_step(net, helper, detector, params.training, params.detector, dtype)
+            step = _step(once, net, pretrained, detector, device, dtype)
             opponents = create_opponents(params, structure, attacks, net, dtype, seed)
-            history = fit(once, name, net, step, gallery, opponents, validation, checkpoint)
+            history = fit(once, name, net, step, gallery, opponents, validation, checkpoint, transform)
             if distributed.first():
-                save_net(once, name, layout.model(name, seed), net, dtype, clean)
+                save_net(once, name, layout.model(name, seed), net, dtype, clean, transform)
             if distributed.first() and detector is not None:
                 save_net(once, name, layout.detector(name, seed), detector, dtype, clean)
             rows += [row | {"seed": seed} for row in history] if len(params.seeds) > 1 else history
@@ -93,6 +92,28 @@ def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
             epochs = params.training.epochs * len(params.seeds)
             done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
             shutil.rmtree(unfinished)
+
+
+def _transform(params: Params, name: str, clean: Path) -> RandomTransform | None:
+    """A structure's transform, None where it has none.  clean: the training images."""
+    if params.transform(name) is None:
+        return None
+    return RandomTransform.of(params, name, store.mean_colour(clean))
+
+
+def _step(
+    params: Params,
+    net: Classifier,
+    pretrained: Classifier,
+    detector: TransformerDetector | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Step:
+    """How the net learns: alone, or together with the detector."""
+    if detector is None:
+        return plain_step(net, params.training, dtype)
+    helper = channels_last(networks.frozen(pretrained), device)
+    return joint_step(net, helper, detector, params.training, params.detector, dtype)
 
 
 def new_detector(params: Params, net: Classifier, device: torch.device) -> TransformerDetector:

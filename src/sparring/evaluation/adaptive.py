@@ -13,8 +13,9 @@ from sparring import store
 from sparring.attacks import losses
 from sparring.attacks.engine import run
 from sparring.attacks.pgd import pgd
-from sparring.device import channels_last, rng
+from sparring.device import channels_last, rng, torch_seed
 from sparring.models import classifier, networks
+from sparring.models.averaged import as_attacked
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
@@ -112,7 +113,7 @@ def aimed_rows(
     drawn = rng(params.seed, "detection", split).permutation(len(clean))[: settings.images]
     clean = clean[np.sort(drawn)]
     detector.requires_grad_(False)
-    fast, helper = (channels_last(networks.frozen(found), device) for found in (net, pretrained))
+    fast, helper = (channels_last(networks.frozen(found), device) for found in (as_attacked(net), pretrained))
     score = partial(detector_score, helper, detector)
     reach: dict[str, Any] = {"eps": settings.eps, "steps": settings.steps}
     attacks: dict[str, Callable[..., Tensor]] = {
@@ -129,7 +130,8 @@ def aimed_rows(
         drawn = np.stack([rng(params.seed, "aimed", index).standard_normal(shape, np.float32) for index in batch.index])
         starts = torch.from_numpy(drawn).to(device)
         shown = {"none": images}
-        shown |= {name: run(attack, fast, images, labels, {"starts": starts}) for name, attack in attacks.items()}
+        with torch_seed(params.seed, "aimed", int(batch.index[0])):  # from which a random transform is drawn
+            shown |= {name: run(attack, fast, images, labels, {"starts": starts}) for name, attack in attacks.items()}
         for attack, attacked in shown.items():
             with torch.no_grad():
                 prediction = net.eval()(attacked).argmax(1).cpu().numpy()

@@ -1,6 +1,7 @@
 """Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,9 +9,11 @@ import torch
 from torch import nn
 
 from sparring import progress, store
+from sparring.data.transforms import RandomTransform
 from sparring.device import channels_last, choose
 from sparring.layout import HERE, Layout, replacing
 from sparring.models import classifier, model_files, networks
+from sparring.models.averaged import Averaged
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
@@ -48,10 +51,16 @@ def evaluate(params: Params, structure: str, layout: Layout = HERE) -> None:
 def trained(
     params: Params, layout: Layout, structure: str, seed: int, classes: int | Sequence[str], device: torch.device
 ) -> Classifier:
-    """A structure's net as it was trained with one seed, on the device."""
-    net = networks.load(params.network, classes, params.data.image_size, layout.model(structure, seed))
+    """A structure's net as it was trained with one seed, on the device, as it predicts: through its transform where
+    that has `draws`."""
+    path = layout.model(structure, seed)
+    net = networks.load(params.network, classes, params.data.image_size, path)
     channels_last(net, device)
-    return net
+    mean: Any = model_files.facts(path).get("mean_colour", ())
+    transform = RandomTransform.of(params, structure, tuple(mean))
+    if transform is None or not transform.settings.draws:
+        return net
+    return Averaged(net, transform, transform.settings.draws, params.seed)
 
 
 def models(

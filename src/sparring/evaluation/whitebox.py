@@ -15,9 +15,10 @@ from sparring.device import channels_last, choose, rng
 from sparring.evaluation import predict as evaluation
 from sparring.layout import HERE, Layout, replacing
 from sparring.models import networks
+from sparring.models.averaged import Averaged, as_attacked
 from sparring.models.classifier import Classifier
 from sparring.params import Params, check_classes
-from sparring.params.names import CLEAN
+from sparring.params.names import CLEAN, SINGLE_DRAW
 
 COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score", "l2", "linf"]
 
@@ -54,7 +55,7 @@ def attack_structure(params: Params, structure: str, layout: Layout = HERE) -> N
         channels_last(pretrained, device)
         seeds = params.seeds_of(structure)
         trained = [model for model in (layout.model(structure, seed) for seed in seeds) if model.exists()]
-        settings = [params.seed, params.deterministic, params.network, params.whitebox]
+        settings = [params.seed, params.deterministic, params.network, params.whitebox, params.transform(structure)]
         settings.append(params.store.model_dump(exclude={"memory_budget"}))
         inputs = [path, layout.pretrained, *trained]
         unfinished = checkpoints.folder(f"whitebox-{structure}", settings, inputs, __name__, device, torch.float32)
@@ -87,19 +88,21 @@ def _attacked(
 
     Gradients are float32 whatever `precision` says: rounded ones make an attacker weaker.
     """
-    runs = params.whitebox.runs
+    runs = params.whitebox.runs | (params.whitebox.of_random if isinstance(net, Averaged) else {})
     images, rank = test[np.sort(order)], np.argsort(order)
     shape = test.image.shape[1:]
     compiled = any(engine.worth_compiling(net, attack, shape, count, device) for attack, count in runs.values())
     if compiled:
         engine.compile_below(folder / "compiled")
-    model = engine.Fast(net, device, torch.float32, compiled=compiled)
+    model = engine.Fast(as_attacked(net), device, torch.float32, compiled=compiled)
     clean = predict(images).assign(l2=np.float32(0), linf=np.float32(0))
     right = (clean["prediction"] == clean["label"]).to_numpy(bool)
     parts = [clean.assign(attack=CLEAN)]
     for number, (name, (attack, count)) in enumerate(runs.items()):
         met = rank < count
         advance(int((met & ~right).sum()))
+        if name == SINGLE_DRAW and isinstance(net, Averaged):
+            model = engine.Fast(net.of_one_draw(), device, torch.float32)
         made = generation.kept(
             folder / str(number),
             store.in_shards(images[met & right], params.store.batch_size),

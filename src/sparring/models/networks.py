@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sparring.models.averaged import Averaged
 from sparring.models.classifier import Classifier
 from sparring.models.model_files import class_order, facts, load_into, reorder
 from sparring.models.resnet import Block, ResNet
@@ -28,6 +29,8 @@ def frozen(net: Classifier) -> Classifier:
     """A copy for attacks: in eval mode, parameters without gradient, every BatchNorm that follows a convolution folded
     into it."""
     net = copy.deepcopy(net).eval().requires_grad_(False)
+    if isinstance(net, Averaged):
+        net.net = frozen(net.net)
     if isinstance(net, Torchvision):
         _fold(net.net)
         net.found.clear()  # of what the tracer sent through

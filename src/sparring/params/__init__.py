@@ -36,6 +36,7 @@ from sparring.params.sections import (
     Structure,
     Training,
 )
+from sparring.params.transforms import Cutout, Erasing, Mask, MaskPadding, Noise, Padding, Transform
 from sparring.params.values import CountOrNone, Section
 from sparring.params.whitebox import Whitebox
 
@@ -57,6 +58,13 @@ class Params(Section):
     online_fgsm: Online
     online_pgd: Online
     detector: Detector
+    mask: Mask
+    padding: Padding
+    mask_padding: MaskPadding
+    noise: Noise
+    cutout: Cutout
+    erasing: Erasing
+    resizing: Padding
     none: dict[str, Any]
     pretrained: dict[str, Any]
     structures: dict[str, Structure]
@@ -88,7 +96,9 @@ class Params(Section):
     def _structures(cls, structures: dict[str, Structure]) -> dict[str, Structure]:
         check_names(structures, ("pretrained", *KNOWN_DETECTORS, *TABLE_COLUMNS))
         if BASELINE not in structures:
-            raise ValueError(f".{BASELINE} is missing; add {BASELINE}: {{opponents: pretrained, detector: none}}")
+            raise ValueError(
+                f".{BASELINE} is missing; add {BASELINE}: {{opponents: pretrained, detector: none, transform: none}}"
+            )
         for name, structure in structures.items():
             if (name == BASELINE) != structure.pretrained:
                 right = "it is the pretrained net, so use pretrained"
@@ -136,6 +146,16 @@ class Params(Section):
     def trained(self) -> dict[str, Structure]:
         """The structures but for the baseline, which is a copy of the pretrained net."""
         return {name: structure for name, structure in self.structures.items() if name != BASELINE}
+
+    def transform(self, structure: str) -> Transform | None:
+        """The settings of a structure's transform; None where it has none."""
+        word = self.structure(structure).transform
+        return None if word == "none" else getattr(self, word)
+
+    def predicts_at_random(self, structure: str) -> bool:
+        """Whether a structure's predictions are averaged over draws of its transform."""
+        transform = self.transform(structure)
+        return transform is not None and transform.draws > 0
 
     def seeds_of(self, structure: str) -> list[int]:
         """The seeds of a structure's trainings; the pretrained net is trained once, with `seed`."""

@@ -8,7 +8,7 @@ BASELINE = "baseline"
 ABLATED = "ours"  # the structure that Table 3 varies
 CLEAN = "clean"
 # The white-box attacks that `whitebox` describes by numbers, by their names in data/whitebox/.
-AUTOATTACK, MORE_STEPS, SQUARE = "autoattack", "more_steps", "square"
+AUTOATTACK, MORE_STEPS, SQUARE, SINGLE_DRAW = "autoattack", "more_steps", "square", "single_draw"
 KNOWN_DETECTORS = ("mahalanobis", "squeezing")  # to which a structure's own is compared
 MIXTURE = "mixture"  # stands where else an attack's name stands
 # Of the report's tables, beside a column for each structure.

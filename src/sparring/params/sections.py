@@ -180,6 +180,7 @@ class Online(Section):
 class Structure(Section):
     opponents: Literal["sampler", "fixed", "online_fgsm", "online_pgd", "none", "pretrained"]
     detector: Literal["detector", "none"]
+    transform: Literal["mask", "padding", "mask_padding", "noise", "cutout", "erasing", "resizing", "none"]
 
     @property
     def pretrained(self) -> bool:
@@ -196,6 +197,11 @@ class Structure(Section):
         """Whether its opponents are made on the fly, with the settings of the section that they are named after."""
         return self.opponents in ("online_fgsm", "online_pgd")
 
+    @property
+    def sections(self) -> dict[str, str]:
+        """The sections of params.yaml that it uses, by its words."""
+        return {"opponents": self.opponents, "detector": self.detector, "transform": self.transform}
+
     @model_validator(mode="after")
     def _has_opponents(self) -> "Structure":
         if self.detector != "none" and self.opponents in ("none", "pretrained"):
@@ -205,6 +211,8 @@ class Structure(Section):
                 f"detector has no clean images to learn from, as {self.opponents} attacks every image; use none, or "
                 "sampler or fixed as opponents"
             )
+        if self.transform != "none" and self.pretrained:
+            raise ValueError("transform is for nets of their own training; the pretrained net has none, so use none")
         return self
 
 

@@ -52,7 +52,7 @@ def row_params(params: Params, name: str, rows: dict[str, Row]) -> Params:
         raise InputError(
             f"{ABLATION_FILE}: rows.{name} does not go with {PARAMS_FILE}: sampler.{first_problem(error, Sampler)}"
         ) from error
-    ours = Structure(opponents="sampler", detector="detector")
+    ours = Structure(opponents="sampler", detector="detector", transform="none")
     changes = {"detector": detector, "sampler": sampler, "structures": {ABLATED: ours}, "unseen_attacks": {}}
     return params.model_copy(update=changes)
 

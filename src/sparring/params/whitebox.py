@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from sparring.params.attacks import TORCHATTACKS, Attack, attack_entries
-from sparring.params.names import AUTOATTACK, CLEAN, MORE_STEPS, SQUARE
+from sparring.params.names import AUTOATTACK, CLEAN, MORE_STEPS, SINGLE_DRAW, SQUARE
 from sparring.params.values import Count, CountOrNone, Radius, Section
 
 
@@ -49,7 +49,7 @@ class Whitebox(Section):
     @field_validator("attacks", mode="before")
     @classmethod
     def attack_entries(cls, entries: Any) -> Any:
-        return attack_entries(entries, (CLEAN, AUTOATTACK, MORE_STEPS, SQUARE))
+        return attack_entries(entries, (CLEAN, AUTOATTACK, MORE_STEPS, SQUARE, SINGLE_DRAW))
 
     @model_validator(mode="after")
     def _has_reference(self) -> "Whitebox":
@@ -92,5 +92,14 @@ class Whitebox(Section):
         found[MORE_STEPS] = Attack(method="pgd", arguments=longer), self.checks.images
         found[SQUARE] = Attack(method=f"{TORCHATTACKS}Square", arguments=square), self.checks.images
         found |= {name: (attack, self.curve.images) for name, attack in self.on_curve.items()}
+        return self._limited(found)
+
+    @property
+    def of_random(self) -> dict[str, tuple[Attack, int]]:
+        """What is run beside `runs` against a structure that predicts through a random transform: the reference, aimed
+        at one draw of it."""
+        return self._limited({SINGLE_DRAW: (self.attacks[self.reference], self.checks.images)})
+
+    def _limited(self, found: dict[str, tuple[Attack, int]]) -> dict[str, tuple[Attack, int]]:
         limited = {name: (attack, min(count, self.images)) for name, (attack, count) in found.items()}
         return {name: run for name, run in limited.items() if run[1]}

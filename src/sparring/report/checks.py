@@ -8,7 +8,7 @@ import pandas as pd
 
 from sparring import statistics
 from sparring.params import Params
-from sparring.params.names import BASELINE, CLEAN, MORE_STEPS, SQUARE
+from sparring.params.names import BASELINE, CLEAN, MORE_STEPS, SINGLE_DRAW, SQUARE
 from sparring.report import escape
 from sparring.report.table import Table, number, radius, records
 
@@ -103,6 +103,9 @@ def _comparisons(
     yield "more steps do not help much", compared, reference, under.get(MORE_STEPS, none), MUCH
     compared = f"{settings.reference}, Square with {settings.checks.queries} queries, {ball}"
     yield "black box does not beat white box", compared, reference, under.get(SQUARE, none), 0
+    if any(params.predicts_at_random(structure) for structure in params.structures):
+        compared = f"{settings.reference} through the transform and through one draw of it, {ball}"
+        yield "the whole transform beats one draw", compared, reference, under.get(SINGLE_DRAW, none), 0
 
 
 def _paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def _making(results: Results, timings: Sequence[dict[str, Any]]) -> list[str | T
     }
     used = {structure.opponents for structure in params.structures.values()}
     shown |= {name: getattr(params, name) for name in ("fixed", "online_fgsm", "online_pgd") if name in used}
+    transforms = {structure.transform for structure in params.structures.values()} - {"none"}
+    shown |= {name: getattr(params, name) for name in sorted(transforms)}
     if results.detectors:
         shown |= {"detector": params.detector, "detection": params.detection}
     shown |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}

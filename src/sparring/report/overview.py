@@ -124,18 +124,29 @@ def _aimed_at_themselves(worst: pd.DataFrame) -> list[str]:
 
 
 def _differences(results: Results, split: str) -> list[str]:
-    """Each structure against the baseline, each detector against the same opponents without one, and the sampler
-    against other opponents."""
+    """Each structure against the baseline, each detector, and each transform, against the same structure without one,
+    and the sampler against other opponents."""
     structures = results.params.trained
     pairs = [(name, BASELINE) for name in structures]
     pairs += [
         (name, other)
         for name in results.detectors
         for other, entry in structures.items()
-        if entry.detector == "none" and entry.opponents == structures[name].opponents
+        if entry == structures[name].model_copy(update={"detector": "none"})
     ]
-    alone = {name: entry.opponents for name, entry in structures.items() if entry.detector == "none"}
-    pairs += [(name, other) for name in alone for other in alone if alone[name] == "sampler" != alone[other]]
+    pairs += [
+        (name, other)
+        for name, structure in structures.items()
+        for other, entry in structures.items()
+        if structure.transform != "none" and entry == structure.model_copy(update={"transform": "none"})
+    ]
+    alone = {name: entry for name, entry in structures.items() if entry.detector == "none"}
+    pairs += [
+        (name, other)
+        for name, structure in alone.items()
+        for other, entry in alone.items()
+        if structure.opponents == "sampler" != entry.opponents and structure.transform == entry.transform
+    ]
     lines = []
     for name, other in pairs:
         compared = results.compared(split, name, other)

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sparring import checkpoints, distributed, progress, store
 from sparring.checkpoints import Checkpoint
 from sparring.data import transforms
+from sparring.data.transforms import Draw, RandomTransform
 from sparring.device import rng, torch_seed
 from sparring.models import classifier
 from sparring.models.classifier import Classifier
@@ -33,11 +34,14 @@ class Opponents:
         gallery. visits: the images in the order in which the epoch visits them (N,)."""
         return np.zeros(len(visits), np.int64)
 
-    def show(self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int) -> Tensor:
+    def show(
+        self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int, seen: Draw
+    ) -> Tensor:
         """The images (n, 3, H, W) in [0, 1] that the net learns from, in place of a batch's images of the same shape.
 
         rows, labels: of the whole batch (N,). images, boxes: those of this process, n of N; boxes (n, 2, 2) are the
         crops that were cut out, as transforms.draw_crops has them.  number: the batch's place in the epoch, from 1.
+        seen: the batch's draw of the structure's transform, through which the net will see what is returned.
         """
         return images
 
@@ -135,24 +139,23 @@ def fit(
     opponents: Opponents,
     validation: store.Images,
     checkpoint: Checkpoint | None = None,
+    transform: RandomTransform | None = None,
 ) -> list[dict[str, float]]:
     """Train for params.training.epochs epochs; returns a row of means an epoch. What the nets hold in the end is what
     params.training.keep and ema say.
 
     validation: clean images to watch, and for `keep: best` to choose by.
-    checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers and schedules,
-    opponents, sums of the epoch, history, and torch's generators, as dropout draws from them; everything else that is
-    drawn is a function of the seed and the epoch. So a run that was killed ends with the bits of one that was not.
+    transform: that through which the net sees every image, drawn anew for each image and epoch; None for none.
+    checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers, schedules, opponents,
+    sums of the epoch, history, and torch's generators, from which dropout draws; all else is drawn as a function of
+    seed and epoch. So a run that was killed ends with the bits of one that was not.
     Of several processes, each calls this, all end with the same nets, and the first one saves.
     Raises InputError where a loss is no longer a number or there is nothing to choose by; SystemExit on SIGTERM and
     Ctrl-C, once the state is saved.
     """
     settings, device, count = params.training, gallery.device, len(gallery.label)
     checkpoint = checkpoint or Checkpoint(None)
-    if settings.keep == "best" and not len(validation):
-        raise InputError(f"{name}: training.keep is best, but there are no validation images to choose by; use last")
-    if distributed.size() > 1 and count < distributed.LEAST * distributed.size():
-        raise InputError(f"{name}: {count} training images are too few for {distributed.size()} training.devices")
+    _check_enough(name, settings, count, len(validation))
     state = _State(params, name, net, step, opponents, count)
     state.load(checkpoint, device)
     total, shown = settings.epochs * count, distributed.first()
@@ -164,7 +167,7 @@ def fit(
 
         advance(state.epoch * count + min(state.batches * settings.batch_size, count))
         while state.epoch < settings.epochs:
-            _run_epoch(params, state, net, step, gallery, opponents, after_batch)
+            _run_epoch(params, state, net, step, gallery, opponents, transform, after_batch)
             means = {key: float(value) / count for key, value in distributed.total(state.totals).items()}
             _check_finite(name, state.epoch, means, settings, checkpoint)
             predicted = classifier.predict(state.kept[0], validation.image, params.store.batch_size, device).argmax(1)
@@ -175,6 +178,13 @@ def fit(
             state.save(checkpoint, stopped, device)
     state.choose()
     return state.history
+
+
+def _check_enough(name: str, settings: Training, count: int, validation: int) -> None:
+    if settings.keep == "best" and not validation:
+        raise InputError(f"{name}: training.keep is best, but there are no validation images to choose by; use last")
+    if distributed.size() > 1 and count < distributed.LEAST * distributed.size():
+        raise InputError(f"{name}: {count} training images are too few for {distributed.size()} training.devices")
 
 
 def _check_finite(name: str, epoch: int, means: dict[str, float], settings: Training, checkpoint: Checkpoint) -> None:
@@ -195,6 +205,7 @@ def _run_epoch(
     step: Step,
     gallery: Gallery,
     opponents: Opponents,
+    transform: RandomTransform | None,
     after_batch: Callable[[int], None],
 ) -> None:
     """Train on what is left of an epoch, and add up in state.totals what the step returns.
@@ -212,10 +223,15 @@ def _run_epoch(
         if state.batches:
             checkpoints.set_random_state(state.random, device)
         for rows, images, labels, adversarial in gallery.batches(windows, version, settings.batch_size, state.batches):
-            boxes = crops[distributed.mine(rows)]
+            own = distributed.mine(rows)
+            boxes = crops[own]
             images = transforms.crop(images, boxes)
-            images = opponents.show(rows, images, labels, boxes, epoch, state.batches + 1)
-            for key, value in step.run(images, labels, adversarial).items():
+            seen: Draw = _as_it_is
+            if transform is not None and transform.settings.training:
+                shape = tuple(images.shape[1:])
+                seen = transform.draw(shape, own.cpu().numpy(), params.seed, "transform", epoch)
+            images = opponents.show(rows, images, labels, boxes, epoch, state.batches + 1, seen)
+            for key, value in step.run(seen(images), labels, adversarial).items():
                 state.totals[key] = state.totals.get(key, 0) + value
             distributed.average_norms(net)
             for each in state.schedulers:
@@ -224,6 +240,10 @@ def _run_epoch(
                 state.average.update_parameters(net)
             state.batches += 1
             after_batch(len(rows))
+
+
+def _as_it_is(images: Tensor) -> Tensor:
+    return images
 
 
 def _line(means: dict[str, float]) -> str:

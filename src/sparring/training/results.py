@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sparring import store
+from sparring.data.transforms import RandomTransform
 from sparring.device import torch_seed
 from sparring.layout import replacing
 from sparring.models import model_files, networks
@@ -19,9 +20,17 @@ def new_net(params: Params, what: str, classes: int) -> Classifier:
         return networks.create(params.network, classes, params.data.image_size)
 
 
-def save_net(params: Params, name: str, path: Path, module: nn.Module, dtype: torch.dtype, clean: store.Images) -> None:
+def save_net(
+    params: Params,
+    name: str,
+    path: Path,
+    module: nn.Module,
+    dtype: torch.dtype,
+    clean: store.Images,
+    transform: RandomTransform | None = None,
+) -> None:
     """Write a trained module as safetensors, with what one needs to know to use it."""
-    facts = {
+    facts: dict[str, object] = {
         "name": name,
         "network": params.network.model_dump(),
         "classes": clean.metadata["classes"],
@@ -29,6 +38,8 @@ def save_net(params: Params, name: str, path: Path, module: nn.Module, dtype: to
         "precision": str(dtype).removeprefix("torch."),
         "epochs": params.training.epochs,
     }
+    if transform is not None:
+        facts["mean_colour"] = list(transform.mean)
     model_files.save_model(module, path, facts)
 
 

@@ -1,0 +1,75 @@
+"""The sections of params.yaml of random transforms, which a structure names by its word `transform`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sparring.params.values import BelowOne, Count, CountOrNone, NotNegative, Positive, Section, Share
+
+Fill = Literal["zero", "mean"]
+
+
+class Transform(Section):
+    """What all transforms have.
+
+    training: whether the net in training sees the images through it, drawn anew for each image and visit.
+    draws: over how many draws a prediction is averaged; 0 where the net predicts from the image itself.
+    """
+
+    training: bool
+    draws: CountOrNone
+
+    @model_validator(mode="after")
+    def _acts(self) -> "Transform":
+        if not self.training and not self.draws:
+            raise ValueError("training is false and draws is 0, so it is never used; set one of them")
+        return self
+
+
+class Masking(Section):
+    share: BelowOne
+    unit: Literal["pixel", "channel", "patch"]
+    patch: Count
+    fill: Fill
+
+
+class Padded(Section):
+    most: CountOrNone
+    order: Literal["pad", "resize"]
+    fill: Fill
+
+
+class Mask(Transform, Masking):
+    pass
+
+
+class Padding(Transform, Padded):
+    pass
+
+
+class MaskPadding(Transform):
+    mask: Masking
+    padding: Padded
+
+
+class Noise(Transform):
+    std: NotNegative
+
+
+class Cutout(Transform):
+    side: Count
+    fill: Fill
+
+
+class Erasing(Transform):
+    probability: Share
+    area: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    aspect: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    fill: Fill
+
+    @field_validator("area", "aspect")
+    @classmethod
+    def _is_range(cls, ends: list[float]) -> list[float]:
+        if not 0 < ends[0] <= ends[1]:
+            raise ValueError("it is [smallest, largest], both above 0")
+        return ends
