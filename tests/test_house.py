@@ -32,6 +32,7 @@ FLOORS = [
     {"training", "attacks/generation"},
     {"defences"},
     {"evaluation", "profiles"},
+    {"mask_padding"},
     {"statistics"},
     {
         "report/read",

@@ -20,11 +20,13 @@ class Layout:
     root: the folder that all the files are below.
     images: the folder of the clean and attacked images, below root.
     results: the folder below root that has what trainings and evaluations leave; a row of a study has one of its own.
+    nets: the folder of the pretrained net, below root.
     """
 
     root: Path = Path()
     images: Path = Path("data")
     results: Path = Path()
+    nets: Path = Path("models")
 
     @property
     def source(self) -> Path:
@@ -50,7 +52,7 @@ class Layout:
 
     @property
     def pretrained(self) -> Path:
-        return self.root / "models/pretrained.safetensors"
+        return self.root / self.nets / "pretrained.safetensors"
 
     def models(self, structure: str) -> Path:
         return self.root / self.results / "models" / structure

@@ -42,6 +42,16 @@ def test_bim_is_that_of_torchattacks(
     assert ((attacks.find("bim")(frozen, images, labels, **arguments) - wanted).abs() <= 1e-6).float().mean() > 0.999
 
 
+def test_rfgsm_is_that_of_torchattacks(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    torch.manual_seed(5)
+    wanted = torchattacks.RFGSM(net, eps=0.1, alpha=0.05, steps=1)(images, labels)
+    torch.manual_seed(5)
+    noise = torch.randn_like(images)
+    found = attacks.find("rfgsm")(net, images, labels, eps=0.1, alpha=0.05, noise=noise)
+    assert ((found - wanted).abs() <= 1e-6).float().mean() > 0.999
+    assert (found - images).abs().max() <= 0.1 + 1e-6
+
+
 def test_the_first_step_of_bim_has_its_own_size(net: ResNet, images: Tensor, labels: Tensor) -> None:
     one = attacks.find("bim")(net, images, labels, eps=0.1, step=0.05, first_step=0.001, steps=1)
     torch.testing.assert_close(one, attacks.find("fgsm")(net, images, labels, eps=0.001))

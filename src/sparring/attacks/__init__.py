@@ -19,6 +19,7 @@ from sparring.attacks.fgsm import fgsm
 from sparring.attacks.gaussian import gaussian
 from sparring.attacks.nst import nst
 from sparring.attacks.pgd import pgd
+from sparring.attacks.rfgsm import rfgsm
 from sparring.attacks.torchattacks_adapter import run
 from sparring.params.attacks import TORCHATTACKS
 
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "nst": nst,
     "pgd": pgd,
     "ddn": ddn,
+    "rfgsm": rfgsm,
 }
 
 

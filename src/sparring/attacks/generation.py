@@ -2,7 +2,7 @@
 
 import inspect
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from sparring.params.errors import InputError
 from sparring.params.names import EVALUATED_SPLITS, PARAMS_FILE, SPLITS
 
 
-def attack_splits(params: Params, name: str, layout: Layout = HERE) -> None:
+def attack_splits(params: Params, name: str, layout: Layout = HERE, splits: Sequence[str] | None = None) -> None:
     """Attack the clean set with `attacks.<name>` (all splits) or `unseen_attacks.<name>` (test, heldout).
+
+    splits: those to attack in place of these.
 
     Finished shards are kept below PARTIAL until all files are written: a run that was killed goes on after them,
     and ends with the bytes of an undisturbed one.
@@ -33,10 +35,10 @@ def attack_splits(params: Params, name: str, layout: Layout = HERE) -> None:
     dtype = precision(params, device)
     seen = name in params.attacks
     attack = params.attacks[name] if seen else params.unseen_attacks[name]
-    splits = SPLITS if seen else EVALUATED_SPLITS
+    splits = splits or (SPLITS if seen else EVALUATED_SPLITS)
     with progress.timed(layout, f"{'attack' if seen else 'attack_unseen'}@{name}", device, dtype) as done:
         clean = {split: store.read(layout.clean / f"{split}.parquet") for split in splits}
-        train = clean["train"] if seen else store.read(layout.clean / "train.parquet")
+        train = clean["train"] if "train" in clean else store.read(layout.clean / "train.parquet")
         classes = train.metadata["classes"]
         check_classes(params, len(classes))
         net = networks.load(params.network, classes, params.data.image_size, layout.pretrained)

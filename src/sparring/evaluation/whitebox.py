@@ -36,7 +36,7 @@ def draw(index: np.ndarray, label: np.ndarray, seed: int) -> np.ndarray:
     return shuffled[np.argsort(place[shuffled], kind="stable")]
 
 
-def attack_structure(params: Params, structure: str, layout: Layout = HERE) -> None:
+def attack_structure(params: Params, structure: str, layout: Layout = HERE, split: str = "test") -> None:
     """Run every attack of `whitebox` against one structure, each seed of it, and write a row of predictions for each
     image and attack. Raises InputError for a structure that is not in params.yaml.
 
@@ -46,7 +46,7 @@ def attack_structure(params: Params, structure: str, layout: Layout = HERE) -> N
     params.structure(structure)
     device = choose(params)
     with progress.timed(layout, f"whitebox@{structure}", device) as done:
-        path = layout.clean / "test.parquet"
+        path = layout.clean / f"{split}.parquet"
         test = store.read(path)
         classes = test.metadata["classes"]
         check_classes(params, len(classes))
@@ -66,7 +66,7 @@ def attack_structure(params: Params, structure: str, layout: Layout = HERE) -> N
                 net, detector = evaluation.models(params, layout, structure, seed, pretrained, classes, device)
                 predict = partial(evaluation.predicted, params, net, pretrained, detector, device=device)
                 rows = _attacked(params, net, predict, test, order, device, unfinished / str(seed), advance)
-                parts.append(rows.assign(seed=seed, split="test"))
+                parts.append(rows.assign(seed=seed, split=split))
         rows = pd.concat(parts, ignore_index=True)
         with replacing(layout.whitebox(structure)) as path:
             rows[COLUMNS].to_parquet(path, index=False)

@@ -5,7 +5,7 @@ import inspect
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from sparring.params import demands
 from sparring.params.errors import did_you_mean, first_problem, shown
@@ -19,6 +19,19 @@ class Gaussian(Section):
 
 class Fgsm(Section):
     eps: Radius
+
+
+class RFGSM(Section):
+    eps: Radius
+    alpha: Positive
+
+    @model_validator(mode="after")
+    def _leaves_a_step(self) -> "RFGSM":
+        if self.alpha >= self.eps:
+            raise ValueError(
+                f"alpha is {self.alpha:g}; it must be below eps, which is {self.eps:g}; half of it is usual"
+            )
+        return self
 
 
 class Bim(Section):
@@ -73,6 +86,7 @@ BUILT_IN: dict[str, type[Section]] = {
     "nst": NST,
     "pgd": PGD,
     "ddn": DDN,
+    "rfgsm": RFGSM,
 }
 TORCHATTACKS = "torchattacks."
 # They look for the least change that fools the model, and so stop right behind its boundary.

@@ -1,0 +1,64 @@
+"""How nearly constant, and how nearly linear, a net's loss is around an image."""
+
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparring import store
+from sparring.attacks import engine
+from sparring.device import rng
+from sparring.models import classifier
+from sparring.models.averaged import as_attacked
+from sparring.models.classifier import Classifier
+
+
+def linearity_rows(
+    net: Classifier, images: store.Images, eps: float, steps: int, seed: int, batch_size: int, device: torch.device
+) -> pd.DataFrame:
+    """A row an image: index, gradient_norm and linearity_error, as `measure` has them."""
+    model = engine.Fast(as_attacked(net), device, torch.float32)
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        shown = classifier.to_images(batch.image, device)
+        drawn = rng(seed, "linearity", start).uniform(-1, 1, tuple(shown.shape))
+        starts = torch.from_numpy(drawn).to(device, torch.float32)
+        norm, error = measure(model, shown, torch.from_numpy(batch.label).to(device), eps, steps, starts)
+        rows = {"index": batch.index, "gradient_norm": norm.cpu().numpy(), "linearity_error": error.cpu().numpy()}
+        parts.append(pd.DataFrame(rows))
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure(
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, eps: float, steps: int, starts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The L2 norm of the cross-entropy's gradient by each image (N,), and the local linearity error (N,): the largest
+    |loss(x + d) − loss(x) − d · gradient(x)| over changes d within eps in L∞ (Qin et al., 2019, arXiv 1907.02610),
+    found by `steps` signed-gradient steps from `starts`.
+
+    images: (N, 3, H, W) in [0, 1].  starts: of their shape, in [-1, 1].
+    """
+
+    def losses(shown: Tensor) -> Tensor:
+        return F.cross_entropy(model(shown), labels, reduction="none")
+
+    at = images.detach().requires_grad_()
+    here = losses(at)
+    slope = torch.autograd.grad(here.sum(), at)[0]
+    here = here.detach()
+
+    def error(change: Tensor) -> Tensor:
+        return (losses(images + change) - here - (change * slope).flatten(1).sum(1)).abs()
+
+    change, largest = eps * starts, torch.zeros_like(here)
+    for number in range(steps + 1):
+        change = change.detach().requires_grad_()
+        found = error(change)
+        largest = torch.maximum(largest, found.detach())
+        if number < steps:
+            up = torch.autograd.grad(found.sum(), change)[0].sign()
+            change = (change + 2.5 * eps / steps * up).clamp(-eps, eps)
+    return slope.flatten(1).norm(dim=1), largest
