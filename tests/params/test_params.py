@@ -76,12 +76,13 @@ def test_params_here_are_valid() -> None:
         ),
         (
             changed(network={"name": "vgg11bn"}),
-            'network.name is "vgg11bn"; use resnet or a classifier of torchvision; did you mean vgg11_bn or vgg11?',
+            'network.name is "vgg11bn"; use resnet, facenet, dnn1, dnn2, dnn3, dnn4, mtcnn or a classifier '
+            "of torchvision; did you mean vgg11_bn or vgg11?",
         ),
         (  # a detector of objects, known to torchvision, but no classifier
             changed(network={"name": "ssd300_vgg16"}),
-            'network.name is "ssd300_vgg16"; use resnet or a classifier of torchvision, such as alexnet, '
-            "convnext_base, convnext_large",
+            'network.name is "ssd300_vgg16"; use resnet, facenet, dnn1, dnn2, dnn3, dnn4, mtcnn or a classifier of '
+            "torchvision, such as alexnet, convnext_base, convnext_large",
         ),
         (
             changed(network__name="vgg11_bn"),

@@ -9,10 +9,12 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sparring.models import facenet, signs_and_faces
 from sparring.models.averaged import Averaged
 from sparring.models.classifier import Classifier
 from sparring.models.model_files import class_order, facts, load_into, reorder
 from sparring.models.resnet import Block, ResNet
+from sparring.models.signs_and_faces import Staged
 from sparring.models.torchvision import Torchvision
 from sparring.params.sections import Network
 
@@ -20,6 +22,11 @@ from sparring.params.sections import Network
 def create(network: Network, classes: int, image_size: int) -> Classifier:
     """The classifier that params.yaml describes, with random weights (seed torch before), for images of image_size
     pixels. Raises InputError where it cannot read images of that size."""
+    dropout = network.dropout or 0.0
+    if network.name == "facenet":
+        return facenet.create(classes, network.width_factor or 1.0, dropout)
+    if network.name in signs_and_faces.NETWORKS:
+        return signs_and_faces.create(network.name, classes, image_size, dropout)
     if network.blocks is None or network.width is None:
         return Torchvision(network.name, classes, image_size)
     return ResNet(tuple(network.blocks), network.width, classes)
@@ -34,6 +41,8 @@ def frozen(net: Classifier) -> Classifier:
     if isinstance(net, Torchvision):
         _fold(net.net)
         net.found.clear()  # of what the tracer sent through
+    if isinstance(net, Staged):
+        _fold(net)
     if not isinstance(net, ResNet):
         return net
     net.stem = nn.Sequential(_folded(net.stem[0], net.stem[1]), net.stem[2])

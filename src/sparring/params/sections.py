@@ -5,10 +5,17 @@ import re
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from sparring.params.errors import shown
-from sparring.params.values import BelowOne, Count, CountOrNone, NotNegative, Positive, Radius, Section, Share
+from sparring.params.values import BelowOne, Count, CountOrNone, NotNegative, Positive, Radius, Section, Share, fraction
 
 
 class Data(Section):
@@ -69,29 +76,35 @@ class Store(Section):
 
 
 RESNET = "resnet"
+# Of the networks that are not torchvision's, the keys beside the name.
+NETWORK_KEYS: dict[str, tuple[str, ...]] = {RESNET: ("blocks", "width"), "facenet": ("dropout", "width_factor")}
+NETWORK_KEYS |= dict.fromkeys(("dnn1", "dnn2", "dnn3", "dnn4", "mtcnn"), ("dropout",))
 
 
 class Network(Section):
-    """Our ResNet for small images, of `blocks` and `width`; or any classifier of torchvision, by its name alone."""
+    """One of NETWORK_KEYS, with the keys that it has; or any classifier of torchvision, by its name alone."""
 
     name: str
     blocks: Annotated[list[Count], Field(min_length=4, max_length=4)] | None = None
     width: Count | None = None
+    dropout: BelowOne | None = None
+    width_factor: Annotated[float, Field(gt=0, le=1), BeforeValidator(fraction)] | None = None
 
     @model_validator(mode="after")
     def _exists(self) -> "Network":
-        if self.name != RESNET and self.name not in (known := torchvision_names()):
-            close = difflib.get_close_matches(self.name, known, 2)
+        if self.name not in NETWORK_KEYS and self.name not in (known := torchvision_names()):
+            close = difflib.get_close_matches(self.name, [*NETWORK_KEYS, *known], 2)
             raise ValueError(
-                f"name is {shown(self.name)}; use {RESNET} or a classifier of torchvision"
+                f"name is {shown(self.name)}; use {', '.join(NETWORK_KEYS)} or a classifier of torchvision"
                 + (f"; did you mean {' or '.join(close)}?" if close else f", such as {', '.join(known[:3])}")
             )
-        for key in ("blocks", "width"):
-            given = getattr(self, key)
-            if self.name == RESNET and given is None:
+        for key in ("blocks", "width", "dropout", "width_factor"):
+            given, wanted = getattr(self, key), key in NETWORK_KEYS.get(self.name, ())
+            if wanted and given is None:
                 raise ValueError(f"{key} is missing; add it (profiles/digits.yaml has every key, with its meaning)")
-            if self.name != RESNET and given is not None:
-                raise ValueError(f"{key} is {shown(given)}; only {RESNET} has it: network is {{name: {self.name}}}")
+            if not wanted and given is not None:
+                owners = ", ".join(name for name, keys in NETWORK_KEYS.items() if key in keys)
+                raise ValueError(f"{key} is {shown(given)}; only {owners} has it: network is {{name: {self.name}}}")
         return self
 
     @model_serializer(mode="wrap")
@@ -101,8 +114,12 @@ class Network(Section):
     @property
     def words(self) -> str:
         """It, for the reader of a report."""
-        if self.blocks is None:
+        if self.name not in NETWORK_KEYS:
             return f"torchvision's {self.name}"
+        if self.name != RESNET:
+            wide = "" if self.width_factor is None else f" at {self.width_factor:g} of its width"
+            return f"{self.name}{wide}" + (f" with dropout of {self.dropout:g}" if self.dropout else "")
+        assert self.blocks is not None  # as NETWORK_KEYS says
         return f"a ResNet of {' + '.join(map(str, self.blocks))} blocks and width {self.width}"
 
 

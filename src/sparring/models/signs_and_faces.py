@@ -1,0 +1,140 @@
+"""The networks of the second article: four for traffic signs, two for faces.
+
+The article's table of the sign networks' layers is lost. So dnn1 to dnn4 are four known kinds of network, each made
+small for 32×32 pixels. mtcnn and facenet begin with a fixed bilinear resize to the size that their layers were made
+for, through which gradients pass, so that images and attacks stay at their own size.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparring.models.classifier import Classifier
+from sparring.models.resnet import Block
+from sparring.params.errors import InputError
+
+ONET_SIDE = 48  # pixels
+
+
+class Staged(Classifier):
+    """Stages one after another, each of which gives a map: layer1, layer2, …; then a head, which gives the logits."""
+
+    def __init__(self, stages: Sequence[nn.Module], head: nn.Module, side: int | None = None) -> None:
+        """side: to how many pixels square images are brought first; None: to none."""
+        super().__init__()
+        self.side = side
+        self.names = [f"layer{number}" for number in range(1, len(stages) + 1)]
+        for name, stage in zip(self.names, stages, strict=True):
+            setattr(self, name, stage)
+        self.head = head
+
+    def maps(self, images: Tensor, last: str | None = None) -> dict[str, Tensor]:
+        flow, maps = images, {}
+        if self.side is not None:
+            flow = F.interpolate(images, (self.side, self.side), mode="bilinear", align_corners=False)
+        for name in self.names[: self.names.index(last or self.names[-1]) + 1]:
+            flow = maps[name] = getattr(self, name)(flow)
+        return maps
+
+    def classify(self, maps: dict[str, Tensor]) -> Tensor:
+        return self.head(maps[self.names[-1]])
+
+
+def create(name: str, classes: int, image_size: int, dropout: float) -> Staged:
+    """One of NETWORKS, with random weights, for square images of image_size pixels.
+
+    dropout: share of the inputs of each hidden or last fully connected layer that is left out in training.
+    Raises InputError where the images are too small for its layers.
+    """
+    stages, hidden, side = NETWORKS[name]()
+    # Hidden layers know each position by itself; without any, the positions are averaged, as in a ResNet.
+    head: list[nn.Module] = [nn.Flatten()] if hidden else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    try:
+        with torch.no_grad():
+            probe = torch.zeros(1, 3, side or image_size, side or image_size)
+            features = nn.Sequential(*stages, *head).eval()(probe).numel()
+    except RuntimeError as error:
+        raise InputError(
+            f"params.yaml: network.name is {name}, which cannot read images of {image_size} pixels; use a larger "
+            "data.image_size or another network"
+        ) from error
+    for width in hidden:
+        head += [nn.Dropout(dropout), nn.Linear(features, width), nn.ReLU(True)]
+        features = width
+    return Staged(stages, nn.Sequential(*head, nn.Dropout(dropout), nn.Linear(features, classes)), side)
+
+
+Built = tuple[list[nn.Module], list[int], int | None]
+"""Stages, the widths of the hidden fully connected layers, and the pixels to which images are resized (None: not)."""
+
+
+def _conv(channels_in: int, channels: int, kernel: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(True),
+    ]
+
+
+def _dnn1() -> Built:
+    """As AlexNet (Krizhevsky et al., 2012): large convolutions first, then small ones; two hidden layers."""
+    stages: list[nn.Module] = [
+        nn.Sequential(*_conv(3, 16, 5), nn.MaxPool2d(2)),
+        nn.Sequential(*_conv(16, 32, 5), nn.MaxPool2d(2)),
+        nn.Sequential(*_conv(32, 64, 3), *_conv(64, 64, 3), nn.MaxPool2d(2)),
+    ]
+    return stages, [256, 256], None
+
+
+def _dnn2() -> Built:
+    """As VGG (Simonyan and Zisserman, 2015, arXiv 1409.1556): pairs of 3×3 convolutions; one hidden layer."""
+    stages: list[nn.Module] = [
+        nn.Sequential(*_conv(inner, width, 3), *_conv(width, width, 3), nn.MaxPool2d(2))
+        for inner, width in ((3, 16), (16, 32), (32, 64))
+    ]
+    return stages, [128], None
+
+
+def _dnn3() -> Built:
+    """A ResNet (He et al., 2016, arXiv 1512.03385) of one basic block a stage, without a hidden layer."""
+    stages: list[nn.Module] = [
+        nn.Sequential(*_conv(3, 16, 3), Block(16, 16, 1)),
+        Block(16, 32, 2),
+        Block(32, 64, 2),
+    ]
+    return stages, [], None
+
+
+def _dnn4() -> Built:
+    """LeNet-5 (LeCun et al., 1998), with rectifiers and the maximum of each pool."""
+    stages: list[nn.Module] = [
+        nn.Sequential(nn.Conv2d(3, 6, 5), nn.ReLU(True), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(True), nn.MaxPool2d(2)),
+    ]
+    return stages, [120, 84], None
+
+
+def _mtcnn() -> Built:
+    """The output network of MTCNN (Zhang et al., 2016, arXiv 1604.02878), with one head, for classes."""
+
+    def step(channels_in: int, channels: int, kernel: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels_in, channels, kernel), nn.PReLU(channels)]
+
+    stages: list[nn.Module] = [
+        nn.Sequential(*step(3, 32, 3), nn.MaxPool2d(3, 2, ceil_mode=True)),
+        nn.Sequential(*step(32, 64, 3), nn.MaxPool2d(3, 2, ceil_mode=True)),
+        nn.Sequential(*step(64, 64, 3), nn.MaxPool2d(2, 2, ceil_mode=True)),
+        nn.Sequential(*step(64, 128, 2)),
+    ]
+    return stages, [256], ONET_SIDE
+
+
+NETWORKS: dict[str, Callable[[], Built]] = {
+    "dnn1": _dnn1,
+    "dnn2": _dnn2,
+    "dnn3": _dnn3,
+    "dnn4": _dnn4,
+    "mtcnn": _mtcnn,
+}
