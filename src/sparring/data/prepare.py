@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sparring import progress, store
-from sparring.data import decode, parquet, splits
+from sparring.data import decode, faces, parquet, signs, splits
 from sparring.data import folder as folders
 from sparring.data.sources import BATCH, Encoded, Source, location, some
 from sparring.layout import HERE, Layout
@@ -55,7 +55,16 @@ def open_source(data: Data) -> Source:
 
     Raises InputError for a source that is missing or broken, or whose labels do not number the classes 0, 1, 2, …
     """
-    readers = {"digits": _digits, "cifar10": _cifar10, "parquet": parquet.read, "folder": folders.read}
+    readers = {
+        "digits": _digits,
+        "cifar10": _cifar10,
+        "parquet": parquet.read,
+        "folder": folders.read,
+        "gtsrb": signs.gtsrb,
+        "belgium": signs.belgium,
+        "orl": faces.orl,
+        "yale": faces.yale,
+    }
     try:
         source = readers[data.source](data)
     except PermissionError as error:
