@@ -4,6 +4,7 @@ Each kind of pixel has a known range (8, 12 and 16 bits: the whole of it; floats
 """
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from sparring.data.sources import Encoded, Region, some
 from sparring.params.errors import InputError, reason
 
 MOST_PIXELS = 50_000_000  # of one encoded image: a small file can claim to be a picture that fills the memory
-THREADS = 4
+THREADS = min(4, os.cpu_count() or 1)  # more than there are cores only wait for each other
 TOGETHER = 16  # images that a thread is given at once: handing small ones over one by one takes longer than decoding
 NAMED = 10  # broken images that an error names
 STILL = ("MPO", "PSD")  # formats whose further frames are previews or layers of the one picture

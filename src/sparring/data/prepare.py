@@ -135,8 +135,7 @@ def _remarks(image: np.ndarray, several: list[str]) -> list[str]:
     if several:
         names = some(sorted(set(several)), 3)
         remarks.append(f"images with several frames or pages, of which the first is taken: {names}")
-    levels = image.reshape(len(image), -1)
-    flat = sum(int(each.max()) - int(each.min()) <= FEW_LEVELS for each in levels)
+    flat = int((np.ptp(image.reshape(len(image), -1), axis=1) <= FEW_LEVELS).sum())
     if 2 * flat > len(image):
         remarks.append(
             f"{flat:,} of {len(image):,} images are nearly constant: their levels span {FEW_LEVELS} of 255 or less; "
