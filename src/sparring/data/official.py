@@ -43,7 +43,7 @@ class Tree:
         return [folder for folder in self.files if _lower(folder)[-len(names) :] == names]
 
     def within(self, folder: Path) -> list[Path]:
-        return [each for each in self.files if each.parent == folder and each != self.top]
+        return [each for each in self.files if each.parent == folder]
 
     def only(self, found: list[Path], what: str) -> Path:
         """The one that is found.  Raises InputError, with what it is, for none and for several."""
