@@ -227,6 +227,8 @@ def test_broken_and_missing_csv_files() -> None:
     file = TRAINING / "00001" / "GT-00001.csv"
     file.write_bytes(b"\xff\xfe\x00Filename")
     fails("GT-00001.csv is no CSV file, or a broken one .*; fetch it again", **DATA)
+    file.write_text((TRAINING / "00000" / "GT-00000.csv").read_text().replace(".ppm", ".png"))
+    fails("GT-00001.csv has no line for 00000_00000.ppm, nor for any other image there; fetch it again", **DATA)
     file.write_text("")
     fails("GT-00001.csv has no column Filename, Roi.X1, .*; its first line should be", **DATA)
     file.unlink()

@@ -149,7 +149,10 @@ def _listed(tree: Tree, table: Path, folder: Path) -> Iterator[tuple[int, _Sign]
         elif seen[key] != (box, number):
             raise InputError(f"{table}: line {line}: {name} has another line, with other values; remove one")
     unlisted = [name for key, name in there.items() if key not in seen]
-    tree.leave_out("images without their line in a CSV file", *(folder / name for name in unlisted if is_image(name)))
+    images = [folder / name for name in unlisted if is_image(name)]
+    if images and not seen:
+        raise InputError(f"{table} has no line for {images[0].name}, nor for any other image there; fetch it again")
+    tree.leave_out("images without their line in a CSV file", *images)
     others = [name for name in unlisted if not is_image(name) and not name.lower().startswith("gt-")]
     tree.leave_out_others(folder, others)
 
