@@ -101,6 +101,16 @@ def test_one_file_and_sources_without_files(images: Path, watched: Callable[...,
     assert watched("digits", None) == {"source": "digits"}
 
 
+@pytest.mark.parametrize("source", ["folder", "parquet", "gtsrb", "belgium", "orl", "yale"])
+def test_every_source_of_the_users_files_is_watched(
+    images: Path, watched: Callable[..., dict[str, Any]], source: str
+) -> None:
+    before = watched(source)
+    assert before["files"] == 4
+    (images / "a" / "GT-final_test.csv").write_text("labels")
+    assert watched(source)["digest"] != before["digest"]
+
+
 def test_a_missing_path_is_one_line_and_keeps_what_was_noted(
     images: Path, watched: Callable[..., dict[str, Any]]
 ) -> None:

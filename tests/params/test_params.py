@@ -90,11 +90,16 @@ def test_params_here_are_valid() -> None:
         ),
         (
             changed(data__source="cifar"),
-            "data.source is \"cifar\"; it should be 'digits', 'cifar10', 'parquet' or 'folder'",
+            "data.source is \"cifar\"; it should be 'digits', 'cifar10', 'parquet', 'folder', "
+            "'gtsrb', 'belgium', 'orl' or 'yale'",
         ),
         (
             changed(data__source="folder"),
             "data.path is missing; data.source folder reads the files that data.path names",
+        ),
+        (
+            changed(data__source="gtsrb"),
+            "data.path is missing; data.source gtsrb reads the files that data.path names",
         ),
         (
             changed(data__group_pattern="abc"),

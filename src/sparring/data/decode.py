@@ -4,22 +4,29 @@ Each kind of pixel has a known range (8, 12 and 16 bits: the whole of it; floats
 """
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from sparring.data.sources import Encoded, some
+from sparring.data.sources import Encoded, Region, some
 from sparring.params.errors import InputError, reason
 
 MOST_PIXELS = 50_000_000  # of one encoded image: a small file can claim to be a picture that fills the memory
-THREADS = 4
+THREADS = min(4, os.cpu_count() or 1)  # more than there are cores only wait for each other
+TOGETHER = 16  # images that a thread is given at once: handing small ones over one by one takes longer than decoding
 NAMED = 10  # broken images that an error names
 STILL = ("MPO", "PSD")  # formats whose further frames are previews or layers of the one picture
+
+# The common formats are to be tried first. Listing all suffixes, as the sources do, would put some before them that
+# must read a whole header to see that it is not theirs: a PPM image then took twice as long.
+Image.preinit()
 
 
 class _Refused(Exception):
@@ -38,16 +45,14 @@ def decoded(
     """
     broken: dict[str, list[str]] = {}
 
-    def read(named: tuple[str, Encoded]) -> np.ndarray | _Refused:
-        try:
-            return _decode(*named, size, background, several)
-        except _Refused as error:
-            return error
+    def read(named: list[tuple[str, Encoded]]) -> list[np.ndarray | _Refused]:
+        return [_decoded_or_refused(name, encoded, size, background, several) for name, encoded in named]
 
     with _strict_pillow(), ThreadPoolExecutor(THREADS) as pool:
         for batch in batches:
             images = []
-            for (name, _), image in zip(batch, pool.map(read, batch), strict=True):
+            parts = [batch[start : start + TOGETHER] for start in range(0, len(batch), TOGETHER)]
+            for (name, _), image in zip(batch, chain.from_iterable(pool.map(read, parts)), strict=True):
                 if isinstance(image, _Refused):
                     broken.setdefault(str(image), []).append(name)
                 else:
@@ -71,12 +76,24 @@ def _told(broken: dict[str, list[str]]) -> str:
     return f"{number:,} images cannot be used; {' | '.join(line)}"
 
 
+def _decoded_or_refused(
+    name: str, encoded: Encoded, size: int, background: str, several: list[str]
+) -> np.ndarray | _Refused:
+    try:
+        return _decode(name, encoded, size, background, several)
+    except _Refused as error:
+        return error
+
+
 def _decode(name: str, encoded: Encoded, size: int, background: str, several: list[str]) -> np.ndarray:
     """One image as (S, S, 3) uint8."""
     if encoded is None:
         raise _Refused("has no image (null); write its bytes there, or remove the row")
     if isinstance(encoded, np.ndarray):
         return _at_size(Image.fromarray(encoded), size)
+    box = None
+    if isinstance(encoded, Region):
+        box, encoded = encoded.box, encoded.file
     too_large = f"has more than {MOST_PIXELS / 1e6:.0f} million pixels; make it smaller or remove it"
     try:
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
@@ -84,8 +101,9 @@ def _decode(name: str, encoded: Encoded, size: int, background: str, several: li
                 raise _Refused(too_large)
             if getattr(image, "is_animated", False) and image.format not in STILL:
                 several.append(name)
-            reduced = _reduced(image, size)
-            ImageOps.exif_transpose(reduced, in_place=True)
+            reduced = _reduced(image, size) if box is None else _cut(image, box)
+            if reduced.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                ImageOps.exif_transpose(reduced, in_place=True)
             return _at_size(_opaque(_in_8_bits(reduced), background), size)
     except _Refused:
         raise
@@ -104,6 +122,16 @@ def _reduced(image: Image.Image, size: int) -> Image.Image:
         return image
     # The box, since the last column and row of the reduced image may reach beyond the whole one's edge.
     return image.resize((size, size), Image.Resampling.BILINEAR, box=drafted[1])
+
+
+def _cut(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    if box[2] > image.width or box[3] > image.height:
+        edges = ", ".join(map(str, box))
+        raise _Refused(
+            f"has {image.width} × {image.height} pixels, and its region of interest ({edges}) reaches beyond; "
+            f"mend the region in its CSV file"
+        )
+    return image.crop(box)
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
@@ -146,7 +174,8 @@ def _opaque(image: Image.Image, background: str) -> Image.Image:
 
 
 def _at_size(image: Image.Image, size: int) -> np.ndarray:
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)  # Pillow's is antialiased when it shrinks
     return np.asarray(image)

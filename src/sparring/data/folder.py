@@ -3,7 +3,6 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sparring.data.sources import BATCH, OFFICIAL, SPLIT_WORDS, Encoded, Source, existing, heldout, some
+from sparring.data.sources import OFFICIAL, SPLIT_WORDS, LeftOut, Source, existing, files_of, heldout, some, told
 from sparring.params.errors import InputError
 from sparring.params.names import PARAMS_FILE
 from sparring.params.sections import Data
-
-LeftOut = dict[str, list[str]]
-"""What is not read, below data.path: paths by what they are, in the plural."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +67,7 @@ def read(data: Data) -> Source:
     paths = [file.relative_to(top).as_posix() for file in files]
     remarks = _remarks(top, classes, left_out)
     official = heldout(np.array(kinds))
-    return Source(str(top), np.array(label, np.int64), official, classes, paths, partial(_files, files), remarks)
-
-
-def _files(files: list[Path], rows: np.ndarray) -> Iterator[list[tuple[str, Encoded]]]:
-    for start in range(0, len(rows), BATCH):
-        yield [(str(files[row]), files[row]) for row in rows[start : start + BATCH]]
+    return Source(str(top), np.array(label, np.int64), official, classes, paths, partial(files_of, files), remarks)
 
 
 def _in_natural_order(name: str) -> tuple[bool, int, str]:
@@ -119,7 +110,7 @@ def _check_not_empty(whole: _Folder, left_out: LeftOut) -> None:
     if whole.filled:
         return
     inside = "images, but no class folders" if whole.images else "no images"
-    beside = f" ({_told(left_out)})" if left_out else ""
+    beside = f" ({told(left_out)})" if left_out else ""
     raise InputError(
         f"{PARAMS_FILE}: data.path is {whole.path}, which has {inside}{beside}; it needs one folder a class, in it "
         f"images"
@@ -208,7 +199,7 @@ def _check_no_classes_inside(folder: _Folder) -> None:
 
 
 def _remarks(top: Path, classes: list[str], left_out: LeftOut) -> list[str]:
-    remarks = [f"{top}: left out {told}"] if (told := _told(left_out)) else []
+    remarks = [f"{top}: left out {told(left_out)}"] if any(left_out.values()) else []
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in classes:
         spellings[name.casefold()].append(name)
@@ -216,7 +207,3 @@ def _remarks(top: Path, classes: list[str], left_out: LeftOut) -> list[str]:
         if len(names) > 1:
             remarks.append(f"{top}: the classes {' and '.join(names)} differ in upper and lower case only")
     return remarks
-
-
-def _told(left_out: LeftOut) -> str:
-    return ", ".join(f"{len(paths):,} {what} ({some(paths, 3)})" for what, paths in left_out.items() if paths)

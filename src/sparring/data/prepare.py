@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sparring import progress, store
-from sparring.data import decode, parquet, splits
+from sparring.data import decode, faces, parquet, signs, splits
 from sparring.data import folder as folders
 from sparring.data.sources import BATCH, Encoded, Source, location, some
 from sparring.layout import HERE, Layout
@@ -55,7 +55,16 @@ def open_source(data: Data) -> Source:
 
     Raises InputError for a source that is missing or broken, or whose labels do not number the classes 0, 1, 2, …
     """
-    readers = {"digits": _digits, "cifar10": _cifar10, "parquet": parquet.read, "folder": folders.read}
+    readers = {
+        "digits": _digits,
+        "cifar10": _cifar10,
+        "parquet": parquet.read,
+        "folder": folders.read,
+        "gtsrb": signs.gtsrb,
+        "belgium": signs.belgium,
+        "orl": faces.orl,
+        "yale": faces.yale,
+    }
     try:
         source = readers[data.source](data)
     except PermissionError as error:
@@ -126,8 +135,7 @@ def _remarks(image: np.ndarray, several: list[str]) -> list[str]:
     if several:
         names = some(sorted(set(several)), 3)
         remarks.append(f"images with several frames or pages, of which the first is taken: {names}")
-    levels = image.reshape(len(image), -1)
-    flat = sum(int(each.max()) - int(each.min()) <= FEW_LEVELS for each in levels)
+    flat = int((np.ptp(image.reshape(len(image), -1), axis=1) <= FEW_LEVELS).sum())
     if 2 * flat > len(image):
         remarks.append(
             f"{flat:,} of {len(image):,} images are nearly constant: their levels span {FEW_LEVELS} of 255 or less; "

@@ -23,8 +23,22 @@ SPLIT_WORDS = {
 }
 OFFICIAL = ("train", "validation", "test")  # the order of the index: training rows come first, test rows last
 
-Encoded = bytes | Path | np.ndarray | None
-"""An image as the source has it: encoded, or its file, or pixels (H, W[, 3]) uint8; None where there is none."""
+LeftOut = dict[str, list[str]]
+"""What is not read, below data.path: paths by what they are, in the plural."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part of an image file that is the image.  box: its left, top, right and bottom edge, in pixels from 0; the
+    column `right` and the row `bottom` are the first outside."""
+
+    file: Path
+    box: tuple[int, int, int, int]
+
+
+Encoded = bytes | Path | Region | np.ndarray | None
+"""An image as the source has it: encoded, or its file, or a part of that, or pixels (H, W[, 3]) uint8; None where there
+is none."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,8 @@ class Source:
     path: N paths, or None where images have none (or nobody needs them).
     read: from M ascending rows to consecutive batches of images, each with its name for an error, M in all.
     remarks: warnings for the user, one line each.
+    group: N names, the same for images that show one thing and so belong into one split; None where the source knows
+    of none. Those of official test images have no meaning.
     """
 
     name: str
@@ -44,6 +60,7 @@ class Source:
     path: Sequence[str | None] | None
     read: Callable[[np.ndarray], Iterator[list[tuple[str, Encoded]]]]
     remarks: list[str] = field(default_factory=list)
+    group: Sequence[str] | None = None
 
 
 def location(path: str) -> Path:
@@ -73,3 +90,15 @@ def some(names: Sequence[object], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return f"{', '.join(str(name) for name in names[:most])}{more}"
+
+
+def told(left_out: LeftOut) -> str:
+    """What is left out, on one line: by what it is, the number and the first three."""
+    return ", ".join(f"{len(paths):,} {what} ({some(paths, 3)})" for what, paths in left_out.items() if paths)
+
+
+def files_of(images: Sequence[Path | Region], rows: np.ndarray) -> Iterator[list[tuple[str, Encoded]]]:
+    """Those rows of the N images, each named by its file, in batches: a source's `read`, but for the first argument."""
+    for start in range(0, len(rows), BATCH):
+        chosen = [images[row] for row in rows[start : start + BATCH]]
+        yield [(str(image.file if isinstance(image, Region) else image), image) for image in chosen]

@@ -23,16 +23,15 @@ def split(
     equal: (N,) a number for each row, the same for rows whose images are known to be equal; None if none are.
     Validation and test are carved from the official training images, heldout too if there is no official test set.
 
-    Raises InputError for a class that gets no training image, or a path without a group.
+    Raises InputError for a class that gets no training image, a path without a group, or a pattern where the source has
+    groups itself.
     """
     sizes = {name: int(getattr(data, name)) for name in SPLITS}
-    groups = None
-    if data.group_pattern is not None:
-        groups = _groups(source, data.group_pattern)
+    groups = source.group if data.group_pattern is None else _groups(source, data.group_pattern)
     pool, official = np.flatnonzero(~source.heldout), np.flatnonzero(source.heldout)
     carved = sizes if not len(official) else {name: size for name, size in sizes.items() if name != "heldout"}
     label = source.label[pool]
-    in_pool = None if groups is None else [groups[row] for row in pool]
+    in_pool = None if groups is None else [groups[row] for row in pool.tolist()]
     parts = carve(label, carved, seed, in_pool, None if equal is None else equal[pool])
     rows = {name: pool[part] for name, part in parts.items()}
     if len(official):
@@ -41,7 +40,7 @@ def split(
     count = {name: np.bincount(source.label[rows[name]], minlength=len(source.classes)) for name in SPLITS}
     untrained = [name for name, images in zip(source.classes, count["train"], strict=True) if not images]
     if untrained:
-        bound = "" if groups is None else " (data.group_pattern keeps groups together)"
+        bound = "" if groups is None else " (groups of images are kept together)"
         raise InputError(
             f"{PARAMS_FILE}: data.train is {data.train}; that leaves {class_list(untrained)} without training "
             f"images{bound}; make it larger, or the other splits smaller"
@@ -212,6 +211,8 @@ def remarks_on_equal(source: Source, rows: dict[str, np.ndarray], equal: np.ndar
 
 def _groups(source: Source, pattern: str) -> list[str]:
     where = f"{PARAMS_FILE}: data.group_pattern is {pattern}"
+    if source.group is not None:
+        raise InputError(f"{where}; {source.name} has its groups already, by its own layout, so set it to null")
     if source.path is None:
         raise InputError(f"{where}; the images of {source.name} have no paths, so set it to null")
     groups = []

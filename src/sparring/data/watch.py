@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparring.data.sources import existing
 from sparring.layout import HERE, PARTIAL, Layout, main_repository, replacing
-from sparring.params.sections import Data
+from sparring.params.sections import READ_FROM_PATH, Data
 
 THREADS = 4
 REMEMBERED = "watch.json"  # in PARTIAL: digests of the files that were read before
@@ -24,7 +24,7 @@ def watch(data: Data, layout: Layout = HERE) -> None:
     is fixed. Raises InputError where there is no such path.
     """
     facts: dict[str, object] = {"source": data.source}
-    if data.source in ("folder", "parquet"):
+    if data.source in READ_FROM_PATH:
         facts |= _facts(existing(data))
     with replacing(layout.source) as path:
         path.write_text(json.dumps(facts, indent=2) + "\n")

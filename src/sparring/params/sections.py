@@ -17,9 +17,12 @@ from pydantic import (
 from sparring.params.errors import shown
 from sparring.params.values import BelowOne, Count, CountOrNone, NotNegative, Positive, Radius, Section, Share, fraction
 
+READ_FROM_PATH = ("parquet", "folder", "gtsrb", "belgium", "orl", "yale")
+"""The sources whose images are the user's files, which data.path names."""
+
 
 class Data(Section):
-    source: Literal["digits", "cifar10", "parquet", "folder"]
+    source: Literal["digits", "cifar10", "parquet", "folder", "gtsrb", "belgium", "orl", "yale"]
     path: str | None
     group_pattern: str | None
     background: str
@@ -54,7 +57,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _has_path(self) -> "Data":
-        if self.source in ("parquet", "folder") and not self.path:
+        if self.source in READ_FROM_PATH and not self.path:
             raise ValueError(f"path is missing; data.source {self.source} reads the files that data.path names")
         return self
 
