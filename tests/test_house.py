@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "sparring"
-PIPELINES = ("dvc.yaml", "studies/table3/dvc.yaml", "studies/leave_one_out/dvc.yaml")  # all run in the main folder
+STUDIES = ("table3", "leave_one_out", "mask_padding")
+PIPELINES = ("dvc.yaml", *(f"studies/{name}/dvc.yaml" for name in STUDIES))  # all run in the main folder
 # Lines of a module and of a function.
 MODULE, FUNCTION = 320, 50
 # Lines of a file of tests or of their helpers.

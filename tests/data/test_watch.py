@@ -119,3 +119,29 @@ def test_a_missing_path_is_one_line_and_keeps_what_was_noted(
     with pytest.raises(InputError, match=r"params\.yaml: data\.path is nowhere; there is no .*nowhere$"):
         watched(path="nowhere")
     assert HERE.source.read_bytes() == before
+
+
+def test_a_path_of_a_study_may_be_absent_and_come_later(images: Path) -> None:
+    def noted(path: str | None, name: str = "one") -> dict[str, Any]:
+        target = Path("watched", f"{name}.json")
+        watch.watch_path(path, target)
+        return json.loads(target.read_text())
+
+    assert noted("later") == {"path": "later", "absent": True}
+    shutil.copytree(images, "later")
+    there = noted("later")
+    assert there["files"] == 4 and "absent" not in there
+    changed_bytes(Path("later"))
+    assert noted("later")["digest"] != there["digest"]
+    assert noted(None) == {"path": None}
+
+
+def test_each_path_of_a_study_remembers_its_own_files(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(images, "second")
+    read = []
+    whole = watch._digest
+    monkeypatch.setattr(watch, "_digest", lambda path: read.append(path) or whole(path))
+    for _ in range(2):
+        for path in ("images", "second"):
+            watch.watch_path(path, Path("watched", f"{path}.json"))
+    assert len(read) == 8

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sparring.data.sources import existing
+from sparring.data.sources import existing, location
 from sparring.layout import HERE, PARTIAL, Layout, main_repository, replacing
 from sparring.params.sections import READ_FROM_PATH, Data
 
 THREADS = 4
-REMEMBERED = "watch.json"  # in PARTIAL: digests of the files that were read before
+REMEMBERED = "watch{}.json"  # in PARTIAL: digests of the files that were read before
 
 Stamp = tuple[int, int, int]  # size and times of a file: what does not change unless its content may have
 
@@ -26,12 +26,27 @@ def watch(data: Data, layout: Layout = HERE) -> None:
     facts: dict[str, object] = {"source": data.source}
     if data.source in READ_FROM_PATH:
         facts |= _facts(existing(data))
-    with replacing(layout.source) as path:
+    _write(facts, layout.source)
+
+
+def watch_path(named: str | None, target: Path) -> None:
+    """Write the same of the files that `named` names, as `data.path` does, to `target`, a .json of a name of its own;
+    of a path that is not there, that it is absent, and of None nothing but that."""
+    facts: dict[str, object] = {"path": named}
+    if named is not None:
+        top = location(named)
+        facts |= _facts(top, f"-{target.stem}") if top.exists() else {"absent": True}
+    _write(facts, target)
+
+
+def _write(facts: dict[str, object], target: Path) -> None:
+    with replacing(target) as path:
         path.write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _facts(top: Path) -> dict[str, object]:
-    remembered = main_repository() / PARTIAL / REMEMBERED
+def _facts(top: Path, which: str = "") -> dict[str, object]:
+    """which: of the files that remember digests, one for each path that is watched."""
+    remembered = main_repository() / PARTIAL / REMEMBERED.format(which)
     before = _read(remembered)
     stamps = {str(path): _stamp(path) for path in _files(top)}
     unknown = [path for path, stamp in stamps.items() if path not in before or before[path][0] != stamp]
