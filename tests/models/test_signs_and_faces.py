@@ -127,7 +127,7 @@ def test_a_few_steps_of_training_lower_the_loss(name: str) -> None:
     net = made(name).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     labels = torch.arange(28) % 7
     images = 0.2 * torch.rand(28, 3, 32, 32) + 0.1 * labels.view(-1, 1, 1, 1)  # a class is as bright as its number
-    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    optimizer = torch.optim.Adam(net.parameters(), 0.002)
     losses = []
     for _ in range(60):
         loss = F.cross_entropy(net(images), labels)
