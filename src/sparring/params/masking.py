@@ -102,7 +102,7 @@ def net_params(study: Study, dataset: str, network: str, seed: int, defence: str
             raise InputError(f"{STUDY_FILE}: {kind}.{key} is missing; there are {', '.join(known)}")
     trained = study.networks[network]
     row = Defence() if defence == UNDEFENDED else study.defences[defence]
-    values = _merged(read(DEFAULT_FILE), study.base)
+    values = read(DEFAULT_FILE) | study.base
     values["data"] = dict(study.datasets[dataset].data)
     values["network"] = dict(trained.network)
     values = _merged(values, {"training": trained.training, "seed": seed, "seeds": [seed]})
