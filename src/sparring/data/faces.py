@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sparring.data.official import Tree, is_image
-from sparring.data.sources import Source, files_of, some
+from sparring.data.sources import Source, files_of
 from sparring.params.errors import InputError
 from sparring.params.sections import Data
 
@@ -28,9 +28,10 @@ def orl(data: Data) -> Source:
     top = tree.only(sorted({folder.parent for folder in persons}), "folder with the folders s1, s2 and so on")
     number: dict[int, Path] = {}
     for folder in persons:
-        if number.setdefault(_number(ORL_PERSON, folder.name), folder) != folder:
-            first = number[_number(ORL_PERSON, folder.name)]
-            raise InputError(f"{first} and {folder} are both of person {folder.name[1:]}; leave one of them there")
+        person = _number(ORL_PERSON, folder.name)
+        first = number.setdefault(person, folder)
+        if first != folder:
+            raise InputError(f"{first} and {folder} are both of person {person}; leave one of them there")
     for other in [folder for folder in tree.within(top) if folder not in persons]:
         tree.leave_out("folders that are not called s1, s2 and so on, or have no image", other)
     images: list[tuple[str, Path]] = []
@@ -57,9 +58,9 @@ def yale(data: Data) -> Source:
     images, copies = _without_copies(named)
     if not copies:
         return _source(tree, images, [])
-    equal = [f"{copy.name} = {first.name}" for copy, first in copies]
+    equal = ", ".join(f"{copy.name} = {first.name}" for copy, first in copies)
     remark = f"{folder}: left out {len(copies):,} images that equal another one of the same person pixel for pixel"
-    return _source(tree, images, [f"{remark} ({some(equal, len(equal))})"])
+    return _source(tree, images, [f"{remark} ({equal})"])
 
 
 def _source(tree: Tree, images: list[tuple[str, Path]], remarks: list[str]) -> Source:
