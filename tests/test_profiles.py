@@ -131,6 +131,17 @@ def test_a_setting_may_be_a_fraction(run: Run) -> None:
     assert params.load().attacks["fgsm"].arguments == {"eps": 8 / 255} and params.load().detection.eps == 4 / 255
 
 
+@pytest.mark.parametrize("network", ["{name: dnn1, dropout: 0.5}", "{name: facenet, dropout: 0.6, width_factor: 1/4}"])
+def test_a_network_with_other_keys_is_set_or_in_a_profile(network: str, run: Run) -> None:
+    code, _, err = run("profile", "digits", "--set", f"network={network}")
+    assert (code, err) == (0, "") and params.load().network == params.network(network, "network")
+    assert run("check", "--fill")[1].startswith("nothing is missing\n")
+    Path("profiles/other.yaml").write_text(f"network: {network}\n", encoding="utf-8")
+    assert run("profile", "other") == (0, "nothing changed\n", "")
+    run("profile", "digits")
+    assert Path("params.yaml").read_bytes() == DIGITS
+
+
 def test_setting_null_and_text(run: Run) -> None:
     run("profile", "digits", "--set", r"data.group_pattern=(\d+)_", "--set", "data.path=some folder")
     assert (params.load().data.group_pattern, params.load().data.path) == (r"(\d+)_", "some folder")

@@ -123,7 +123,7 @@ def _missing(values: Any, default: Any, above: tuple[str, ...]) -> Iterator[tupl
         return
     for key, value in default.items():
         if key not in values:
-            # Of a network of torchvision's, blocks and width are no keys.
+            # Which keys a network has depends on its name: those of the default profile's are not another's.
             if above != ("network",):
                 yield (*above, key), value
         elif isinstance(value, dict):
@@ -155,8 +155,13 @@ def _round_trip() -> YAML:
 
 def _merge(into: CommentedMap, changes: dict[str, Any]) -> None:
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+        old = into.get(key)
+        # A network of another name has other keys, so nothing of the old one stays.
+        same = (
+            isinstance(value, dict) and isinstance(old, CommentedMap) and value.get("name") in (None, old.get("name"))
+        )
+        if same:
+            _merge(old, value)
         else:
             into[key] = _in_one_line(value)
 

@@ -63,7 +63,19 @@ def create(name: str, classes: int, image_size: int, dropout: float) -> Staged:
     for width in hidden:
         head += [nn.Dropout(dropout), nn.Linear(features, width), nn.ReLU(True)]
         features = width
-    return Staged(stages, nn.Sequential(*head, nn.Dropout(dropout), nn.Linear(features, classes)), side)
+    net = Staged(stages, nn.Sequential(*head, nn.Dropout(dropout), nn.Linear(features, classes)), side)
+    if not any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+        _start_evenly(net)
+    return net
+
+
+def _start_evenly(net: nn.Module) -> None:
+    """Weights with which a map has the variance of the one before (He et al., 2015, arXiv 1502.01852): without
+    BatchNorm, torch's own smaller ones let it vanish, and SGD learns nothing."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
 Built = tuple[list[nn.Module], list[int], int | None]
