@@ -41,7 +41,7 @@ class Sampling(Section):
 
     images: how many, drawn evenly from the classes; all where there are fewer.
     selection: draws that choose an image's class.  samples: other draws, whose votes for that class are counted.
-    alpha: the probability, for each image, that its certificate is wrong.
+    alpha: how probable a wrong certificate may be, for each image.
     """
 
     images: Count
@@ -96,7 +96,7 @@ class Ablation:
     visible: int
     norm: ClassVar[str] = "L0"
 
-    def radius(self, bound: float) -> float:
+    def radius(self, bound: float | Fraction) -> float:
         """How many positions may change, all at once, without turning a class of at least this probability, above 1/2.
 
         A mask that hides all of them has the same vote before and after. With a share Δ(r) of masks that do not hide

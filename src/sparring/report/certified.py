@@ -36,7 +36,7 @@ def write(params: Params, structures: Sequence[str], sampling: Sampling, layout:
 
 
 def by_radius(rows: pd.DataFrame, proofs: dict[str, Certificate], points: int) -> pd.DataFrame:
-    """Certified accuracy at about so many radii, from 0 to the largest of an image in each norm.
+    """Certified accuracy at about so many radii, from 0 to the first beyond the largest of any image, in each norm.
 
     rows: as `certify` writes them, with `structure` and `correct`.  proofs: by structure.
     Columns: norm, structure, radius, accuracy, ci_low, ci_high, images, sd.
@@ -55,11 +55,12 @@ def by_radius(rows: pd.DataFrame, proofs: dict[str, Certificate], points: int) -
 
 
 def _radii(largest: float, points: int, whole: bool) -> list[float]:
-    """About so many round numbers from 0 to the largest radius, which is nan where nothing is certified."""
+    """About so many round numbers from 0 to beyond the largest radius, which is nan where nothing is certified."""
     if not largest > 0:
         return [0.0]
     ticks = MaxNLocator(points, steps=[1, 2, 2.5, 5, 10], integer=whole, min_n_ticks=1).tick_values(0, largest)
-    return [float(tick) for tick in np.round(ticks, 12) if 0 <= tick <= largest]
+    step = ticks[1] - ticks[0]
+    return [float(radius) for radius in np.round(step * np.arange(largest // step + 2), 12)]
 
 
 def table(rows: pd.DataFrame, proofs: dict[str, Certificate], sampling: Sampling) -> Table:
@@ -131,14 +132,13 @@ def draw_curve(folder: Path, curve: pd.DataFrame) -> None:
         for panel, norm in zip(panels, norms, strict=True):
             for name, rows in curve[curve["norm"] == norm].groupby("structure", sort=False):
                 look = looks[name]
-                # A change in whole positions: nothing lies between two of them.
-                steps = {"drawstyle": "steps-pre"} if norm == "L0" else {}
-                ends = rows["ci_low"], rows["ci_high"]
-                step = "pre" if steps else None
+                ends, label = (rows["ci_low"], rows["ci_high"]), short(str(name), LONGEST)
+                # Between two whole numbers of positions holds what is certified of the larger one.
+                whole = norm == "L0"
+                style = {"drawstyle": "steps-pre", "marker": "o", "ms": 3} if whole else {}
+                step = "pre" if whole else None
                 panel.fill_between(rows["radius"], *ends, step=step, color=look["color"], alpha=0.15, lw=0)
-                panel.plot(
-                    rows["radius"], rows["accuracy"], marker="o", ms=2, label=short(str(name), LONGEST), **look, **steps
-                )
+                panel.plot(rows["radius"], rows["accuracy"], label=label, **look, **style)
             panel.set(xlabel=f"{norm} radius: {UNITS[norm]}", ylim=(0, 1.02))
         panels[0].set_ylabel("certified accuracy")
         figure.legend(loc="outside upper center", ncols=min(len(looks), 4))
