@@ -133,11 +133,9 @@ def draw_curve(folder: Path, curve: pd.DataFrame) -> None:
             for name, rows in curve[curve["norm"] == norm].groupby("structure", sort=False):
                 look = looks[name]
                 ends, label = (rows["ci_low"], rows["ci_high"]), short(str(name), LONGEST)
-                # Between two whole numbers of positions holds what is certified of the larger one.
-                whole = norm == "L0"
-                style = {"drawstyle": "steps-pre", "marker": "o", "ms": 3} if whole else {}
-                step = "pre" if whole else None
-                panel.fill_between(rows["radius"], *ends, step=step, color=look["color"], alpha=0.15, lw=0)
+                # Between two radii stands what holds within the larger one, so that the line never says too much.
+                style = {"drawstyle": "steps-pre"} | ({"marker": "o", "ms": 3} if norm == "L0" else {})
+                panel.fill_between(rows["radius"], *ends, step="pre", color=look["color"], alpha=0.15, lw=0)
                 panel.plot(rows["radius"], rows["accuracy"], label=label, **look, **style)
             panel.set(xlabel=f"{norm} radius: {UNITS[norm]}", ylim=(0, 1.02))
         panels[0].set_ylabel("certified accuracy")
