@@ -79,6 +79,9 @@ class Layout:
     def detection(self, structure: str) -> Path:
         return self.root / self.results / "data/detection" / f"{structure}.parquet"
 
+    def certified(self, structure: str) -> Path:
+        return self.root / self.results / "data/certified" / f"{structure}.parquet"
+
     @property
     def timings(self) -> Path:
         return self.root / self.results / "data/timings"

@@ -48,24 +48,26 @@ STYLE = {
 
 
 @contextmanager
-def canvas(folder: Path, name: str, width: float, height: float, texts: Iterable[str] = ()) -> Iterator[Figure]:
+def canvas(
+    folder: Path, name: str, width: float, height: float, texts: Iterable[str] = (), picture: bool = False
+) -> Iterator[Figure]:
     """A figure of that size in inches, saved when the block ends well: in a report's folder as vector/<name>.svg, and
     where it is one of PICTURES as figures/<name>.png.
 
-    texts: what is drawn of names that may be in any script.
+    texts: what is drawn of names that may be in any script.  picture: as PNG in any case.
     """
-    drawing, picture = folder / "vector" / f"{name}.svg", folder / "figures" / f"{name}.png"
+    drawing, drawn = folder / "vector" / f"{name}.svg", folder / "figures" / f"{name}.png"
     with style.context(["default", STYLE | {"font.family": families(texts)}]):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         drawing.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(drawing, dpi=150, metadata={"Date": None, "Creator": None}, transparent=True)
-        if name in PICTURES:
+        if picture or name in PICTURES:
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=150)
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            picture.write_bytes(small_png(Image.open(buffer)))
+            drawn.parent.mkdir(parents=True, exist_ok=True)
+            drawn.write_bytes(small_png(Image.open(buffer)))
 
 
 def small_png(picture: Image.Image) -> bytes:

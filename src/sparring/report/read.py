@@ -187,9 +187,8 @@ def timings(params: Params, layout: Layout) -> list[dict[str, Any]]:
             stage, _, item = timing["stage"].partition("@")
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a timing of a stage; delete it and run `dvc repro`") from error
-        if not item or item in names:
-            place = STAGES.index(stage) if stage in STAGES else len(STAGES)
-            entries.append((place, names.index(item) if item else -1, path.name, timing))
+        if stage in STAGES and (not item or item in names):  # what a command ran is no part of the pipeline
+            entries.append((STAGES.index(stage), names.index(item) if item else -1, path.name, timing))
     return [timing for *_, timing in sorted(entries, key=lambda entry: entry[:3])]
 
 

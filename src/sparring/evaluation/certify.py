@@ -1,0 +1,260 @@
+"""Certified robustness: nets asked about many random draws of their transform, whose votes no small change can turn.
+
+Two certificates, both for the classifier that names the class for which a net votes most often under fresh draws:
+randomized smoothing by Gaussian noise (Cohen et al., 2019, arXiv 1902.02918), which certifies a radius in L2, and
+randomized ablation by masks (Levine and Feizi, 2020, arXiv 1911.09272), which certifies one in L0.
+"""
+
+import bisect
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from scipy import stats
+from torch import nn
+
+from sparring import progress, store
+from sparring.data.transforms import RandomTransform
+from sparring.device import channels_last, choose
+from sparring.evaluation import whitebox
+from sparring.layout import HERE, Layout, replacing
+from sparring.models import classifier, model_files, networks
+from sparring.params import Params
+from sparring.params.errors import InputError
+from sparring.params.names import PARAMS_FILE
+from sparring.params.transforms import Mask, Noise
+from sparring.params.values import Count, Section
+
+SPLIT = "test"
+ABSTAINED = -1  # in place of a class
+COLUMNS = ["index", "split", "seed", "label", "prediction", "votes", "samples", "bound", "radius"]
+
+
+class Sampling(Section):
+    """How images are certified.
+
+    images: how many, drawn evenly from the classes; all where there are fewer.
+    selection: draws that choose an image's class.  samples: other draws, whose votes for that class are counted.
+    alpha: how probable a wrong certificate may be, for each image.
+    """
+
+    images: Count
+    samples: Count
+    selection: Count
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _can_decide(self) -> "Sampling":
+        if self.highest_bound <= 0.5:
+            enough = int(np.floor(-np.log2(self.alpha))) + 1
+            raise ValueError(
+                f"samples is {self.samples}; with alpha {self.alpha:g} even votes that all agree decide nothing then; "
+                f"use {enough} or more"
+            )
+        return self
+
+    @property
+    def highest_bound(self) -> float:
+        """The bound where all votes agree, above which no number of votes gets."""
+        return float(lower_bounds(np.array([self.samples]), self.samples, self.alpha)[0])
+
+
+def lower_bounds(votes: np.ndarray, samples: int, alpha: float) -> np.ndarray:
+    """Clopper and Pearson's (1934) one-sided lower bound of a share of which `votes` (N,) of `samples` draws were seen:
+    (N,) float64. Whatever the share is, its bound lies above it with probability alpha at most."""
+    found: np.ndarray = stats.beta.ppf(alpha, np.maximum(votes, 1), samples - votes + 1)
+    return np.where(votes > 0, found, 0)
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """The certificate of Gaussian noise of standard deviation `std`, in [0, 1] units."""
+
+    std: float
+    norm: ClassVar[str] = "L2"
+
+    def radius(self, bound: float) -> float:
+        """How long a change of the image, in [0, 1] units, must be at least to turn a class of at least this
+        probability, above 1/2."""
+        return float(self.std * stats.norm.ppf(bound))
+
+    def __str__(self) -> str:
+        return f"noise, std {self.std:g}"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The certificate of masks that leave `visible` of an image's `positions`, drawn evenly from all such sets."""
+
+    positions: int
+    visible: int
+    norm: ClassVar[str] = "L0"
+
+    def radius(self, bound: float | Fraction) -> float:
+        """How many positions may change, all at once, without turning a class of at least this probability, above 1/2.
+
+        A mask that hides all of them has the same vote before and after. With a share Δ(r) of masks that do not hide
+        r given positions, the class has at least `bound` - Δ(r) of the votes still, which must be above 1/2.
+        """
+        needed = Fraction(3, 2) - Fraction(bound)  # which 1 - Δ(r) must be above; in floats, small shares would be lost
+        # The shares fall, so those above it are the first ones, and the very first is that of no changed position.
+        return float(bisect.bisect_left(self._hidden, -needed, key=lambda share: -share) - 1)
+
+    @cached_property
+    def _hidden(self) -> list[Fraction]:
+        """1 - Δ(r) for r = 0, 1, …: the share of masks that hide r given positions, as long as it is above 1/2.
+
+        C(d - r, k) / C(d, k), of d positions and k visible ones.
+        """
+        shares = [Fraction(1)]
+        while shares[-1] > Fraction(1, 2):
+            changed = len(shares) - 1
+            shares.append(shares[-1] * Fraction(self.positions - self.visible - changed, self.positions - changed))
+        return shares[:-1]
+
+    def __str__(self) -> str:
+        return f"mask, {self.visible} of {self.positions:,} positions visible"
+
+
+Certificate = Smoothing | Ablation
+
+
+def certificate(params: Params, structure: str) -> Certificate:
+    """What the transform of a structure certifies.
+
+    Raises InputError where there is no such structure, or its transform has no certificate.
+    """
+    word, settings = params.structure(structure).transform, params.transform(structure)
+    where = f"{PARAMS_FILE}: structures.{structure}"
+    if isinstance(settings, Noise):
+        if not settings.std:
+            raise InputError(f"{where} uses noise, whose std is 0; set it above 0 and run `dvc repro`")
+        return Smoothing(settings.std)
+    if not isinstance(settings, Mask):
+        fit = [name for name, other in params.structures.items() if other.transform in ("mask", "noise")]
+        mend = f"certify {' or '.join(fit)}" if fit else "train one with mask or noise"
+        raise InputError(f"{where}.transform is {word}; only mask and noise certify anything; {mend}")
+    if settings.unit != "pixel":
+        raise InputError(f"{where} uses mask, whose unit is {settings.unit}; set it to pixel and run `dvc repro`")
+    positions = params.data.image_size**2
+    visible = _visible(RandomTransform(word, settings, (0.0, 0.0, 0.0)), params.data.image_size)
+    if visible == positions:
+        raise InputError(
+            f"{where} uses mask, whose share is {settings.share:g} and hides none of {positions} positions; set it to "
+            "0.9 or more and run `dvc repro`"
+        )
+    return Ablation(positions, visible)
+
+
+def _visible(mask: RandomTransform, size: int) -> int:
+    """How many positions a mask leaves: those where what the net sees differs with the image."""
+    draw = mask.draw((3, size, size), np.zeros(1, np.int64), 0, "certify")
+    light, dark = draw(torch.ones(1, 3, size, size)), draw(torch.zeros(1, 3, size, size))
+    return int((light != dark).any(1).sum())
+
+
+def certify(params: Params, structure: str, sampling: Sampling, layout: Layout = HERE) -> None:
+    """Certify test images for one structure, each seed of it, and write a row for each image.
+
+    Columns: index, split, seed, label; prediction (ABSTAINED where the bound is not above 1/2); votes for it (or what
+    would have been it) in so many samples; bound, the lower bound of its probability; radius, in the norm of the
+    structure's certificate, nan where it abstains.
+    Raises InputError as `certificate` does, and where there is no test image or no net.
+    """
+    proof = certificate(params, structure)
+    device = choose(params)
+    with progress.timed(layout, f"certify@{structure}", device) as done:
+        path = layout.clean / f"{SPLIT}.parquet"
+        test = store.read(path)
+        if not len(test):
+            raise InputError(f"{path} holds no images to certify; set data.{SPLIT} above 0 and run `dvc repro`")
+        images = test[np.sort(whitebox.draw(test.index, test.label, params.seed)[: sampling.images])]
+        seeds = params.seeds_of(structure)
+        parts = []
+        each = sampling.selection + sampling.samples
+        with progress.bar(f"certify@{structure}", len(seeds) * len(images) * each) as advance:
+            for seed in seeds:
+                found = _certified(params, layout, structure, seed, proof, sampling, images, device, advance)
+                parts.append(found.assign(split=SPLIT, seed=seed, samples=sampling.samples))
+        rows = pd.concat(parts, ignore_index=True)
+        with replacing(layout.certified(structure)) as path:
+            rows[COLUMNS].to_parquet(path, index=False)
+        done(len(rows), f"{len(rows):,} images, each under {each:,} draws")
+
+
+def _certified(
+    params: Params,
+    layout: Layout,
+    structure: str,
+    seed: int,
+    proof: Certificate,
+    sampling: Sampling,
+    images: store.Images,
+    device: torch.device,
+    advance: progress.Advance,
+) -> pd.DataFrame:
+    """Rows of one training: index, label, prediction, votes, bound, radius."""
+    path = layout.model(structure, seed)
+    net = networks.load(params.network, images.metadata["classes"], params.data.image_size, path)
+    mean: Any = model_files.facts(path).get("mean_colour", ())
+    transform = RandomTransform.of(params, structure, tuple(mean))
+    if transform is None or len(transform.mean) != 3:
+        raise InputError(f"{path} was trained without a transform; run `dvc repro`, which trains it again")
+    voters = channels_last(net, device).eval(), transform, images, params.seed
+    size = params.store.batch_size
+    # The class is chosen by other draws than those that are counted, or the bound would not hold.
+    chosen = count_votes(*voters, "selection", sampling.selection, size, advance).argmax(1)
+    votes = count_votes(*voters, "samples", sampling.samples, size, advance)[np.arange(len(images)), chosen]
+    bound = lower_bounds(votes, sampling.samples, sampling.alpha)
+    decided = bound > 0.5
+    return pd.DataFrame(
+        {
+            "index": images.index,
+            "label": images.label,
+            "prediction": np.where(decided, chosen, ABSTAINED),
+            "votes": votes,
+            "bound": bound,
+            "radius": [proof.radius(low) if sure else np.nan for low, sure in zip(bound, decided, strict=True)],
+        }
+    )
+
+
+@torch.no_grad()
+def count_votes(
+    net: nn.Module,
+    transform: RandomTransform,
+    images: store.Images,
+    seed: int,
+    what_for: str,
+    draws: int,
+    batch_size: int,
+    advance: progress.Advance = lambda done: None,
+) -> np.ndarray:
+    """How many of the draws make the net, in eval mode, say each class of each image: (N, classes) int64.
+
+    A draw is a function of the seed, what it is for, its number and the image's index, so it does not depend on the
+    other images; `batch_size` of images, under one draw or several, are asked about at a time.
+    """
+    device = next(net.parameters()).device
+    counts = []
+    for shown in store.in_shards(images, batch_size):
+        pixels = classifier.to_images(shown.image, device)
+        shape, together = tuple(pixels.shape[1:]), max(batch_size // len(shown), 1)
+        votes = torch.zeros((), dtype=torch.int64, device=device)
+        for first in range(0, draws, together):
+            numbers = range(first, min(first + together, draws))
+            views = [
+                transform.draw(shape, shown.index, seed, "certify", what_for, number)(pixels) for number in numbers
+            ]
+            logits = net(torch.cat(views))
+            said = F.one_hot(logits.argmax(1), logits.shape[1]).view(len(numbers), len(shown), -1)
+            votes = votes + said.sum(0)
+            advance(len(logits))
+        counts.append(votes.cpu().numpy())
+    return np.concatenate(counts)
