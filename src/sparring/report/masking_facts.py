@@ -71,15 +71,13 @@ class Facts:
     @cached_property
     def splits(self) -> dict[str, int]:
         """How many splits each data set was measured on."""
-        most: dict[str, int] = self.measured.groupby(level="dataset")["trainings"].max().to_dict()
-        return most
+        most = self.measured["trainings"].groupby(level="dataset").max()
+        return {str(dataset): int(count) for dataset, count in most.items()}
 
-    def nets(self, dataset: str) -> dict[str, list[str]]:
-        """The defences that were measured, by network, both in the order of the parameters."""
-        made = {(network, defence) for of, network, defence, *_ in self.by_net if of == dataset}
-        order = (UNDEFENDED, *self.study.defences)
-        networks = self.study.datasets[dataset].networks
-        return {network: [name for name in order if (network, name) in made] for network in networks}
+    def networks(self, dataset: str) -> list[str]:
+        """Those of a data set that were measured, whatever their defence."""
+        made = {network for of, network, *_ in self.by_net if of == dataset}
+        return [name for name in self.study.datasets[dataset].networks if name in made]
 
     @cached_property
     def _groups(self) -> dict[Any, pd.DataFrame]:

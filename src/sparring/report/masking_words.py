@@ -45,7 +45,7 @@ def _measured(facts: Facts) -> str:
         each = " each" if len(splits) > 1 else ""
         words = f"{len(splits)} splits, seeds" if len(splits) > 1 else "one split, seed"
         parts.append(
-            f"{title_of(DATASETS, dataset)} ({', '.join(facts.nets(dataset))}; {words} "
+            f"{title_of(DATASETS, dataset)} ({', '.join(facts.networks(dataset))}; {words} "
             f"{', '.join(map(str, splits))}; {images.max():,} test images{each})"
         )
     return f"**Measured.** {'; '.join(parts)}."
@@ -134,7 +134,7 @@ def _against_reseed(facts: Facts) -> list[str]:
         pairs = [
             facts.difference(dataset, network, (defence, attacker, attack), (other, attacker, attack))
             for dataset in facts.present
-            for network in facts.nets(dataset)
+            for network in facts.networks(dataset)
             for defence in defences
             for attack in facts.study.attacks
         ]
@@ -163,7 +163,7 @@ def _carries_over(facts: Facts) -> list[str]:
     gains: list[Difference] = []
     others = [name for name in facts.study.attacks if name != CW]
     for dataset in facts.present:
-        for network in facts.nets(dataset):
+        for network in facts.networks(dataset):
             for attack in others:
                 first: Seen = (CW_TRAINING, TRANSFER, CW)
                 other: Seen = (CW_TRAINING, TRANSFER, attack)
@@ -268,8 +268,8 @@ def _signed(one: Difference) -> str:
 
 
 def by_side(found: Mapping[str, Difference | None], above: str, neither: str, below: str) -> str:
-    """As in `beats it under FGSM (+0.100 [+0.020, +0.180]); cannot be told from it under PGD`: names by the side of their
-    difference, beyond chance; nothing where none is known."""
+    """As in `beats it under FGSM (+0.100 [+0.020, +0.180]); cannot be told from it under PGD`: names by the side of
+    their difference, beyond chance; nothing where none is known."""
     parts = []
     for side, words in ((1, above), (0, neither), (-1, below)):
         known = [(name, one) for name, one in found.items() if one and one["side"] == side]
