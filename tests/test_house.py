@@ -44,7 +44,8 @@ FLOORS = [
         "report/publish",
         "report/paper",
     },
-    {"report/results", "report/checks", "report/detection"},
+    {"report/results", "report/checks", "report/detection", "report/masking_facts", "report/masking_tables"},
+    {"report/masking_curve", "report/masking_words"},
     {"report"},  # its sections
     {"report/render", "report/compare"},
 ]

@@ -1,6 +1,7 @@
 """The figures that tables are made of: frames of predictions in, frames of numbers out. No model is asked."""
 
 from sparring.statistics.accuracy import (
+    LEVEL,
     SPREAD,
     accuracies,
     as_if_guessed,
@@ -26,6 +27,7 @@ from sparring.statistics.mixture import detector_rows, draw_mixture
 
 __all__ = [
     "ALL",
+    "LEVEL",
     "SPREAD",
     "accuracies",
     "accuse",

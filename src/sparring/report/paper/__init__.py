@@ -1,4 +1,4 @@
-"""The article's figures, as published (arXiv 2204.11596v2), and what is to be said of them."""
+"""The articles' figures, as published (arXiv 2204.11596v2, and `masking` another's), and what is to be said of them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from sparring.params import Params
+from sparring.params.names import CLEAN
 from sparring.report import escape
 from sparring.store import Images
 
@@ -38,6 +39,25 @@ def per_attack() -> pd.DataFrame:
     """Table 4: accuracy in the column `paper`, by structure and attack."""
     published = pd.read_csv(FOLDER / "table4_per_attack.csv")
     return published.melt("structure", var_name="attack", value_name="paper")
+
+
+def masking() -> pd.DataFrame:
+    """The second article's Tables 3 to 6: table, dataset, network, mask_percent (nan but in Table 5), attack, article,
+    which is an accuracy of 0 to 1.
+
+    `unstated` is the data set of the faces in Table 6, and the network of Table 5's signs, whose number is illegible.
+    """
+    parts = []
+    for path in sorted(FOLDER.glob("mask_padding_table*.csv")):
+        published = pd.read_csv(path).rename(columns={"no_attack": CLEAN})
+        table = int(path.stem.removeprefix("mask_padding_table")[0])
+        if table == 5:
+            published["network"] = published["network"].replace("dnn1", "unstated")
+        keys = [name for name in ("dataset", "network", "mask_percent") if name in published]
+        part = published.melt(keys, var_name="attack", value_name="article")
+        parts.append(part.assign(table=table, article=part["article"] / 100))
+    columns = ["table", "dataset", "network", "mask_percent", "attack", "article"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def detector(params: Params) -> float | None:

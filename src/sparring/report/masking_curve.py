@@ -1,0 +1,77 @@
+"""Accuracy under FGSM by its radius, of the control nets: a panel a data set and attacker, and the numbers."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from sparring.mask_padding import NEITHER, TRANSFER, WHITEBOX
+from sparring.params.masking import RESEEDED, UNDEFENDED
+from sparring.params.names import CLEAN
+from sparring.report.figure import canvas, line_look
+from sparring.report.masking_facts import NET, Facts
+from sparring.report.masking_tables import CW_TRAINING, DATASETS, MASKS, PADDING, title_of
+
+NAME = "mask_padding_curve"
+DEFENCES = (UNDEFENDED, RESEEDED, f"{MASKS}20", PADDING, CW_TRAINING, "fgsm_training", "pgd_training")
+MARKERS = "osD^v<>"
+
+
+def curve(facts: Facts) -> pd.DataFrame:
+    """dataset, network, defence, attacker, level (of 255; 0 is clean), accuracy, ci_low, ci_high, images, sd and
+    balanced_accuracy of the defences shown, as far as they were measured."""
+    measured = facts.measured.reset_index()
+    controls = [(name, net) for name in facts.present for net in facts.study.datasets[name].controls]
+    parts = []
+    for attacker in (TRANSFER, WHITEBOX):
+        for level in (0, *facts.study.curve):
+            attack, by = (f"fgsm_{level}", attacker) if level else (CLEAN, NEITHER)
+            rows = measured[(measured["attack"] == attack) & (measured["attacker"] == by)]
+            parts.append(rows.assign(attacker=attacker, level=level))
+    rows = pd.concat(parts)
+    keys = pd.Series(list(zip(rows["dataset"], rows["network"], strict=True)), index=rows.index, dtype=object)
+    rows = rows[keys.isin(controls) & rows["defence"].isin(DEFENCES)]
+    rows = rows.sort_values("defence", key=lambda names: names.map(DEFENCES.index), kind="stable")
+    columns = ["level", "accuracy", "ci_low", "ci_high", "images", "sd", "balanced_accuracy"]
+    return rows.sort_values("dataset", key=lambda names: names.map(list(facts.study.datasets).index), kind="stable")[
+        [*NET, "attacker", *columns]
+    ].reset_index(drop=True)
+
+
+def draw(facts: Facts, numbers: pd.DataFrame, folder: Path) -> None:
+    """Save the figure below a report's folder; it has an empty panel as long as nothing was measured.
+
+    numbers: from `curve`.
+    """
+    nets = list(dict.fromkeys(zip(numbers["dataset"], numbers["network"], strict=True))) or [("", "")]
+    titles = [f"{title_of(DATASETS, dataset)}, {network}" if dataset else "no rows yet" for dataset, network in nets]
+    with canvas(folder, NAME, 1.2 + 3.4 * len(nets), 5.6, [*titles, *DEFENCES]) as figure:
+        panels = figure.subplots(2, len(nets), sharex=True, sharey=True, squeeze=False)
+        for row, attacker in enumerate((TRANSFER, WHITEBOX)):
+            for column, net in enumerate(nets):
+                own = numbers[
+                    (numbers["dataset"] == net[0]) & (numbers["network"] == net[1]) & (numbers["attacker"] == attacker)
+                ]
+                _panel(panels[row, column], own, [0, *facts.study.curve])
+                panels[row, column].set_title(f"{titles[column]}: {attacker}", fontsize=9)
+        for axes in panels[:, 0]:
+            axes.set_ylabel("accuracy")
+        for axes in panels[-1]:
+            axes.set_xlabel("radius of FGSM, levels of 255")
+        handles = {
+            label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        if handles:
+            figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+
+
+def _panel(axes: Axes, own: pd.DataFrame, levels: list[int]) -> None:
+    """The radii stand at even distances, as they double."""
+    for number, defence in enumerate(DEFENCES):
+        line = own[own["defence"] == defence]
+        if len(line):
+            places = [levels.index(level) for level in line["level"]]
+            look = line_look(number) | {"marker": MARKERS[number], "markersize": 4, "linewidth": 1.3}
+            axes.plot(places, line["accuracy"].to_numpy(float), label=defence, **look)
+    axes.set_xticks(range(len(levels)), [str(level) for level in levels])
+    axes.set_ylim(-0.02, 1.02)

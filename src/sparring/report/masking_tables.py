@@ -1,0 +1,224 @@
+"""The article's Tables 3 to 6 beside ours, and the table of the controls."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from sparring.mask_padding import NEITHER, TRANSFER, WHITEBOX
+from sparring.params.masking import RESEEDED, UNDEFENDED, Study
+from sparring.params.names import CLEAN
+from sparring.report import paper
+from sparring.report.masking_facts import CW, LOCAL, NET, SHOWN, Facts, within
+from sparring.report.table import ACCURACY, INTERVALS, Table, intervals, number
+
+CW_TRAINING, MASKS, PADDING = "cw_training", "mask_", "padding"
+UNSTATED = "unstated"
+CAPTIONS = {
+    3: "Table 3 of the article: nets without a defence.",
+    4: "Table 4 of the article: training on stored C&W images.",
+    5: "Table 5 of the article: training with a share of the features masked.",
+    6: "Table 6 of the article: training with padded features.",
+}
+DATASETS = {"gtsrb": "GTSRB", "belgium": "BelgiumTS", "orl": "ORL", "yale": "Yale"}
+ATTACKS = {CLEAN: "clean", "fgsm": "FGSM", "ifgsm": "I-FGSM", "rfgsm": "R-FGSM", "pgd": "PGD", CW: "C&W"}
+FIGURES = [*ACCURACY, "images", "trainings", "balanced_accuracy", "l2_median"]
+ATTACKERS = (
+    "`transfer`: the images were attacked against the undefended net of that architecture, `none`, as the article's "
+    "probably were; for `none` itself that is white-box, and `seed`, the same net from other random numbers, is what a "
+    "defence has to beat there. `white-box`: each net is attacked itself; an image that it gets wrong when clean stays "
+    "as it is. `balanced` is the mean of the classes' accuracies on clean images; the .csv has it under attacks too."
+)
+LENGTHS = (
+    "An attack without a radius fools any net in the end. So under C&W an image counts as right at an L2 length unless "
+    "the net gets it wrong when clean or is fooled by a change of that length at most; `median L2` is of the white-box "
+    "changes that fool the net. Lengths are of images in 0 to 1."
+)
+
+
+def title_of(names: dict[str, str], name: str) -> str:
+    return names.get(name, name)
+
+
+def article_lines(study: Study) -> pd.DataFrame:
+    """The article's figures by our rows: table, dataset, network, defence, attack, article, article_dataset and
+    article_network, which are its own words where those are `unstated`.
+
+    A network without a number is our control net; figures without a data set stand beside each that has the network.
+    """
+    lines: list[dict[str, Any]] = []
+    for row in paper.masking().to_dict("records"):
+        found = {"table": row["table"], "attack": row["attack"], "article": row["article"]}
+        found |= {"article_dataset": row["dataset"], "article_network": row["network"]}
+        defence = {3: UNDEFENDED, 4: CW_TRAINING, 6: PADDING}.get(row["table"])
+        found["defence"] = defence or f"{MASKS}{row['mask_percent']:.0f}"
+        datasets = [row["dataset"]]
+        if row["dataset"] == UNSTATED:
+            datasets = [name for name, entry in study.datasets.items() if row["network"] in entry.networks] or datasets
+        for dataset in datasets:
+            networks = [row["network"]]
+            if row["network"] == UNSTATED and dataset in study.datasets:
+                networks = study.datasets[dataset].controls
+            lines += [found | {"dataset": dataset, "network": network} for network in networks]
+    return pd.DataFrame(lines)
+
+
+def article_tables(facts: Facts) -> list[Table]:
+    """Tables 3 to 6; a net that was not measured has the article's figures and a dash for ours."""
+    lines = article_lines(facts.study)
+    return [_article_table(facts, number, lines[lines["table"] == number]) for number in CAPTIONS]
+
+
+def _article_table(facts: Facts, number: int, lines: pd.DataFrame) -> Table:
+    nets: list[tuple[str, str, str]] = []
+    for (dataset, network), own in lines.groupby(["dataset", "network"], sort=False):
+        wanted = list(dict.fromkeys(own["defence"].astype(str)))
+        if dataset in facts.present:
+            wanted = list(dict.fromkeys([UNDEFENDED, RESEEDED, *wanted]))
+        nets += [(str(dataset), str(network), defence) for defence in wanted]
+    tidy = _tidy(facts, nets, lines)
+    notes = [_article_note(number), ATTACKERS, LENGTHS, _interval_note(facts)]
+    return Table(f"mask_padding_table{number}", CAPTIONS[number], tidy, _wide(tidy, facts), notes)
+
+
+def controls(facts: Facts) -> Table:
+    """Every other row beside those of the article, of the data sets' control nets."""
+    order = [UNDEFENDED, RESEEDED, f"{MASKS}20", PADDING, CW_TRAINING]
+    order += [name for name in facts.study.defences if name not in order]
+    order = [name for name in order if name not in ("mask_10", "mask_30", "mask_40")]
+    known = (UNDEFENDED, *facts.study.defences)
+    nets = [
+        (dataset, network, defence)
+        for dataset in facts.present
+        for network in facts.study.datasets[dataset].controls
+        for defence in order
+        if defence in known
+    ]
+    tidy = _tidy(facts, nets, None)
+    flat = facts.flatness.reindex(pd.MultiIndex.from_frame(tidy[NET])).reset_index(drop=True)
+    tidy = pd.concat([tidy, flat], axis=1)
+    local = facts.study.linearity
+    note = (
+        f"`gradient norm` is the mean L2 norm of the cross-entropy's gradient by the image, `linearity error` the mean "
+        f"of the largest distance between the loss and its linear approximation within eps (Qin et al., 2019), found "
+        f"in {local.steps} steps; both of at most {local.images} test images. Of a net that is nearly constant around "
+        "an image both are near zero. A net that is sure of everything has small gradients too, without being harder "
+        "to attack."
+    )
+    name = "mask_padding_controls"
+    caption = "What else was trained: what masks and padding have to be compared with, on the control nets."
+    return Table(name, caption, tidy, _wide(tidy, facts), [note, ATTACKERS, LENGTHS, _interval_note(facts)])
+
+
+def _tidy(facts: Facts, nets: list[tuple[str, str, str]], lines: pd.DataFrame | None) -> pd.DataFrame:
+    """One figure a row: every net, clean, under each attack and under C&W at each radius, from both attackers.
+
+    lines: from `article_lines`, of one table; their figures stand beside the transfer ones.
+    """
+    attacks = [*facts.study.attacks, *(within(radius) for radius in facts.study.radii)]
+    shown = [(NEITHER, CLEAN), *((attacker, attack) for attacker in (TRANSFER, WHITEBOX) for attack in attacks)]
+    index = pd.MultiIndex.from_tuples([(*net, *seen) for net in nets for seen in shown], names=SHOWN)
+    tidy = facts.measured.reindex(index)[FIGURES].reset_index()
+    counts = ["images", "trainings"]
+    tidy = tidy.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
+    tidy.insert(5, "eps", tidy["attack"].map(facts.radii))
+    if lines is None:
+        return tidy
+    said = lines.assign(attacker=[NEITHER if attack == CLEAN else TRANSFER for attack in lines["attack"]])
+    said = said[[*SHOWN, "article", "article_dataset", "article_network"]]
+    return tidy.merge(said, on=SHOWN, how="left", validate="one_to_one")
+
+
+def _wide(tidy: pd.DataFrame, facts: Facts) -> dict[str, pd.DataFrame]:
+    """Two frames a data set: accuracies, and C&W by length where anything was measured."""
+    wide = {}
+    for dataset, rows in tidy.groupby("dataset", sort=False):
+        title = title_of(DATASETS, str(dataset))
+        cells = _cells(rows)
+        nets = list(rows[["network", "defence"]].drop_duplicates().itertuples(index=False, name=None))
+        made = {net for net in nets if (*net, NEITHER, CLEAN) in cells}
+        lines = [line for net in nets for line in _lines(rows, cells, net, net in made, facts)]
+        wide[title] = pd.DataFrame(lines)
+        if made:
+            lengths = [line for net in nets if net in made for line in _lengths(rows, cells, net, facts)]
+            wide[f"{title}: C&W by the length of its changes"] = pd.DataFrame(lengths)
+    return wide
+
+
+def _cells(rows: pd.DataFrame) -> dict[tuple[str, ...], str]:
+    """The figures that there are, for reading, by network, defence, attacker and attack."""
+    known = rows[rows["accuracy"].notna()]
+    keys = known[["network", "defence", "attacker", "attack"]].itertuples(index=False, name=None)
+    return dict(zip(keys, intervals(known, *ACCURACY), strict=True))
+
+
+def _lines(
+    rows: pd.DataFrame, cells: dict[tuple[str, ...], str], net: tuple[str, str], made: bool, facts: Facts
+) -> Iterable[dict[str, str]]:
+    """Of one net: the article's figures, where it has any, ours as they transfer and ours under attack itself."""
+    own = rows[(rows["network"] == net[0]) & (rows["defence"] == net[1])]
+    start = {"network": net[0], "defence": net[1]}
+    flat = [name for name in LOCAL if name in rows]
+    if "article" in own and own["article"].notna().any():
+        said = own.dropna(subset="article").set_index("attack")["article"].to_dict()
+        line = start | {"figures": f"article{_unstated(own)}"} | {"clean": number(said.get(CLEAN), 4), "balanced": "-"}
+        yield line | {title_of(ATTACKS, name): number(said.get(name), 4) for name in facts.study.attacks}
+    if not made:
+        dashes = {title_of(ATTACKS, name): "-" for name in facts.study.attacks}
+        yield start | {"figures": "ours", "clean": "-", "balanced": "-"} | dashes | _flat(own, flat)
+        return
+    balanced = own.loc[own["attack"] == CLEAN, "balanced_accuracy"].iloc[0]
+    for attacker in (TRANSFER, WHITEBOX):
+        line = start | {"figures": attacker}
+        line |= {"clean": cells[(*net, NEITHER, CLEAN)], "balanced": number(balanced)}
+        if attacker == WHITEBOX:  # they stand one line above
+            line |= {"clean": "", "balanced": ""}
+        line |= {title_of(ATTACKS, name): cells.get((*net, attacker, name), "-") for name in facts.study.attacks}
+        yield line | (_flat(own, flat) if attacker == TRANSFER else dict.fromkeys(_flat(own, flat), ""))
+
+
+def _flat(own: pd.DataFrame, columns: list[str]) -> dict[str, str]:
+    found = {}
+    for name in columns:
+        value, sd = own[name].iloc[0], own[f"{name}_sd"].iloc[0]
+        found[name.replace("_", " ")] = number(value) + ("" if math.isnan(sd) else f" ± {number(sd)}")
+    return found
+
+
+def _unstated(own: pd.DataFrame) -> str:
+    said = own.dropna(subset="article").iloc[0]
+    missing = [what for what in ("dataset", "network") if said[f"article_{what}"] == UNSTATED]
+    return f" ({' and '.join(missing)} unstated)".replace("dataset", "data set") if missing else ""
+
+
+def _lengths(
+    rows: pd.DataFrame, cells: dict[tuple[str, ...], str], net: tuple[str, str], facts: Facts
+) -> Iterable[dict[str, str]]:
+    own = rows[(rows["network"] == net[0]) & (rows["defence"] == net[1]) & (rows["attack"] == CW)]
+    for attacker in (TRANSFER, WHITEBOX):
+        median = own.loc[own["attacker"] == attacker, "l2_median"].iloc[0]
+        line = {"network": net[0], "defence": net[1], "figures": attacker, "median L2": number(median)}
+        columns = {f"right at {radius:g}": (*net, attacker, within(radius)) for radius in facts.study.radii}
+        yield line | {name: cells.get(key, "-") for name, key in columns.items()}
+
+
+def _article_note(number: int) -> str:
+    text = "The lines `article` have its figures, which it gives in per cent."
+    if number == 5:
+        text += (
+            " The number of its network for signs is illegible in this table: its figures stand beside our first net."
+        )
+    if number == 6:
+        text += " It does not say which data set its faces are from: those figures stand beside each of ours."
+    return text
+
+
+def _interval_note(facts: Facts) -> str:
+    several = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] > 1]
+    if not several:
+        return INTERVALS
+    return (
+        f"{INTERVALS} On {' and '.join(several)}, which has several splits, each with trainings of its own, figures "
+        "are means over them, ± their standard deviation, which the interval does not contain; an image counts once."
+    )

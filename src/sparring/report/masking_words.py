@@ -1,0 +1,278 @@
+"""What was reproduced, and what was not, in sentences that follow from the numbers."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from sparring.mask_padding import NEITHER, TRANSFER, WHITEBOX
+from sparring.params.masking import RESEEDED, UNDEFENDED
+from sparring.params.names import CLEAN
+from sparring.report.differences import ASSUMED_SPREAD, signed
+from sparring.report.escape import markdown
+from sparring.report.masking_facts import CW, LOCAL, Facts, Seen
+from sparring.report.masking_tables import ATTACKS, CW_TRAINING, DATASETS, MASKS, PADDING, article_lines, title_of
+from sparring.report.table import ACCURACY, number, with_interval
+
+Difference = Mapping[str, float]
+MASK = f"{MASKS}20"
+MASKS_OF_TABLE_5 = tuple(f"{MASKS}{share}" for share in (10, 20, 30, 40))
+PEERS = ("noise", "cutout", "erasing", "fgsm_training", "pgd_training")
+STRONGEST = "pgd"  # of the attacks that keep to a radius
+FLAT = dict(zip(LOCAL, ("gradient norm", "linearity error"), strict=True))
+
+
+def sentences(facts: Facts) -> list[str]:
+    """Paragraphs in Markdown; what the rows that are there do not tell is left out."""
+    if not facts.present:
+        return [*_missing(facts), "Nothing was measured yet, so nothing of the article was tried."]
+    found = [_measured(facts), *_missing(facts), *_chance(facts)]
+    found += _undefended(facts) + _beside_article(facts) + _against_reseed(facts) + _carries_over(facts)
+    for dataset in facts.present:
+        for network in facts.study.datasets[dataset].controls:
+            where = f"{title_of(DATASETS, dataset)}, {network}"
+            for defence in (MASK, PADDING):
+                found += _defence(facts, dataset, network, defence, where)
+            found += _peers(facts, dataset, network, where)
+    return found
+
+
+def _measured(facts: Facts) -> str:
+    parts = []
+    for dataset in facts.present:
+        rows = facts.rows[(facts.rows["dataset"] == dataset) & (facts.rows["attack"] == CLEAN)]
+        splits = sorted(rows["seed"].unique())
+        images = rows.groupby("seed")["index"].nunique()
+        each = " each" if len(splits) > 1 else ""
+        words = f"{len(splits)} splits, seeds" if len(splits) > 1 else "one split, seed"
+        parts.append(
+            f"{title_of(DATASETS, dataset)} ({', '.join(facts.networks(dataset))}; {words} "
+            f"{', '.join(map(str, splits))}; {images.max():,} test images{each})"
+        )
+    return f"**Measured.** {'; '.join(parts)}."
+
+
+def _missing(facts: Facts) -> list[str]:
+    found = []
+    if facts.empty:
+        names = " and ".join(title_of(DATASETS, name) for name in facts.empty)
+        found.append(
+            f"**Without data.** {names}: the files are not there, so the tables have the article's figures alone."
+        )
+    if facts.unmade:
+        names = ", ".join(markdown(f"{dataset} {defence}") for dataset, defence in facts.unmade)
+        found.append(f"**Not made yet.** {len(facts.unmade)} rows, which are left out: {names}.")
+    return found
+
+
+def _chance(facts: Facts) -> list[str]:
+    once = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] == 1]
+    several = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] > 1]
+    text = (
+        "Differences are paired, image by image, with 95 % intervals. *Beyond chance*: more than other images and "
+        "another training would make together; an interval over images may leave out zero and not do."
+    )
+    if once:
+        text += (
+            f" On {' and '.join(once)} every net was trained once: intervals there cover other images and no other "
+            f"training, and one training proves nothing about a method, only about these nets. {ASSUMED_SPREAD}"
+        )
+    if several:
+        text += f" On {' and '.join(several)} they cover other images and, by the splits, other trainings."
+    return [f"**Chance.** {text}"]
+
+
+def _cell(facts: Facts, dataset: str, network: str, defence: str, attacker: str, attack: str) -> str | None:
+    """An accuracy with its interval; None where it was not measured."""
+    key = (dataset, network, defence, attacker, attack)
+    row = facts.by_net.get(key)
+    return with_interval(*(float(row[name]) for name in ACCURACY)) if row else None
+
+
+def _undefended(facts: Facts) -> list[str]:
+    """Table 3: how far an undefended net falls."""
+    lines = article_lines(facts.study)
+    said = lines[lines["table"] == 3].set_index(["dataset", "network", "attack"])["article"].to_dict()
+    parts = []
+    for dataset in facts.present:
+        for network in facts.study.datasets[dataset].controls:
+            figures = []
+            for attack in (CLEAN, "fgsm", CW):
+                attacker = NEITHER if attack == CLEAN else WHITEBOX
+                cell = _cell(facts, dataset, network, UNDEFENDED, attacker, attack)
+                theirs = said.get((dataset, network, attack))
+                article = "" if theirs is None else f" (article {number(theirs)})"
+                figures += [f"{title_of(ATTACKS, attack)} {cell}{article}"] if cell else []
+            parts += [f"{title_of(DATASETS, dataset)}, {network}: {', '.join(figures)}"] if figures else []
+    return [f"**The undefended nets** (Table 3), white-box. {'; '.join(parts)}."] if parts else []
+
+
+def _beside_article(facts: Facts) -> list[str]:
+    """The accuracies that the article states after masks and padding, counted by whether ours reach them."""
+    lines = article_lines(facts.study)
+    lines = lines[(lines["table"] >= 5) & (lines["attack"] != CLEAN)].assign(attacker=TRANSFER)
+    keys = pd.MultiIndex.from_frame(lines[["dataset", "network", "defence", "attacker", "attack"]])
+    ours = facts.measured.reindex(keys).reset_index(drop=True)
+    both = pd.concat([lines.reset_index(drop=True), ours], axis=1).dropna(subset="accuracy")
+    if both.empty:
+        return []
+    below = int((both["ci_high"] < both["article"]).sum())
+    above = int((both["ci_low"] > both["article"]).sum())
+    return [
+        f"**Near 90 % under attack after masks and padding** (Tables 5 and 6). Of the article's figures {len(both)} "
+        f"have one of ours beside them, under transfer. Theirs are {number(both['article'].min())} to "
+        f"{number(both['article'].max())}, ours {number(both['accuracy'].min())} to {number(both['accuracy'].max())}: "
+        f"our interval over images contains theirs in {len(both) - below - above}, lies below it in {below} and above "
+        f"it in {above}."
+    ]
+
+
+def _against_reseed(facts: Facts) -> list[str]:
+    """All masks and padding on all nets, counted: beside the net that was attacked, beside a mere reseed, white-box."""
+    defences = [name for name in facts.study.defences if name == PADDING or name in MASKS_OF_TABLE_5]
+    counted = {}
+    for other, attacker in ((UNDEFENDED, TRANSFER), (RESEEDED, TRANSFER), (UNDEFENDED, WHITEBOX)):
+        pairs = [
+            facts.difference(dataset, network, (defence, attacker, attack), (other, attacker, attack))
+            for dataset in facts.present
+            for network in facts.networks(dataset)
+            for defence in defences
+            for attack in facts.study.attacks
+        ]
+        counted[(other, attacker)] = [pair for pair in pairs if pair]
+    texts = []
+    for (other, attacker), words in (
+        ((UNDEFENDED, TRANSFER), "under transfer the net is above the undefended one that was attacked"),
+        ((RESEEDED, TRANSFER), "under transfer it is above the same net from another seed"),
+        ((UNDEFENDED, WHITEBOX), "attacked itself it is above the undefended net, attacked itself"),
+    ):
+        found = counted[(other, attacker)]
+        if found:
+            texts.append(f"{words}, in {_count(found, 1)} of {len(found)}, and below it in {_count(found, -1)}")
+    if not texts:
+        return []
+    return [
+        "**A net trained with masks or padding beats the undefended net.** Beyond chance, counted over nets, the "
+        f"article's four masks and padding, and attacks: {'; '.join(texts)}. What another seed does as well is not the "
+        "doing of masks or padding."
+    ]
+
+
+def _carries_over(facts: Facts) -> list[str]:
+    """Table 4: training on C&W images, under C&W and under the others."""
+    gaps: list[Difference] = []
+    gains: list[Difference] = []
+    others = [name for name in facts.study.attacks if name != CW]
+    for dataset in facts.present:
+        for network in facts.networks(dataset):
+            for attack in others:
+                first: Seen = (CW_TRAINING, TRANSFER, CW)
+                other: Seen = (CW_TRAINING, TRANSFER, attack)
+                reseeded: Seen = (RESEEDED, TRANSFER, attack)
+                gap = facts.difference(dataset, network, first, other)
+                gain = facts.difference(dataset, network, other, reseeded)
+                gaps += [gap] if gap else []
+                gains += [gain] if gain else []
+    if not gaps:
+        return []
+    text = (
+        "**Training on C&W images does not carry over to other attacks** (Table 4), under transfer. Of "
+        f"{len(gaps)} pairs of a net and another attack than C&W, its accuracy is higher under C&W than under that "
+        f"attack beyond chance in {_count(gaps, 1)}, lower in {_count(gaps, -1)}."
+    )
+    if gains:
+        text += (
+            f" Under those other attacks it is above the reseeded undefended net beyond chance in {_count(gains, 1)} "
+            f"of {len(gains)}, below it in {_count(gains, -1)}."
+        )
+    return [text]
+
+
+def _count(found: Sequence[Difference], side: int) -> int:
+    return sum(one["side"] == side for one in found)
+
+
+def _defence(facts: Facts, dataset: str, network: str, defence: str, where: str) -> list[str]:
+    """Of one defence: against a mere reseed under transfer, under attack itself, and how flat its net became."""
+    parts = []
+    for other, attacker, start in (
+        (UNDEFENDED, TRANSFER, "Under transfer, beside the undefended net that was attacked"),
+        (RESEEDED, TRANSFER, "Under transfer, beside the reseeded undefended net"),
+        (UNDEFENDED, WHITEBOX, "Attacked itself, beside the undefended net attacked itself"),
+    ):
+        found = {}
+        for attack in facts.study.attacks:
+            one, two = (defence, attacker, attack), (other, attacker, attack)
+            found[title_of(ATTACKS, attack)] = facts.difference(dataset, network, one, two)
+        text = by_side(found, "beats it under", "cannot be told from it under", "falls behind it under")
+        parts += [f"{start}, it {text}."] if text else []
+    parts += _kept(facts, dataset, network, defence)
+    parts += _flatness(facts, dataset, network, defence)
+    return [f"**{where}: {markdown(defence)}.** {' '.join(parts)}"] if parts else []
+
+
+def _kept(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
+    """What a net keeps under attack itself, and how long C&W's changes are."""
+    cells = []
+    for attack in ("fgsm", STRONGEST):
+        cell = _cell(facts, dataset, network, defence, WHITEBOX, attack)
+        cells += [f"{cell} under {title_of(ATTACKS, attack)}"] if cell else []
+    text = f"It keeps {' and '.join(cells)}." if cells else ""
+    own, others = (facts.by_net.get((dataset, network, name, WHITEBOX, CW)) for name in (defence, UNDEFENDED))
+    if own and others:
+        lengths = [number(float(one["l2_median"])) for one in (own, others)]
+        text += f" C&W fools it with changes of a median L2 length of {lengths[0]}, the undefended net of {lengths[1]}."
+    return [text.strip()] if text else []
+
+
+def _flatness(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
+    found = {name: facts.flatter(dataset, network, defence, column) for column, name in FLAT.items()}
+    known = {name: one for name, one in found.items() if one}
+    if not known:
+        return []
+    words = {-1: "is smaller than", 0: "cannot be told from", 1: "is larger than"}
+    texts = [
+        f"its mean {name} {words[int(one['side'])]} the undefended net's ({_signed(one)})"
+        for name, one in known.items()
+    ]
+    sides = {int(one["side"]) for one in known.values()}
+    verdict = "Flatter around test images" if sides == {-1} else "Not shown to be flatter around test images"
+    if sides == {1}:
+        verdict = "Steeper around test images"
+    once = " (by intervals over images alone)" if all(one["trainings"] == 1 for one in known.values()) else ""
+    return [f"{verdict}{once}: {' and '.join(texts)}."]
+
+
+def _peers(facts: Facts, dataset: str, network: str, where: str) -> list[str]:
+    """The mask beside other transforms, and beside adversarial training."""
+    parts = []
+    for attacker, words in ((TRANSFER, "under transfer"), (WHITEBOX, "attacked itself")):
+        found = {
+            markdown(peer): facts.difference(dataset, network, (MASK, attacker, STRONGEST), (peer, attacker, STRONGEST))
+            for peer in PEERS
+        }
+        text = by_side(found, "beats", "cannot be told from", "falls behind")
+        parts += [f"{words} it {text}"] if text else []
+    if not parts:
+        return []
+    heading = f"{where}: {markdown(MASK)} beside other trainings, under {title_of(ATTACKS, STRONGEST)}"
+    return [f"**{heading}.** {_sentence(parts)}"]
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _signed(one: Difference) -> str:
+    return signed(one["difference"], one["difference_low"], one["difference_high"])
+
+
+def by_side(found: Mapping[str, Difference | None], above: str, neither: str, below: str) -> str:
+    """As in `beats it under FGSM (+0.100 [+0.020, +0.180]); cannot be told from it under PGD`: names by the side of
+    their difference, beyond chance; nothing where none is known."""
+    parts = []
+    for side, words in ((1, above), (0, neither), (-1, below)):
+        known = [(name, one) for name, one in found.items() if one and one["side"] == side]
+        names = [f"{name} ({_signed(one)})" if side else name for name, one in known]
+        parts += [f"{words} {', '.join(names)}"] if names else []
+    return "; ".join(parts)
