@@ -79,8 +79,9 @@ class Study(Section):
 
 
 def load_study(path: str | Path = STUDY_FILE) -> Study:
-    """The study's parameters; InputError in one line as for `load`."""
-    return validated(Study, read(path), str(path))
+    """The study's parameters, with all that the default profile has in `base`; InputError in one line as for `load`."""
+    study = validated(Study, read(path), str(path))
+    return study.model_copy(update={"base": read(DEFAULT_FILE) | study.base})
 
 
 def networks_of(study: Study, dataset: str, defence: str) -> list[str]:
@@ -102,7 +103,7 @@ def net_params(study: Study, dataset: str, network: str, seed: int, defence: str
             raise InputError(f"{STUDY_FILE}: {kind}.{key} is missing; there are {', '.join(known)}")
     trained = study.networks[network]
     row = Defence() if defence == UNDEFENDED else study.defences[defence]
-    values = read(DEFAULT_FILE) | study.base
+    values = dict(study.base)
     values["data"] = dict(study.datasets[dataset].data)
     values["network"] = dict(trained.network)
     values = _merged(values, {"training": trained.training, "seed": seed, "seeds": [seed]})
