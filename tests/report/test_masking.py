@@ -19,6 +19,7 @@ from sparring.report import masking, masking_words, paper
 from sparring.report.masking_curve import curve
 from sparring.report.masking_facts import Facts, gather, measures, tidy_rows
 from sparring.report.masking_tables import article_lines, article_tables, controls
+from sparring.report.table import levels
 
 ROOT = Path(__file__).resolve().parents[2]
 LINEARITY = ["dataset", "network", "defence", "seed", "index", "gradient_norm", "linearity_error"]
@@ -330,7 +331,7 @@ def test_rows_csv_has_a_row_a_training_attack_and_attacker(study: Study, layout:
         ("fgsm_32", "transfer"): 0,
     }
     assert rows["eps"].isna().tolist() == [attack in ("clean", "cw") for attack, _ in rows.index]
-    assert rows.loc[("fgsm", "transfer"), "eps"] == pytest.approx(8 / 255, rel=1e-5)
+    assert rows.loc[("fgsm", "transfer"), "eps"] == pytest.approx(study.eps, rel=1e-5)
     assert rows.loc[("fgsm_32", "transfer"), "eps"] == pytest.approx(32 / 255, rel=1e-5)
     assert rows.loc[("fgsm", "white-box"), ["ci_low", "ci_high"]].tolist() == pytest.approx(wilson(40, 200), rel=1e-5)
 
@@ -384,7 +385,11 @@ def test_the_stage_writes_what_the_pipeline_says_even_of_no_rows(
     assert written == listed
     page = Path("studies/mask_padding/reports/report.md").read_text()
     assert "Nothing was measured yet" in page and "| 0.4480" in page
-    assert "8/255" in page and "5,000 training images" in page and "C&W has 30 steps" in page
+    assert (
+        f"PGD is {levels(load_study().eps)}, for" in page
+        and "5,000 training images" in page
+        and "C&W has 30 steps" in page
+    )
     assert "13,000 training images of its 39,209, 33%," in page and "facenet has 0.25 of the width" in page
 
 
