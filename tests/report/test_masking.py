@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from sparring import statistics
 from sparring.layout import Layout
 from sparring.mask_padding import COLUMNS, folder_of
 from sparring.params.masking import STUDY_FILE, Study, load_study
@@ -157,6 +158,8 @@ def test_differences_over_splits_hold_for_other_trainings(study: Study, layout: 
     seen = [(name, *FGSM) for name in ("mask_20", "seed")]
     calm = gather(study, layout).difference("orl", "mtcnn", *seen)
     assert calm and calm["difference"] == pytest.approx(0.3) and calm["side"] == 1 and calm["trainings"] == 3
+    gains = np.array(share(0.8), float) - np.array(share(0.5), float)  # three splits of the same images add none
+    assert calm["difference_high"] == pytest.approx(statistics.paired_difference(gains[:, None])["image_high"])
     folder = folder_of(layout, "orl", "mask_20")
     rows = pd.read_parquet(folder / "predictions.parquet")
     rows.loc[(rows["seed"] == 2) & (rows["attack"] == "fgsm"), "prediction"] = 1  # one training goes wrong
@@ -187,6 +190,8 @@ def test_the_articles_figures_stand_beside_ours(study: Study, layout: Layout) ->
     assert wide.loc[("dnn1", "cw_training", "article"), "FGSM"] == "0.8400"
     assert wide.loc[("dnn1", "cw_training", "transfer"), "FGSM"].startswith("0.700 [0.6")
     assert wide.loc[("dnn1", "cw_training", "white-box"), "FGSM"].startswith("0.200 [0.1")
+    assert wide.loc[("dnn1", "cw_training", "transfer"), "clean"].startswith("1.000 [0.9")
+    assert wide.loc[("dnn1", "cw_training", "white-box"), "clean"] == ""  # it is the same, one line above
     assert wide.loc[("dnn2", "cw_training", "ours"), "FGSM"] == "-"  # of which there are no predictions
     absent = tables["mask_padding_table4"].wide["BelgiumTS"]
     assert absent.loc[absent["figures"] == "article", "FGSM"].tolist() == ["0.8005", "0.8100", "0.8300", "0.7100"]
@@ -233,6 +238,22 @@ def test_controls_tell_how_flat_a_net_is(study: Study, layout: Layout) -> None:
     assert tidy.loc[("noise", *CLEAN), "gradient_norm"] == pytest.approx(1.25)
 
 
+def test_flatness_over_splits_has_the_trainings_spread(study: Study, layout: Layout) -> None:
+    for defence in ("none", "padding"):
+        write(study, layout, "orl", defence, {CLEAN: share(1)}, seeds=(0, 1, 2), flat=(0.5, 0.5))
+    path = folder_of(layout, "orl", "padding") / "linearity.parquet"
+    local = pd.read_parquet(path)
+    local["gradient_norm"] -= local["seed"] * 0.1  # 0, 0.1 and 0.2 smaller, which does for no other training
+    local["linearity_error"] -= 0.1
+    local.to_parquet(path, index=False)
+    facts = gather(study, layout)
+    wide = controls(facts).wide["ORL"].set_index(["defence", "figures"])
+    assert wide.loc[("padding", "transfer"), "gradient norm"] == "0.400 ± 0.100"
+    text = words(facts, "ORL, mtcnn: padding.")
+    assert "around test images: its mean gradient norm cannot be told from the undefended net's (-0.100 [-0.3" in text
+    assert "its mean linearity error is smaller than the undefended net's (-0.100 [-0.100, -0.100])." in text
+
+
 @pytest.mark.parametrize(
     ("mask", "seed", "says"),
     [(0.8, 0.5, "beats it under FGSM (+0.300 ["), (0.5, 0.8, "falls behind it under FGSM (-0.300 [")],
@@ -250,7 +271,7 @@ def test_the_mask_is_measured_against_a_mere_reseed(
     assert "attacked itself, it cannot be told from it under FGSM, PGD." in text
     assert "It keeps 0.100 [" in text
     above, below = (1, 0) if mask > seed else (0, 1)
-    assert f"another seed, in {above} of 2, and below it in {below};" in words(facts, "A net trained with masks")
+    assert f"another seed in {above} of 2, and below it in {below};" in words(facts, "The claim that a net")
     assert "proves nothing about a method" in words(facts, "Chance")
 
 
@@ -282,7 +303,7 @@ def test_whether_training_on_cw_images_carries_over(
 ) -> None:
     write(study, layout, "gtsrb", "cw_training", {CLEAN: share(1), CW: share(0.75), FGSM: share(fgsm)})
     write(study, layout, "gtsrb", "seed", {CLEAN: share(1), FGSM: share(0.6)})
-    text = words(gather(study, layout), "Training on C&W images does not carry over")
+    text = words(gather(study, layout), "The claim that training on C&W images")
     assert f"beyond chance in {counts[0]}, lower in {counts[1]}." in text
     gains = (1, 0) if fgsm > 0.6 else (0, 1)
     assert f"beyond chance in {gains[0]} of 1, below it in {gains[1]}." in text
@@ -301,8 +322,8 @@ def test_the_mask_beside_other_trainings(study: Study, layout: Layout) -> None:
 def test_how_many_of_the_articles_figures_ours_reach(study: Study, layout: Layout) -> None:
     shown = {CLEAN: share(1), FGSM: share(0.91), PGD: share(0.1), CW: share(0.5)}
     write(study, layout, "gtsrb", "mask_20", shown)  # the article has .912 and .903
-    text = words(gather(study, layout), "Near 90 %")
-    assert "Of the article's figures 2 have" in text
+    text = words(gather(study, layout), "The claim of near 90 %")
+    assert "reached in 1 of the 2 of our figures" in text
     assert "contains theirs in 1, lies below it in 1 and above it in 0." in text
 
 
@@ -342,6 +363,9 @@ def test_the_curve_begins_with_clean_images(study: Study, layout: Layout) -> Non
     }
     for defence in ("none", "noise"):
         write(study, layout, "gtsrb", defence, shown)
+    path = folder_of(layout, "gtsrb", "none") / "predictions.parquet"
+    rows = pd.read_parquet(path)
+    pd.concat([rows, rows.assign(network="dnn2", prediction=9)]).to_parquet(path, index=False)  # is no control net
     numbers = curve(gather(study, layout))
     assert set(numbers["defence"]) == {"none"}  # noise is none of those shown
     for attacker in ("transfer", "white-box"):
@@ -366,7 +390,7 @@ def test_rows_that_are_not_made_are_named_and_the_rest_is_told(
         "**Not made yet.** 9 rows, which are left out: gtsrb cw_training, gtsrb mask_20, gtsrb noise, orl none," in page
     )
     assert "**Without data.** BelgiumTS: " in page
-    assert "Training on C&W images does not carry over" not in page and "GTSRB, dnn1: mask_20" not in page
+    assert "does not carry over" not in page and "GTSRB, dnn1: mask_20" not in page
     assert "GTSRB, dnn1: padding" in page
 
 
