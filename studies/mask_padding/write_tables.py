@@ -1,6 +1,6 @@
 """Turn what the rows predicted into the article's tables beside ours, the table of controls and the curve over eps.
 
-reads   studies/mask_padding/params.yaml, studies/mask_padding/sources/, studies/mask_padding/rows/
+reads   studies/mask_padding/params.yaml, profiles/digits.yaml, studies/mask_padding/sources/ and rows/
 writes  studies/mask_padding/reports/
 run     python studies/mask_padding/write_tables.py
 """

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from sparring import statistics
 from sparring.layout import Layout
 from sparring.mask_padding import COLUMNS, folder_of
-from sparring.params.masking import STUDY_FILE, Study, load_study
+from sparring.params.masking import DEFAULT_FILE, STUDY_FILE, Study, load_study
 from sparring.report import masking, masking_words, paper
 from sparring.report.masking_curve import curve
 from sparring.report.masking_facts import Facts, gather, measures, tidy_rows
@@ -399,7 +399,9 @@ def test_the_stage_writes_what_the_pipeline_says_even_of_no_rows(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path(STUDY_FILE).parent.mkdir(parents=True)
-    shutil.copy(ROOT / STUDY_FILE, STUDY_FILE)
+    Path("profiles").mkdir()
+    for name in (STUDY_FILE, DEFAULT_FILE):
+        shutil.copy(ROOT / name, name)
     for folder in ("stages", "studies/mask_padding"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     importlib.import_module("write_tables").main()

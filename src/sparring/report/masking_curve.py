@@ -45,7 +45,7 @@ def draw(facts: Facts, numbers: pd.DataFrame, folder: Path) -> None:
     """
     nets = list(dict.fromkeys(zip(numbers["dataset"], numbers["network"], strict=True))) or [("", "")]
     titles = [f"{title_of(DATASETS, dataset)}, {network}" if dataset else "no rows yet" for dataset, network in nets]
-    with canvas(folder, NAME, 1.2 + 3.4 * len(nets), 5.6, [*titles, *DEFENCES]) as figure:
+    with canvas(folder, NAME, 1.2 + 3.4 * len(nets), 5.6, [*titles, *DEFENCES], picture=True) as figure:
         panels = figure.subplots(2, len(nets), sharex=True, sharey=True, squeeze=False)
         for row, attacker in enumerate((TRANSFER, WHITEBOX)):
             for column, net in enumerate(nets):
