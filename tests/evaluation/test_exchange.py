@@ -128,7 +128,7 @@ def resnet(classes: int = 10, width: int = 4) -> torch.nn.Module:
             RESNET,
             r"holds another architecture .*: fc\.weight is 10×64, not 10×32; name its own with --network",
         ),
-        (lambda: "a.safetensors", "vgg11bn", r'--network: name is "vgg11bn"; use resnet or .*did you mean vgg11_bn'),
+        (lambda: "a.safetensors", "vgg11bn", r'--network: name is "vgg11bn"; use resnet, .*did you mean vgg11_bn'),
         (lambda: "a.safetensors", "{name: resnet, blocks: [1, 1, 1, 1], widht: 4}", "widht is not a key; did you mean"),
         (lambda: Path("a.safetensors").write_text("no") and "a.safetensors", RESNET, "is not a safetensors file"),
         (lambda: Path("a.pth").write_text("no") and "a.pth", None, r"a\.pth is neither .*convert it .*safetensors"),
