@@ -97,7 +97,9 @@ def wilson(right: int, images: int) -> tuple[float, float]:
 
 def words(facts: Facts, start: str) -> str:
     """The one paragraph that begins so; empty where there is none."""
-    found = [text for text in masking_words.sentences(facts) if text.startswith(f"**{start}")]
+    found = [
+        text for text in [*masking.coverage(facts), *masking_words.sentences(facts)] if text.startswith(f"**{start}")
+    ]
     assert len(found) <= 1
     return found[0] if found else ""
 
@@ -111,7 +113,7 @@ def test_accuracies_of_uneven_classes(study: Study, layout: Layout) -> None:
     assert (clean["images"], clean["trainings"], clean["balanced_accuracy"]) == (10, 1, 0.5)
     assert fgsm[["accuracy", "ci_low", "ci_high"]].tolist() == pytest.approx([0.5, *wilson(5, 10)])
     assert fgsm["balanced_accuracy"] == pytest.approx((4 / 8 + 1 / 2) / 2)
-    assert math.isnan(clean["sd"]) and math.isnan(fgsm["l2_median"])
+    assert math.isnan(clean["sd"]) and math.isnan(fgsm["l2_median"]) and math.isnan(fgsm["fooled"])
 
 
 def test_cw_by_the_length_of_its_changes(study: Study, layout: Layout) -> None:
@@ -127,9 +129,29 @@ def test_cw_by_the_length_of_its_changes(study: Study, layout: Layout) -> None:
             row = found.loc[(attacker, f"cw_l2_{radius:g}")]
             assert row[["accuracy", "ci_low", "ci_high"]].tolist() == pytest.approx([right / 6, *wilson(right, 6)])
     assert found.loc[OWN_CW, "accuracy"] == pytest.approx(1 / 6)
-    assert found.loc[OWN_CW, "l2_median"] == pytest.approx((0.25 + 0.7) / 2)
-    assert math.isnan(found.loc[CW, "l2_median"])
+    # Of the five that are right when clean: 0.05, 0.25, 0.7, 2 and, never fooled, infinity.
+    assert found.loc[OWN_CW, ["fooled", "l2_median"]].tolist() == pytest.approx([0.8, 0.7])
+    assert math.isnan(found.loc[CW, "l2_median"]) and math.isnan(found.loc[CW, "fooled"])
     assert found.loc[CW, "accuracy"] == pytest.approx(4 / 6)
+
+
+def test_a_net_that_cw_hardly_fools_has_an_infinite_median(study: Study, layout: Layout) -> None:
+    shown = {CLEAN: [True] * 4 + [False], OWN_CW: [False, True, True, True, False]}  # its one success is a short one
+    write(study, layout, "gtsrb", "mask_20", shown, {OWN_CW: [0.1, 0, 0, 0, 0]})
+    shown = {CLEAN: [True] * 5, OWN_CW: [False] * 5}
+    write(study, layout, "gtsrb", "none", shown, {OWN_CW: [0.2, 0.3, 0.4, 0.5, 0.6]})
+    facts = gather(study, layout)
+    assert facts.measured.loc[("gtsrb", "dnn1", "mask_20", *OWN_CW), "l2_median"] == math.inf
+    text = words(facts, "GTSRB, dnn1: mask_20.")
+    assert "C&W fools a share of 0.250 (median L2 length infinite), and of the undefended net's 1.000 (" in text
+    wide = controls(facts).wide["GTSRB: C&W by the length of its changes"].set_index(["defence", "figures"])
+    assert wide.loc[("mask_20", "white-box"), ["fooled", "median L2"]].tolist() == ["0.250", "infinite"]
+    assert wide.loc[("none", "white-box"), ["fooled", "median L2"]].tolist() == ["1.000", "0.400"]
+    assert wide.loc[("none", "transfer"), ["fooled", "median L2"]].tolist() == ["-", "-"]
+    masking.write(study, layout)
+    found = pd.read_csv(layout.study_reports("mask_padding") / "mask_padding_controls.csv", keep_default_na=False)
+    masked = found[(found["defence"] == "mask_20") & (found["attacker"] == "white-box") & (found["attack"] == "cw")]
+    assert masked[["fooled", "l2_median"]].to_numpy().tolist() == [["0.25", "inf"]]
 
 
 def test_several_splits_have_a_spread_and_an_image_counts_once(study: Study, layout: Layout) -> None:
@@ -193,6 +215,11 @@ def test_the_articles_figures_stand_beside_ours(study: Study, layout: Layout) ->
     assert wide.loc[("dnn1", "cw_training", "transfer"), "clean"].startswith("1.000 [0.9")
     assert wide.loc[("dnn1", "cw_training", "white-box"), "clean"] == ""  # it is the same, one line above
     assert wide.loc[("dnn2", "cw_training", "ours"), "FGSM"] == "-"  # of which there are no predictions
+    for figures, cell in (("article", "-"), ("transfer", "1.000"), ("white-box", "")):
+        assert wide.loc[("dnn1", "cw_training", figures), ["gradient norm", "linearity error"]].tolist() == [cell] * 2
+    assert ours[["gradient_norm", "linearity_error"]].tolist() == pytest.approx([1, 1])
+    for name, table in tables.items():  # facenet is of all but Table 5, whose faces are mtcnn's alone
+        assert any("facenet has 0.25 of the width" in note for note in table.notes) == (name[-1] != "5")
     absent = tables["mask_padding_table4"].wide["BelgiumTS"]
     assert absent.loc[absent["figures"] == "article", "FGSM"].tolist() == ["0.8005", "0.8100", "0.8300", "0.7100"]
     assert (absent.loc[absent["figures"] == "ours", ["clean", "FGSM", "C&W"]] == "-").all(axis=None)
@@ -275,6 +302,43 @@ def test_the_mask_is_measured_against_a_mere_reseed(
     assert "proves nothing about a method" in words(facts, "Chance")
 
 
+def test_masks_are_measured_against_one_that_hides_nothing(study: Study, layout: Layout) -> None:
+    whole = load_study(ROOT / STUDY_FILE)
+    study = study.model_copy(update={"defences": study.defences | {"mask_0": whole.defences["mask_0"]}})
+    for defence, right in (("none", 0.1), ("seed", 0.3), ("mask_0", 0.8), ("mask_20", 0.6)):
+        write(study, layout, "gtsrb", defence, {CLEAN: share(1), FGSM: share(right)})
+    facts = gather(study, layout)
+    claim = words(facts, "The claim that a net trained")
+    assert "another seed in 1 of 1, and below it in 0; under transfer it is above the net whose" in claim
+    assert "hides nothing (mask_0) in 0 of 1, and below it in 1." in claim
+    text = words(facts, "GTSRB, dnn1: mask_20.")
+    assert "hides nothing (mask_0), it falls behind it under FGSM (-0.200 [" in text
+    tables = article_tables(facts)
+    assert all("mask_0" in table.wide["GTSRB"]["defence"].tolist() for table in tables)
+
+
+@pytest.mark.parametrize(
+    ("norms", "says"),
+    [
+        ((0.9, 0.8, 0.7), "falls with every step of the share, in all by -0.200 [-0.200, -0.200]; mean linearity"),
+        ((0.7, 0.8, 0.9), "rises with every step of the share, in all by +0.200 [+0.200, +0.200]; mean linearity"),
+        ((0.9, 0.7, 0.8), "neither falls nor rises with every step of the share, in all by -0.100 ["),
+    ],
+)
+def test_whether_nets_become_flatter_as_the_share_rises(
+    study: Study, layout: Layout, norms: tuple[float, float, float], says: str
+) -> None:
+    whole = load_study(ROOT / STUDY_FILE)
+    masks = {name: whole.defences[name] for name in ("mask_40", "mask_0", "mask_20")}
+    study = study.model_copy(update={"defences": masks})
+    write(study, layout, "gtsrb", "none", {CLEAN: share(1)}, flat=(1.0, 1.0))
+    for defence, norm in zip(("mask_0", "mask_20", "mask_40"), norms, strict=True):
+        write(study, layout, "gtsrb", defence, {CLEAN: share(1)}, flat=(norm, 1.0))
+    text = words(gather(study, layout), "The claim that a net becomes flatter")
+    cells = ", ".join(f"mask_{share} {norm:.3f}" for share, norm in zip((0, 20, 40), norms, strict=True))
+    assert f"GTSRB, dnn1: mean gradient norm none 1.000, {cells}, which {says}" in text
+
+
 def test_a_difference_within_chance_is_none(study: Study, layout: Layout) -> None:
     for defence, right in (("seed", 0.5), ("mask_20", 0.52)):
         write(study, layout, "gtsrb", defence, {CLEAN: share(1), FGSM: share(right)})
@@ -302,9 +366,11 @@ def test_whether_training_on_cw_images_carries_over(
     study: Study, layout: Layout, fgsm: float, counts: tuple[int, int]
 ) -> None:
     write(study, layout, "gtsrb", "cw_training", {CLEAN: share(1), CW: share(0.75), FGSM: share(fgsm)})
-    write(study, layout, "gtsrb", "seed", {CLEAN: share(1), FGSM: share(0.6)})
+    write(study, layout, "gtsrb", "seed", {CLEAN: share(1), CW: share(0.9), FGSM: share(0.6)})
     text = words(gather(study, layout), "The claim that training on C&W images")
-    assert f"beyond chance in {counts[0]}, lower in {counts[1]}." in text
+    average = f"the mean difference is {0.75 - fgsm:+.3f}."
+    assert f"beyond chance in {counts[0]}, lower in {counts[1]}; {average}" in text
+    assert "trained on no attack, it is higher in 1 of 1, lower in 0; the mean difference is +0.300." in text
     gains = (1, 0) if fgsm > 0.6 else (0, 1)
     assert f"beyond chance in {gains[0]} of 1, below it in {gains[1]}." in text
 
@@ -335,12 +401,12 @@ def test_rows_csv_has_a_row_a_training_attack_and_attacker(study: Study, layout:
         CW: share(0.4),
         ("transfer", "fgsm_32"): share(0),
     }
-    write(study, layout, "gtsrb", "none", shown)
+    write(study, layout, "gtsrb", "none", shown, flat=(2.0, 0.5))
     masking.write(study, layout)
     found = pd.read_csv(layout.study_reports("mask_padding") / "rows.csv", keep_default_na=False, na_values=[""])
     assert list(found) == [
         *("dataset", "network", "defence", "seed", "attack", "attacker", "eps", "images"),
-        *("accuracy", "ci_low", "ci_high", "balanced_accuracy"),
+        *("accuracy", "ci_low", "ci_high", "balanced_accuracy", "gradient_norm", "linearity_error"),
     ]
     assert len(found) == 5  # and none of C&W at a radius
     rows = found.set_index(["attack", "attacker"])
@@ -351,6 +417,8 @@ def test_rows_csv_has_a_row_a_training_attack_and_attacker(study: Study, layout:
         ("cw", "transfer"): 0.4,
         ("fgsm_32", "transfer"): 0,
     }
+    assert rows.loc[CLEAN[::-1], ["gradient_norm", "linearity_error"]].tolist() == [2, 0.5]
+    assert rows["gradient_norm"].notna().sum() == rows["linearity_error"].notna().sum() == 1
     assert rows["eps"].isna().tolist() == [attack in ("clean", "cw") for attack, _ in rows.index]
     assert rows.loc[("fgsm", "transfer"), "eps"] == pytest.approx(study.eps, rel=1e-5)
     assert rows.loc[("fgsm_32", "transfer"), "eps"] == pytest.approx(32 / 255, rel=1e-5)
@@ -422,5 +490,5 @@ def test_the_stage_writes_what_the_pipeline_says_even_of_no_rows(
 def test_measures_of_no_rows_have_their_columns(study: Study, layout: Layout) -> None:
     facts = gather(study, layout)
     found = measures(facts.rows, ["dataset", "network"])
-    assert found.empty and {"accuracy", "balanced_accuracy", "l2_median"} <= set(found)
+    assert found.empty and {"accuracy", "balanced_accuracy", "fooled", "l2_median"} <= set(found)
     assert masking_words.sentences(facts)[-1].startswith("Nothing was measured yet")

@@ -6,7 +6,9 @@ import pandas as pd
 
 from sparring.layout import HERE, Layout
 from sparring.params.masking import Study
+from sparring.params.names import CLEAN
 from sparring.report import masking_curve, masking_tables
+from sparring.report.differences import ASSUMED_SPREAD
 from sparring.report.escape import markdown as escaped
 from sparring.report.masking_facts import CW, Facts, gather, tidy_rows
 from sparring.report.masking_tables import CW_TRAINING, DATASETS, title_of
@@ -53,6 +55,7 @@ def _page(facts: Facts, tables: list[Table]) -> str:
         "What the study is and what its words mean: [docs/mask_padding.md](../../../docs/mask_padding.md). Every "
         f"figure of the tables, one a row: {links}; every training by itself: [rows.csv](rows.csv).",
         "## What was reproduced, and what was not",
+        *coverage(facts),
         *sentences(facts),
         "## How it was made",
         "\n".join(f"- {note}" for note in _notes(facts)),
@@ -62,6 +65,58 @@ def _page(facts: Facts, tables: list[Table]) -> str:
         *(markdown(table).rstrip() for table in tables),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def coverage(facts: Facts) -> list[str]:
+    """What was measured, what is missing, and what the words take for chance: paragraphs in Markdown."""
+    if not facts.present:
+        return _missing(facts)
+    return [_measured(facts), *_missing(facts), *_chance(facts)]
+
+
+def _measured(facts: Facts) -> str:
+    parts = []
+    for dataset in facts.present:
+        rows = facts.rows[(facts.rows["dataset"] == dataset) & (facts.rows["attack"] == CLEAN)]
+        splits = sorted(rows["seed"].unique())
+        images = rows.groupby("seed")["index"].nunique()
+        each = " each" if len(splits) > 1 else ""
+        words = f"{len(splits)} splits, seeds" if len(splits) > 1 else "one split, seed"
+        parts.append(
+            f"{title_of(DATASETS, dataset)} ({', '.join(facts.networks(dataset))}; {words} "
+            f"{', '.join(map(str, splits))}; {images.max():,} test images{each})"
+        )
+    return f"**Measured.** {'; '.join(parts)}."
+
+
+def _missing(facts: Facts) -> list[str]:
+    found = []
+    if facts.empty:
+        names = " and ".join(title_of(DATASETS, name) for name in facts.empty)
+        found.append(
+            f"**Without data.** {names}: the files are not there, so the tables have the article's figures alone."
+        )
+    if facts.unmade:
+        names = ", ".join(escaped(f"{dataset} {defence}") for dataset, defence in facts.unmade)
+        found.append(f"**Not made yet.** {len(facts.unmade)} rows, which are left out: {names}.")
+    return found
+
+
+def _chance(facts: Facts) -> list[str]:
+    once = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] == 1]
+    several = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] > 1]
+    text = (
+        "Differences are paired, image by image, with 95 % intervals. *Beyond chance*: more than other images and "
+        "another training would make together; an interval over images may leave out zero and not do."
+    )
+    if once:
+        text += (
+            f" On {' and '.join(once)} every net was trained once: intervals there cover other images and no other "
+            f"training, and one training proves nothing about a method, only about these nets. {ASSUMED_SPREAD}"
+        )
+    if several:
+        text += f" On {' and '.join(several)} they cover other images and, by the splits, other trainings."
+    return [f"**Chance.** {text}"]
 
 
 def _notes(facts: Facts) -> list[str]:
@@ -90,10 +145,4 @@ def _notes(facts: Facts) -> list[str]:
             f"Training on C&W images has at most {training.train:,} training images of each data set, as each has to "
             "be attacked first; all other rows have all that are named above."
         )
-    for name, network in study.networks.items():
-        if "width_factor" in network.network:
-            notes.append(
-                f"{escaped(name)} has {network.network['width_factor']:g} of the width of the published net, which "
-                "would take too long on a processor."
-            )
-    return notes
+    return notes + masking_tables.width_notes(study, study.networks)

@@ -4,6 +4,7 @@ A frame of its predictions has the columns of mask_padding.COLUMNS, one row an i
 `correct`; `seed` is the number of the split. Images of two splits overlap, and every split has a training of its own.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,25 +100,27 @@ class Facts:
         if len(splits) == 1:
             return of_images
         # An image counts once, however many splits it is in; the trainings' own spread comes on top of that.
-        value, half = float(splits.mean()), of_images["difference"]
-        ends = value - (half - of_images["image_low"]), value + (of_images["image_high"] - half)
+        value, by_image = float(splits.mean()), of_images["difference"]
+        ends = value - (by_image - of_images["image_low"]), value + (of_images["image_high"] - by_image)
         return _over_splits(value, *ends, splits)
 
-    def flatter(self, dataset: str, network: str, defence: str, column: str) -> dict[str, float] | None:
-        """The mean of a column of `local` minus that of the undefended net, paired by image: the same keys, but that of
-        a single training `side` is over images alone, as nothing is known of how far trainings lie apart."""
+    def flatter(
+        self, dataset: str, network: str, defence: str, column: str, other: str = UNDEFENDED
+    ) -> dict[str, float] | None:
+        """The mean of a column of `local` minus that of the other net, paired by image: the same keys, but that of a
+        single training `side` is over images alone, as nothing is known of how far trainings lie apart."""
         local = self.local[(self.local["dataset"] == dataset) & (self.local["network"] == network)]
-        one, two = (local[local["defence"] == name] for name in (defence, UNDEFENDED))
+        one, two = (local[local["defence"] == name] for name in (defence, other))
         both = one.merge(two, on=["seed", "index"], validate="one_to_one")
         changes = both[f"{column}_x"].astype(float) - both[f"{column}_y"].astype(float)
         images, splits = changes.groupby(both["index"]).mean(), changes.groupby(both["seed"]).mean()
         if len(images) < 2:
             return None
-        half = float(t.ppf((1 + statistics.LEVEL) / 2, len(images) - 1) * images.sem())
+        half_width = float(t.ppf((1 + statistics.LEVEL) / 2, len(images) - 1) * images.sem())
         value = float(splits.mean())
         if len(splits) > 1:
-            return _over_splits(value, value - half, value + half, splits)
-        return _difference(value, value - half, value + half, 1)
+            return _over_splits(value, value - half_width, value + half_width, splits)
+        return _difference(value, value - half_width, value + half_width, 1)
 
 
 def _over_splits(value: float, low: float, high: float, splits: "pd.Series[float]") -> dict[str, float]:
@@ -171,23 +174,31 @@ def _with_radii(rows: pd.DataFrame, radii: Iterable[float]) -> pd.DataFrame:
 
 def measures(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Index: `by`; columns: those of statistics.accuracies; balanced_accuracy, the mean of the classes' accuracies,
-    over several splits its mean; trainings; l2_median, of the changes that fool the net under its own C&W, else nan."""
+    over several splits its mean; trainings; and of the net's own C&W, else nan, over the images that are right when
+    clean, of all splits: fooled, the share that it fools; l2_median, of its changes' lengths, where an image that it
+    never fools is infinitely far."""
     found = statistics.accuracies(rows, by)
     classes = rows.groupby([*by, "seed", "label"], sort=False)["correct"].mean()
     splits = classes.groupby(level=[*by, "seed"], sort=False).mean()
     found["balanced_accuracy"] = splits.groupby(level=by, sort=False).mean()
     found["trainings"] = rows.groupby(by, sort=False)["seed"].nunique()
-    # An image that the net gets wrong when clean is not attacked and has no length.
-    fooled = rows[(rows["attack"] == CW) & (rows["attacker"] == WHITEBOX) & ~rows["correct"] & (rows["l2"] > 0)]
-    found["l2_median"] = fooled.groupby(by, sort=False)["l2"].median().astype(float)
+    own = rows[(rows["attack"] == CW) & (rows["attacker"] == WHITEBOX)]
+    attacked = own[own["correct"] | (own["l2"] > 0)]  # an image that is wrong when clean is not, and keeps length zero
+    fooled = ~attacked["correct"]
+    lengths = attacked.assign(fooled=fooled, length=attacked["l2"].astype(float).where(fooled, math.inf))
+    found["fooled"] = lengths.groupby(by, sort=False)["fooled"].mean()
+    found["l2_median"] = lengths.groupby(by, sort=False)["length"].median()
     return found
 
 
 def tidy_rows(facts: Facts) -> pd.DataFrame:
-    """rows.csv: one row a training, attack and attacker; eps in [0, 1] units, empty where the attack has none."""
+    """rows.csv: one row a training, attack and attacker; eps in [0, 1] units, empty where the attack has none; how flat
+    the net is stands in its rows of clean images."""
     own = facts.rows[facts.rows["attack"].isin([CLEAN, CW, *facts.radii])]
     found = measures(own.assign(split=own["seed"]), [*NET, "split", "attack", "attacker"]).reset_index()
     found["eps"] = found["attack"].map(facts.radii)
     found = found.rename(columns={"split": "seed"})
-    columns = ["accuracy", "ci_low", "ci_high", "balanced_accuracy"]
+    flat = facts.local.groupby([*NET, "seed"], sort=False)[LOCAL].mean().reset_index().assign(attack=CLEAN)
+    found = found.merge(flat, on=[*NET, "seed", "attack"], how="left", validate="many_to_one")
+    columns = ["accuracy", "ci_low", "ci_high", "balanced_accuracy", *LOCAL]
     return found[[*NET, "seed", "attack", "attacker", "eps", "images", *columns]]

@@ -10,10 +10,12 @@ from sparring.mask_padding import NEITHER, TRANSFER, WHITEBOX
 from sparring.params.masking import RESEEDED, UNDEFENDED, Study
 from sparring.params.names import CLEAN
 from sparring.report import paper
+from sparring.report.escape import markdown
 from sparring.report.masking_facts import CW, LOCAL, NET, SHOWN, Facts, within
 from sparring.report.table import ACCURACY, INTERVALS, Table, intervals, number
 
 CW_TRAINING, MASKS, PADDING = "cw_training", "mask_", "padding"
+UNMASKED = f"{MASKS}0"  # trained as with a mask that hides nothing
 UNSTATED = "unstated"
 CAPTIONS = {
     3: "Table 3 of the article: nets without a defence.",
@@ -23,18 +25,31 @@ CAPTIONS = {
 }
 DATASETS = {"gtsrb": "GTSRB", "belgium": "BelgiumTS", "orl": "ORL", "yale": "Yale"}
 ATTACKS = {CLEAN: "clean", "fgsm": "FGSM", "ifgsm": "I-FGSM", "rfgsm": "R-FGSM", "pgd": "PGD", CW: "C&W"}
-FIGURES = [*ACCURACY, "images", "trainings", "balanced_accuracy", "l2_median"]
+FIGURES = [*ACCURACY, "images", "trainings", "balanced_accuracy", "fooled", "l2_median"]
 ATTACKERS = (
     "`transfer`: the images were attacked against the undefended net of that architecture, `none`, as the article's "
-    "probably were; for `none` itself that is white-box, and `seed`, the same net from other random numbers, is what a "
-    "defence has to beat there. `white-box`: each net is attacked itself; an image that it gets wrong when clean stays "
+    "probably were; for `none` itself that is white-box. What a defence has to beat there is `seed`, the same net from "
+    f"other random numbers, and, where it was trained, `{UNMASKED}`, whose mask hides nothing: like nearly every "
+    "defence it meets the images in the order in which `none` met them, and begins from other weights, whereas `seed` "
+    "has another order too. `white-box`: each net is attacked itself; an image that it gets wrong when clean stays "
     "as it is. `balanced` is the mean of the classes' accuracies on clean images; the .csv has it under attacks too."
 )
 LENGTHS = (
     "An attack without a radius fools any net in the end. So under C&W an image counts as right at an L2 length unless "
-    "the net gets it wrong when clean or is fooled by a change of that length at most; `median L2` is of the white-box "
-    "changes that fool the net. Lengths are of images in 0 to 1."
+    "the net gets it wrong when clean or is fooled by a change of that length at most. `fooled` and `median L2` are of "
+    "the images that the net gets right when clean: the share that white-box C&W fools, and how long its changes are, "
+    "an image that it never fools being infinitely far; unless it fools more than half, the median is `infinite`. "
+    "Lengths are of images in 0 to 1."
 )
+NOBODY = (
+    "`none` as a defence is the undefended net; as an attacker, which only the .csv names, it is nobody: those images "
+    "are clean."
+)
+
+
+def length(value: float) -> str:
+    """An L2 length for reading."""
+    return "infinite" if math.isinf(value) else number(value)
 
 
 def title_of(names: dict[str, str], name: str) -> str:
@@ -75,16 +90,18 @@ def _article_table(facts: Facts, number: int, lines: pd.DataFrame) -> Table:
     for (dataset, network), own in lines.groupby(["dataset", "network"], sort=False):
         wanted = list(dict.fromkeys(own["defence"].astype(str)))
         if dataset in facts.present:
-            wanted = list(dict.fromkeys([UNDEFENDED, RESEEDED, *wanted]))
+            entry = facts.study.datasets[str(dataset)]
+            unmasked = [UNMASKED] if UNMASKED in facts.study.defences and network in entry.controls else []
+            wanted = list(dict.fromkeys([UNDEFENDED, RESEEDED, *unmasked, *wanted]))
         nets += [(str(dataset), str(network), defence) for defence in wanted]
     tidy = _tidy(facts, nets, lines)
-    notes = [_article_note(number), ATTACKERS, LENGTHS, _interval_note(facts)]
+    notes = [_article_note(number), *_notes(facts, tidy)]
     return Table(f"mask_padding_table{number}", CAPTIONS[number], tidy, _wide(tidy, facts), notes)
 
 
 def controls(facts: Facts) -> Table:
     """Every other row beside those of the article, of the data sets' control nets."""
-    order = [UNDEFENDED, RESEEDED, f"{MASKS}20", PADDING, CW_TRAINING]
+    order = [UNDEFENDED, RESEEDED, UNMASKED, f"{MASKS}20", PADDING, CW_TRAINING]
     order += [name for name in facts.study.defences if name not in order]
     order = [name for name in order if name not in ("mask_10", "mask_30", "mask_40")]
     known = (UNDEFENDED, *facts.study.defences)
@@ -96,23 +113,40 @@ def controls(facts: Facts) -> Table:
         if defence in known
     ]
     tidy = _tidy(facts, nets, None)
-    flat = facts.flatness.reindex(pd.MultiIndex.from_frame(tidy[NET])).reset_index(drop=True)
-    tidy = pd.concat([tidy, flat], axis=1)
-    local = facts.study.linearity
-    note = (
+    caption = "What else was trained: what masks and padding have to be compared with, on the control nets."
+    return Table("mask_padding_controls", caption, tidy, _wide(tidy, facts), _notes(facts, tidy))
+
+
+def _notes(facts: Facts, tidy: pd.DataFrame) -> list[str]:
+    """What holds for any of the tables.  tidy: its figures."""
+    narrow = width_notes(facts.study, tidy["network"])
+    return [NOBODY, ATTACKERS, _flatness_note(facts.study), LENGTHS, *narrow, _interval_note(facts)]
+
+
+def width_notes(study: Study, networks: Iterable[str]) -> list[str]:
+    """Of those networks that are narrower than the published ones."""
+    return [
+        f"{markdown(name)} has {study.networks[name].network['width_factor']:g} of the width of the published net, "
+        "which would take too long on a processor."
+        for name in dict.fromkeys(networks)
+        if name in study.networks and study.networks[name].network.get("width_factor", 1) != 1
+    ]
+
+
+def _flatness_note(study: Study) -> str:
+    local = study.linearity
+    return (
         f"`gradient norm` is the mean L2 norm of the cross-entropy's gradient by the image, `linearity error` the mean "
         f"of the largest distance between the loss and its linear approximation within eps (Qin et al., 2019), found "
         f"in {local.steps} steps; both of at most {local.images} test images. Of a net that is nearly constant around "
         "an image both are near zero. A net that is sure of everything has small gradients too, without being harder "
         "to attack."
     )
-    name = "mask_padding_controls"
-    caption = "What else was trained: what masks and padding have to be compared with, on the control nets."
-    return Table(name, caption, tidy, _wide(tidy, facts), [note, ATTACKERS, LENGTHS, _interval_note(facts)])
 
 
 def _tidy(facts: Facts, nets: list[tuple[str, str, str]], lines: pd.DataFrame | None) -> pd.DataFrame:
-    """One figure a row: every net, clean, under each attack and under C&W at each radius, from both attackers.
+    """One figure a row: every net, clean, under each attack and under C&W at each radius, from both attackers; and at
+    the end, in each row of a net, how flat it is.
 
     lines: from `article_lines`, of one table; their figures stand beside the transfer ones.
     """
@@ -123,11 +157,12 @@ def _tidy(facts: Facts, nets: list[tuple[str, str, str]], lines: pd.DataFrame | 
     counts = ["images", "trainings"]
     tidy = tidy.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
     tidy.insert(5, "eps", tidy["attack"].map(facts.radii))
-    if lines is None:
-        return tidy
-    said = lines.assign(attacker=[NEITHER if attack == CLEAN else TRANSFER for attack in lines["attack"]])
-    said = said[[*SHOWN, "article", "article_dataset", "article_network"]]
-    return tidy.merge(said, on=SHOWN, how="left", validate="one_to_one")
+    if lines is not None:
+        said = lines.assign(attacker=[NEITHER if attack == CLEAN else TRANSFER for attack in lines["attack"]])
+        said = said[[*SHOWN, "article", "article_dataset", "article_network"]]
+        tidy = tidy.merge(said, on=SHOWN, how="left", validate="one_to_one")
+    flat = facts.flatness.reindex(pd.MultiIndex.from_frame(tidy[NET])).reset_index(drop=True)
+    return pd.concat([tidy, flat], axis=1)
 
 
 def _wide(tidy: pd.DataFrame, facts: Facts) -> dict[str, pd.DataFrame]:
@@ -159,14 +194,15 @@ def _lines(
     """Of one net: the article's figures, where it has any, ours as they transfer and ours under attack itself."""
     own = rows[(rows["network"] == net[0]) & (rows["defence"] == net[1])]
     start = {"network": net[0], "defence": net[1]}
-    flat = [name for name in LOCAL if name in rows]
+    flat = _flat(own)
     if "article" in own and own["article"].notna().any():
         said = own.dropna(subset="article").set_index("attack")["article"].to_dict()
         line = start | {"figures": f"article{_unstated(own)}"} | {"clean": number(said.get(CLEAN), 4), "balanced": "-"}
-        yield line | {title_of(ATTACKS, name): number(said.get(name), 4) for name in facts.study.attacks}
+        line |= {title_of(ATTACKS, name): number(said.get(name), 4) for name in facts.study.attacks}
+        yield line | dict.fromkeys(flat, "-")
     if not made:
         dashes = {title_of(ATTACKS, name): "-" for name in facts.study.attacks}
-        yield start | {"figures": "ours", "clean": "-", "balanced": "-"} | dashes | _flat(own, flat)
+        yield start | {"figures": "ours", "clean": "-", "balanced": "-"} | dashes | flat
         return
     balanced = own.loc[own["attack"] == CLEAN, "balanced_accuracy"].iloc[0]
     for attacker in (TRANSFER, WHITEBOX):
@@ -175,12 +211,13 @@ def _lines(
         if attacker == WHITEBOX:  # they stand one line above
             line |= {"clean": "", "balanced": ""}
         line |= {title_of(ATTACKS, name): cells.get((*net, attacker, name), "-") for name in facts.study.attacks}
-        yield line | (_flat(own, flat) if attacker == TRANSFER else dict.fromkeys(_flat(own, flat), ""))
+        yield line | (flat if attacker == TRANSFER else dict.fromkeys(flat, ""))
 
 
-def _flat(own: pd.DataFrame, columns: list[str]) -> dict[str, str]:
+def _flat(own: pd.DataFrame) -> dict[str, str]:
+    """How flat a net is, for reading."""
     found = {}
-    for name in columns:
+    for name in LOCAL:
         value, sd = own[name].iloc[0], own[f"{name}_sd"].iloc[0]
         found[name.replace("_", " ")] = number(value) + ("" if math.isnan(sd) else f" ± {number(sd)}")
     return found
@@ -197,8 +234,9 @@ def _lengths(
 ) -> Iterable[dict[str, str]]:
     own = rows[(rows["network"] == net[0]) & (rows["defence"] == net[1]) & (rows["attack"] == CW)]
     for attacker in (TRANSFER, WHITEBOX):
-        median = own.loc[own["attacker"] == attacker, "l2_median"].iloc[0]
-        line = {"network": net[0], "defence": net[1], "figures": attacker, "median L2": number(median)}
+        fooled, median = own.loc[own["attacker"] == attacker, ["fooled", "l2_median"]].iloc[0].astype(float)
+        line = {"network": net[0], "defence": net[1], "figures": attacker}
+        line |= {"fooled": number(fooled), "median L2": length(median)}
         columns = {f"right at {radius:g}": (*net, attacker, within(radius)) for radius in facts.study.radii}
         yield line | {name: cells.get(key, "-") for name, key in columns.items()}
 

@@ -1,5 +1,6 @@
 """What was reproduced, and what was not, in sentences that follow from the numbers."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -7,10 +8,20 @@ import pandas as pd
 from sparring.mask_padding import NEITHER, TRANSFER, WHITEBOX
 from sparring.params.masking import RESEEDED, UNDEFENDED
 from sparring.params.names import CLEAN
-from sparring.report.differences import ASSUMED_SPREAD, signed
+from sparring.report.differences import signed
 from sparring.report.escape import markdown
-from sparring.report.masking_facts import CW, LOCAL, Facts, Seen
-from sparring.report.masking_tables import ATTACKS, CW_TRAINING, DATASETS, MASKS, PADDING, article_lines, title_of
+from sparring.report.masking_facts import CW, LOCAL, Facts
+from sparring.report.masking_tables import (
+    ATTACKS,
+    CW_TRAINING,
+    DATASETS,
+    MASKS,
+    PADDING,
+    UNMASKED,
+    article_lines,
+    length,
+    title_of,
+)
 from sparring.report.table import ACCURACY, number, with_interval
 
 Difference = Mapping[str, float]
@@ -24,9 +35,9 @@ FLAT = dict(zip(LOCAL, ("gradient norm", "linearity error"), strict=True))
 def sentences(facts: Facts) -> list[str]:
     """Paragraphs in Markdown; what the rows that are there do not tell is left out."""
     if not facts.present:
-        return [*_missing(facts), "Nothing was measured yet, so nothing of the article was tried."]
-    found = [_measured(facts), *_missing(facts), *_chance(facts)]
-    found += _undefended(facts) + _beside_article(facts) + _against_reseed(facts) + _carries_over(facts)
+        return ["Nothing was measured yet, so nothing of the article was tried."]
+    found = _undefended(facts) + _beside_article(facts) + _against_reseed(facts) + _flatter_by_share(facts)
+    found += _carries_over(facts)
     for dataset in facts.present:
         for network in facts.study.datasets[dataset].controls:
             where = f"{title_of(DATASETS, dataset)}, {network}"
@@ -34,51 +45,6 @@ def sentences(facts: Facts) -> list[str]:
                 found += _defence(facts, dataset, network, defence, where)
             found += _peers(facts, dataset, network, where)
     return found
-
-
-def _measured(facts: Facts) -> str:
-    parts = []
-    for dataset in facts.present:
-        rows = facts.rows[(facts.rows["dataset"] == dataset) & (facts.rows["attack"] == CLEAN)]
-        splits = sorted(rows["seed"].unique())
-        images = rows.groupby("seed")["index"].nunique()
-        each = " each" if len(splits) > 1 else ""
-        words = f"{len(splits)} splits, seeds" if len(splits) > 1 else "one split, seed"
-        parts.append(
-            f"{title_of(DATASETS, dataset)} ({', '.join(facts.networks(dataset))}; {words} "
-            f"{', '.join(map(str, splits))}; {images.max():,} test images{each})"
-        )
-    return f"**Measured.** {'; '.join(parts)}."
-
-
-def _missing(facts: Facts) -> list[str]:
-    found = []
-    if facts.empty:
-        names = " and ".join(title_of(DATASETS, name) for name in facts.empty)
-        found.append(
-            f"**Without data.** {names}: the files are not there, so the tables have the article's figures alone."
-        )
-    if facts.unmade:
-        names = ", ".join(markdown(f"{dataset} {defence}") for dataset, defence in facts.unmade)
-        found.append(f"**Not made yet.** {len(facts.unmade)} rows, which are left out: {names}.")
-    return found
-
-
-def _chance(facts: Facts) -> list[str]:
-    once = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] == 1]
-    several = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] > 1]
-    text = (
-        "Differences are paired, image by image, with 95 % intervals. *Beyond chance*: more than other images and "
-        "another training would make together; an interval over images may leave out zero and not do."
-    )
-    if once:
-        text += (
-            f" On {' and '.join(once)} every net was trained once: intervals there cover other images and no other "
-            f"training, and one training proves nothing about a method, only about these nets. {ASSUMED_SPREAD}"
-        )
-    if several:
-        text += f" On {' and '.join(several)} they cover other images and, by the splits, other trainings."
-    return [f"**Chance.** {text}"]
 
 
 def _cell(facts: Facts, dataset: str, network: str, defence: str, attacker: str, attack: str) -> str | None:
@@ -127,12 +93,14 @@ def _beside_article(facts: Facts) -> list[str]:
 
 
 def _against_reseed(facts: Facts) -> list[str]:
-    """All masks and padding on all nets, counted: beside the net that was attacked, beside a mere reseed, white-box."""
+    """All masks and padding on all nets, counted: beside the net that was attacked, beside nets that are undefended and
+    only trained anew, and white-box."""
     defences = [name for name in facts.study.defences if name == PADDING or name in MASKS_OF_TABLE_5]
     texts = []
     for other, attacker, words in (
         (UNDEFENDED, TRANSFER, "under transfer the net is above the undefended one that was attacked"),
         (RESEEDED, TRANSFER, "under transfer it is above the same net from another seed"),
+        (UNMASKED, TRANSFER, f"under transfer it is above the net whose mask hides nothing ({markdown(UNMASKED)})"),
         (UNDEFENDED, WHITEBOX, "attacked itself it is above the undefended net, attacked itself"),
     ):
         pairs = [
@@ -149,33 +117,45 @@ def _against_reseed(facts: Facts) -> list[str]:
         return []
     return [
         "**The claim that a net trained with masks or padding beats the undefended one.** Beyond chance, counted over "
-        f"nets, the article's four masks and padding, and attacks: {'; '.join(texts)}. What another seed does as well "
-        "is not the doing of masks or padding."
+        f"nets, the article's four masks and padding, and attacks: {'; '.join(texts)}. What another seed or a mask "
+        "that hides nothing does as well is not the doing of masks or padding. The latter, trained on the control nets "
+        "alone, is the exact counterpart: like masks and padding it meets the training images in the attacked net's "
+        "order, the other seed in another."
     ]
 
 
 def _carries_over(facts: Facts) -> list[str]:
-    """Table 4: training on C&W images, under C&W and under the others."""
+    """Table 4: training on C&W images, under C&W and under the others, and whether a mere reseed is any different."""
     gaps: list[Difference] = []
+    same: list[Difference] = []
     gains: list[Difference] = []
     others = [name for name in facts.study.attacks if name != CW]
     for dataset in facts.present:
         for network in facts.networks(dataset):
             for attack in others:
-                first: Seen = (CW_TRAINING, TRANSFER, CW)
-                other: Seen = (CW_TRAINING, TRANSFER, attack)
-                reseeded: Seen = (RESEEDED, TRANSFER, attack)
-                gap = facts.difference(dataset, network, first, other)
-                gain = facts.difference(dataset, network, other, reseeded)
+                trained, reseeded = (
+                    [(defence, TRANSFER, CW), (defence, TRANSFER, attack)] for defence in (CW_TRAINING, RESEEDED)
+                )
+                gap = facts.difference(dataset, network, *trained)
+                other = facts.difference(dataset, network, *reseeded)
+                gain = facts.difference(dataset, network, trained[1], reseeded[1])
                 gaps += [gap] if gap else []
+                same += [other] if gap and other else []
                 gains += [gain] if gain else []
     if not gaps:
         return []
     text = (
         "**The claim that training on C&W images does not carry over to other attacks** (Table 4), under transfer. Of "
         f"{len(gaps)} pairs of a net and another attack than C&W, its accuracy is higher under C&W than under that "
-        f"attack beyond chance in {_count(gaps, 1)}, lower in {_count(gaps, -1)}."
+        f"attack beyond chance in {_count(gaps, 1)}, lower in {_count(gaps, -1)}; the mean difference is {_mean(gaps)}."
     )
+    if same:
+        text += (
+            f" Of the reseeded undefended net, which trained on no attack, it is higher in {_count(same, 1)} of "
+            f"{len(same)}, lower in {_count(same, -1)}; the mean difference is {_mean(same)}. C&W's changes are hardly "
+            "longer than the net that they were made against needs, so nearly any other net gets more of them right: "
+            "only by how much the trained net's gap is wider can its training be judged."
+        )
     if gains:
         text += (
             f" Under those other attacks it is above the reseeded undefended net beyond chance in {_count(gains, 1)} "
@@ -184,16 +164,22 @@ def _carries_over(facts: Facts) -> list[str]:
     return [text]
 
 
+def _mean(found: Sequence[Difference]) -> str:
+    return signed(sum(one["difference"] for one in found) / len(found))
+
+
 def _count(found: Sequence[Difference], side: int) -> int:
     return sum(one["side"] == side for one in found)
 
 
 def _defence(facts: Facts, dataset: str, network: str, defence: str, where: str) -> list[str]:
-    """Of one defence: against a mere reseed under transfer, under attack itself, and how flat its net became."""
+    """Of one defence: against nets that are only trained anew under transfer, under attack itself, and how flat its net
+    became."""
     parts = []
     for other, attacker, start in (
         (UNDEFENDED, TRANSFER, "Under transfer, beside the undefended net that was attacked"),
         (RESEEDED, TRANSFER, "Under transfer, beside the reseeded undefended net"),
+        (UNMASKED, TRANSFER, f"Under transfer, beside the net whose mask hides nothing ({markdown(UNMASKED)})"),
         (UNDEFENDED, WHITEBOX, "Attacked itself, beside the undefended net attacked itself"),
     ):
         found = {}
@@ -216,9 +202,52 @@ def _kept(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
     text = f"It keeps {' and '.join(cells)}." if cells else ""
     own, others = (facts.by_net.get((dataset, network, name, WHITEBOX, CW)) for name in (defence, UNDEFENDED))
     if own and others:
-        lengths = [number(float(one["l2_median"])) for one in (own, others)]
-        text += f" C&W fools it with changes of a median L2 length of {lengths[0]}, the undefended net of {lengths[1]}."
+        cells = [f"{number(float(one['fooled']))} (median L2 length {_length(one)})" for one in (own, others)]
+        text += (
+            f" Of the images that a net gets right when clean, C&W fools a share of {cells[0]}, and of the undefended "
+            f"net's {cells[1]}; an image that is never fooled counts as infinitely far."
+        )
     return [text.strip()] if text else []
+
+
+def _length(row: Mapping[str, float]) -> str:
+    return length(float(row["l2_median"]))
+
+
+def _flatter_by_share(facts: Facts) -> list[str]:
+    """The means of both measures of the undefended net and of each share of the mask, and whether they fall."""
+    parts = []
+    masks = [UNMASKED, *MASKS_OF_TABLE_5]
+    for dataset in facts.present:
+        for network in facts.study.datasets[dataset].controls:
+            made = [name for name in masks if (dataset, network, name) in facts.flatness.index]
+            if len(made) < 2:
+                continue
+            undefended = [UNDEFENDED] if (dataset, network, UNDEFENDED) in facts.flatness.index else []
+            texts = []
+            for column, name in FLAT.items():
+                of_net = facts.flatness.xs((dataset, network))[column].astype(float)
+                cells = ", ".join(f"{markdown(one)} {number(of_net[one])}" for one in undefended + made)
+                change = facts.flatter(dataset, network, made[-1], column, made[0])
+                over = f", in all by {_signed(change)}" if change else ""
+                texts.append(f"mean {name} {cells}, which {_trend(of_net[made].tolist())}{over}")
+            parts.append(f"{title_of(DATASETS, dataset)}, {network}: {'; '.join(texts)}")
+    if not parts:
+        return []
+    return [
+        "**The claim that a net becomes flatter as the mask's share rises** (its mechanism). Around test images, from "
+        f"the smallest share to the largest, with the change's interval over images (of several splits, over trainings "
+        f"too): {'. '.join(parts)}."
+    ]
+
+
+def _trend(values: Sequence[float]) -> str:
+    changes = [later - earlier for earlier, later in itertools.pairwise(values)]
+    if all(change < 0 for change in changes):
+        return "falls with every step of the share"
+    if all(change > 0 for change in changes):
+        return "rises with every step of the share"
+    return "neither falls nor rises with every step of the share"
 
 
 def _flatness(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
