@@ -26,6 +26,9 @@ DIGITS = {"source": "digits", "path": None, "group_pattern": None, "background":
 DIGITS |= {"train": 250, "validation": 30, "test": 0, "heldout": 60}
 
 
+ONE: dict[str, Any] = {"data": DIGITS, "seeds": [0], "networks": ["dnn4"], "controls": []}
+
+
 def tiny_values(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = YAML(typ="safe").load(SCRIPTS / "params.yaml")
     values["base"] |= {"device": "cpu", "precision": "float32"}
@@ -83,7 +86,7 @@ def test_every_net_meets_every_attack_of_both_attackers(made: Path) -> None:
         for attacker, names in met.items():
             assert all(shown == names for shown in kinds.xs(attacker, level="attacker"))
         counts = found.groupby(["attacker", "network", "seed", "attack"])["index"].nunique()
-        assert (counts["white-box"] == 40).all() and (counts["transfer"] == 60).all()
+        assert (counts["white-box"] == 40).all() and (counts["transfer"] == 40).all()
         bounded = found[found["attack"].isin(["fgsm", "ifgsm", "rfgsm", "pgd"])]
         assert bounded["linf"].max() <= 3 / 255 + 1e-6 and bounded["linf"].max() > 2.9 / 255
         local = pd.read_parquet(made / mask_padding.folder_of(HERE, "digits", defence) / "linearity.parquet")
@@ -146,7 +149,7 @@ def test_tables_are_written_by_the_script(made: Path, tmp_path: Path) -> None:
     assert list(table.columns) == columns.split() and set(table["dataset"]) == {"digits"}
     one = table.query("defence == 'mask_20' and seed == 1 and attack == 'fgsm' and attacker == 'transfer'").iloc[0]
     found = rows(made, "mask_20").query("seed == 1 and attack == 'fgsm' and attacker == 'transfer'")
-    assert one["accuracy"] == pytest.approx(found["correct"].mean(), abs=1e-4) and one["images"] == 60
+    assert one["accuracy"] == pytest.approx(found["correct"].mean(), abs=1e-4) and one["images"] == 40
 
 
 def test_parameters_of_a_net_are_those_of_its_row() -> None:
@@ -177,6 +180,11 @@ def test_parameters_of_a_net_are_those_of_its_row() -> None:
         ({"eps": 3}, r"eps is 3; an L∞ radius is a share"),
         ({"radii": []}, "radii"),
         ({"defences": {"none": {}}}, "none cannot be a name here"),
+        ({"attacks": {"pgd": {"eps": 0.1}}}, "attacks.cw is missing; add it"),
+        ({"networks": {}}, "datasets.digits.networks has dnn4, which is not in networks"),
+        ({"datasets": {"digits": ONE | {"seeds": [0, 0]}}}, r"datasets.digits.seeds is \[0, 0\]; name each seed once"),
+        ({"datasets": {"digits": ONE | {"controls": ["other"]}}}, "digits.controls has other, which"),
+        ({"datasets": {"digits": ONE | {"data": DIGITS | {"path": 5}}}}, "datasets.digits.data.path is 5"),
     ],
 )
 def test_what_is_wrong_with_the_study_is_said_in_one_line(
@@ -192,6 +200,9 @@ def test_names_that_there_are_not_are_told() -> None:
     fails("datasets.mnist is missing; there are gtsrb", lambda: call(study, "mnist", "dnn1", 0, "seed"))
     fails("networks.dnn9 is missing; there are dnn1", lambda: call(study, "gtsrb", "dnn9", 0, "seed"))
     fails("defences.prayer is missing; there are seed", lambda: call(study, "gtsrb", "dnn1", 0, "prayer"))
+    fails("datasets.mnist is missing; there are gtsrb", lambda: mask_padding.make_source(study, "mnist"))
+    fails("datasets.mnist is missing", lambda: mask_padding.calibrate(study, "mnist", "dnn1"))
+    fails("defences.mask_2O is missing; there are seed", lambda: mask_padding.make_row(study, "gtsrb", "mask_2O"))
     changes = {"defences": {"wrong": {"transform": "mask", "changes": {"mask": {"share": 1.0}}}}}
     wrong = masking.Study.model_validate(tiny_values(**changes)).model_copy(update={"base": study.base})
     fails("digits, dnn4, wrong: mask.share is 1.0", lambda: call(wrong, "digits", "dnn4", 0, "wrong"))

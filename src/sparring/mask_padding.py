@@ -25,7 +25,7 @@ from sparring.evaluation import linearity, predict, whitebox
 from sparring.layout import HERE, Layout, replacing
 from sparring.params import Params
 from sparring.params.attacks import Attack
-from sparring.params.masking import RESEEDED, UNDEFENDED, Study, net_params, networks_of
+from sparring.params.masking import RESEEDED, UNDEFENDED, Study, check_row, net_params, networks_of
 from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS
 from sparring.training.pretrain import pretrain
 
@@ -40,6 +40,7 @@ def make_source(study: Study, dataset: str, layout: Layout = HERE) -> None:
 
     Without the files that the data set's `path` names, what it writes has no rows.
     """
+    check_row(study, dataset, UNDEFENDED)
     if _absent(study, dataset):
         _write(layout, dataset, UNDEFENDED, [], [])
         return
@@ -66,6 +67,7 @@ def make_source(study: Study, dataset: str, layout: Layout = HERE) -> None:
 
 def make_row(study: Study, dataset: str, defence: str, layout: Layout = HERE) -> None:
     """Train a defence on every network and split of a data set, and measure the nets."""
+    check_row(study, dataset, defence)
     if _absent(study, dataset):
         _write(layout, dataset, defence, [], [])
         return
@@ -85,6 +87,7 @@ def make_row(study: Study, dataset: str, defence: str, layout: Layout = HERE) ->
 
 def calibrate(study: Study, dataset: str, network: str, layout: Layout = HERE) -> None:
     """Print the accuracy of an undefended net under FGSM on validation images, for radii of 0 to 32 levels of 255."""
+    check_row(study, dataset, UNDEFENDED)
     seed = study.datasets[dataset].seeds[0]
     params = net_params(study, dataset, network, seed, UNDEFENDED)
     place, device = _place(layout, dataset, network, seed), choose(params)
@@ -120,7 +123,7 @@ def _place(layout: Layout, dataset: str, network: str, seed: int) -> Layout:
 
 
 def _absent(study: Study, dataset: str) -> bool:
-    path = study.datasets[dataset].data["path"]
+    path = study.datasets[dataset].data.path
     if path is None or location(path).exists():
         return False
     print(f"{dataset}: there is no {location(path)}, so its rows stay empty; put the data set there", flush=True)
@@ -159,7 +162,10 @@ def _measure(study: Study, params: Params, name: str, place: Layout) -> tuple[pd
     predict.evaluate(params, name, place)
     whitebox.attack_structure(params, name, place, SPLIT)
     elsewhere = pd.read_parquet(place.predictions(name))
-    elsewhere = elsewhere[elsewhere["split"] == SPLIT].drop(columns=["split", "seed"])
+    test = store.read(place.clean / f"{SPLIT}.parquet")
+    order = whitebox.draw(test.index, test.label, params.seed)
+    met = test.index[order[: study.images]]  # by either attacker
+    elsewhere = elsewhere[(elsewhere["split"] == SPLIT) & elsewhere["index"].isin(met)].drop(columns=["split", "seed"])
     changes = [_changes(params, attack, place) for attack in params.all_attacks]
     elsewhere = elsewhere.merge(pd.concat(changes), on=["attack", "index"], how="left", validate="one_to_one")
     elsewhere = elsewhere.fillna({"l2": 0.0, "linf": 0.0})
@@ -169,13 +175,17 @@ def _measure(study: Study, params: Params, name: str, place: Layout) -> tuple[pd
     rows = pd.concat([elsewhere.assign(attacker=attackers), aimed], ignore_index=True)
 
     device = choose(params)
-    test = store.read(place.clean / f"{SPLIT}.parquet")
-    order = whitebox.draw(test.index, test.label, params.seed)[: study.linearity.images]
     classes = test.metadata["classes"]
     (seed,) = params.seeds_of(name)
     net = predict.trained(params, place, name, seed, classes, device)
     local = linearity.linearity_rows(
-        net, test[np.sort(order)], study.eps, study.linearity.steps, seed, params.store.batch_size, device
+        net,
+        test[np.sort(order[: study.linearity.images])],
+        study.eps,
+        study.linearity.steps,
+        params.seed,
+        params.store.batch_size,
+        device,
     )
     return rows, local
 

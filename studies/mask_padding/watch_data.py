@@ -13,11 +13,13 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 from _stage import run
 
 from sparring.data import watch
-from sparring.params.masking import load_study
+from sparring.params.masking import UNDEFENDED, check_row, load_study
 
 
 def main(dataset: str) -> None:
-    watch.watch_path(load_study().datasets[dataset].data["path"], Path(f"studies/mask_padding/watched/{dataset}.json"))
+    study = load_study()
+    check_row(study, dataset, UNDEFENDED)
+    watch.watch_path(study.datasets[dataset].data.path, Path(f"studies/mask_padding/watched/{dataset}.json"))
 
 
 if __name__ == "__main__":

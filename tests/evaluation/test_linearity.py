@@ -4,12 +4,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparring.device import choose
+from sparring.data.transforms import RandomTransform
 from sparring.evaluation import linearity
+from sparring.models.averaged import Averaged
 from sparring.models.resnet import ResNet
-from sparring.params import Params
+from sparring.params.transforms import Noise
 from sparring.store import Images
 
+CPU = torch.device("cpu")
 CENTRE = torch.linspace(0.2, 0.8, 48).view(3, 4, 4)
 
 
@@ -38,11 +40,21 @@ def test_a_linear_loss_has_no_error() -> None:
     assert error.max() < 1e-4
 
 
-def test_rows_are_of_each_image_whatever_the_number_of_steps(net: ResNet, digits: Images, tiny: Params) -> None:
-    device = choose(tiny())  # type: ignore[operator]
-    few, more = (linearity.linearity_rows(net, digits[:30], 0.1, steps, 0, 30, device) for steps in (1, 10))
+def test_rows_are_of_each_image_whatever_its_batch(net: ResNet, digits: Images) -> None:
+    few, more = (linearity.linearity_rows(net, digits[:30], 0.1, steps, 0, 30, CPU) for steps in (1, 10))
     assert np.array_equal(few["index"], digits.index[:30]) and few["gradient_norm"].equals(more["gradient_norm"])
     assert (few["gradient_norm"] > 0).all()
     assert more["linearity_error"].mean() > few["linearity_error"].mean()
-    farther = linearity.linearity_rows(net, digits[:30], 0.2, 10, 0, 30, device)
+    parts = linearity.linearity_rows(net, digits[:30], 0.1, 10, 0, 7, CPU)
+    np.testing.assert_allclose(parts["linearity_error"], more["linearity_error"], rtol=0.05, atol=1e-3)
+    farther = linearity.linearity_rows(net, digits[:30], 0.2, 10, 0, 30, CPU)
     assert farther["linearity_error"].mean() > more["linearity_error"].mean()
+
+
+def test_a_net_that_predicts_at_random_is_measured_as_it_predicts(net: ResNet, digits: Images) -> None:
+    noise = RandomTransform("noise", Noise(std=0.3, training=True, draws=4), ())
+    averaged = Averaged(net, noise, 4, 0)
+    one, other = (linearity.linearity_rows(averaged, digits[:10], 0.1, 3, 0, 10, CPU) for _ in range(2))
+    assert one.equals(other)
+    # Other draws for each pass would differ by much more than a change as small as this.
+    assert linearity.linearity_rows(averaged, digits[:10], 1e-4, 3, 0, 10, CPU)["linearity_error"].max() < 1e-3

@@ -9,7 +9,7 @@ import bisect
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,9 @@ from torch import nn
 from sparring import progress, store
 from sparring.data.transforms import RandomTransform
 from sparring.device import channels_last, choose
-from sparring.evaluation import whitebox
+from sparring.evaluation import predict, whitebox
 from sparring.layout import HERE, Layout, replacing
-from sparring.models import classifier, model_files, networks
+from sparring.models import classifier, networks
 from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.params.names import PARAMS_FILE
@@ -202,10 +202,8 @@ def _certified(
     """Rows of one training: index, label, prediction, votes, bound, radius."""
     path = layout.model(structure, seed)
     net = networks.load(params.network, images.metadata["classes"], params.data.image_size, path)
-    mean: Any = model_files.facts(path).get("mean_colour", ())
-    transform = RandomTransform.of(params, structure, tuple(mean))
-    if transform is None or len(transform.mean) != 3:
-        raise InputError(f"{path} was trained without a transform; run `dvc repro`, which trains it again")
+    transform = predict.transform_of(params, structure, path)
+    assert transform is not None  # as `certificate` has checked
     voters = channels_last(net, device).eval(), transform, images, params.seed
     size = params.store.batch_size
     # The class is chosen by other draws than those that are counted, or the bound would not hold.

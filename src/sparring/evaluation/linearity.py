@@ -9,23 +9,26 @@ from torch import Tensor
 
 from sparring import store
 from sparring.attacks import engine
-from sparring.device import rng
+from sparring.data.draws import Draws
 from sparring.models import classifier
-from sparring.models.averaged import as_attacked
 from sparring.models.classifier import Classifier
 
 
 def linearity_rows(
     net: Classifier, images: store.Images, eps: float, steps: int, seed: int, batch_size: int, device: torch.device
 ) -> pd.DataFrame:
-    """A row an image: index, gradient_norm and linearity_error, as `measure` has them."""
-    model = engine.Fast(as_attacked(net), device, torch.float32)
+    """A row an image: index, gradient_norm and linearity_error, as `measure` has them.
+
+    seed: from which the starts are drawn, image by image. A net that predicts at random is measured under the draws
+    that it predicts with, as two draws would differ by more than two images.
+    """
+    model, draws = engine.Fast(net, device, torch.float32), Draws(seed, "linearity")
     parts = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         shown = classifier.to_images(batch.image, device)
-        drawn = rng(seed, "linearity", start).uniform(-1, 1, tuple(shown.shape))
-        starts = torch.from_numpy(drawn).to(device, torch.float32)
+        drawn = 2 * draws.uniform(batch.index, shown[0].numel()) - 1
+        starts = torch.from_numpy(drawn).to(device, torch.float32).view_as(shown)
         norm, error = measure(model, shown, torch.from_numpy(batch.label).to(device), eps, steps, starts)
         rows = {"index": batch.index, "gradient_norm": norm.cpu().numpy(), "linearity_error": error.cpu().numpy()}
         parts.append(pd.DataFrame(rows))

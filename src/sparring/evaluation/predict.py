@@ -1,6 +1,7 @@
 """Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sparring.models.averaged import Averaged
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
+from sparring.params.errors import InputError
 from sparring.params.names import CLEAN, EVALUATED_SPLITS
 
 
@@ -56,11 +58,22 @@ def trained(
     path = layout.model(structure, seed)
     net = networks.load(params.network, classes, params.data.image_size, path)
     channels_last(net, device)
-    mean: Any = model_files.facts(path).get("mean_colour", ())
-    transform = RandomTransform.of(params, structure, tuple(mean))
+    transform = transform_of(params, structure, path)
     if transform is None or not transform.settings.draws:
         return net
     return Averaged(net, transform, transform.settings.draws, params.seed)
+
+
+def transform_of(params: Params, structure: str, path: Path) -> RandomTransform | None:
+    """A structure's transform as its net, in the file at `path`, was trained with; None where it has none.
+
+    Raises InputError where the net was trained without any.
+    """
+    mean: Any = model_files.facts(path).get("mean_colour", ())
+    transform = RandomTransform.of(params, structure, tuple(mean))
+    if transform is not None and len(transform.mean) != 3:
+        raise InputError(f"{path} was trained without a transform; run `dvc repro`, which trains it again")
+    return transform
 
 
 def models(

@@ -18,6 +18,7 @@ from sparring.models import networks
 from sparring.models.averaged import Averaged, as_attacked
 from sparring.models.classifier import Classifier
 from sparring.params import Params, check_classes
+from sparring.params.attacks import Attack
 from sparring.params.names import CLEAN, SINGLE_DRAW
 
 COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score", "l2", "linf"]
@@ -59,7 +60,8 @@ def attack_structure(params: Params, structure: str, layout: Layout = HERE, spli
         settings.append(params.store.model_dump(exclude={"memory_budget"}))
         inputs = [path, layout.pretrained, *trained]
         unfinished = checkpoints.folder(f"whitebox-{structure}", settings, inputs, __name__, device, torch.float32)
-        total = len(seeds) * sum(min(count, len(order)) for _, count in params.whitebox.runs.values())
+        runs = runs_of(params, params.predicts_at_random(structure))
+        total = len(seeds) * sum(min(count, len(order)) for _, count in runs.values())
         parts = []
         with progress.bar(f"whitebox@{structure}", total) as advance:
             for seed in seeds:
@@ -72,6 +74,14 @@ def attack_structure(params: Params, structure: str, layout: Layout = HERE, spli
             rows[COLUMNS].to_parquet(path, index=False)
         done(len(rows), f"{len(rows):,} predictions of the attacked structure")
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def runs_of(params: Params, at_random: bool) -> dict[str, tuple[Attack, int]]:
+    """Every attack on a structure, by name, and how many images it meets at most.
+
+    at_random: whether it predicts at random.
+    """
+    return params.whitebox.runs | (params.whitebox.of_random if at_random else {})
 
 
 def _attacked(
@@ -88,7 +98,7 @@ def _attacked(
 
     Gradients are float32 whatever `precision` says: rounded ones make an attacker weaker.
     """
-    runs = params.whitebox.runs | (params.whitebox.of_random if isinstance(net, Averaged) else {})
+    runs = runs_of(params, isinstance(net, Averaged))
     images, rank = test[np.sort(order)], np.argsort(order)
     shape = test.image.shape[1:]
     compiled = any(engine.worth_compiling(net, attack, shape, count, device) for attack, count in runs.values())
@@ -101,12 +111,13 @@ def _attacked(
     for number, (name, (attack, count)) in enumerate(runs.items()):
         met = rank < count
         advance(int((met & ~right).sum()))
+        aim = model
         if name == SINGLE_DRAW and isinstance(net, Averaged):
-            model = engine.Fast(net.of_one_draw(), device, torch.float32)
+            aim = engine.Fast(net.of_one_draw(), device, torch.float32)
         made = generation.kept(
             folder / str(number),
             store.in_shards(images[met & right], params.store.batch_size),
-            partial(generation.attacked, params, attack, name, net, model, pool=test, device=device),
+            partial(generation.attacked, params, attack, name, net, aim, pool=test, device=device),
             test.metadata | {"attack": name},
             advance,
         )

@@ -1,13 +1,15 @@
 """The study of masked and padded features: the parameters of each of its nets (studies/mask_padding/params.yaml)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sparring.params import Params, read, validate
 from sparring.params.errors import InputError, validated
 from sparring.params.names import BASELINE, check_names
+from sparring.params.sections import Data
 from sparring.params.values import Count, CountOrNone, Radius, Section, Share
 
 STUDY_FILE = "studies/mask_padding/params.yaml"
@@ -25,7 +27,7 @@ class Dataset(Section):
     networks: those that all defences are tried on.  controls: those that the other rows are made of.
     """
 
-    data: dict[str, Any]
+    data: Data
     seeds: Annotated[list[CountOrNone], Field(min_length=1)]
     networks: Annotated[list[str], Field(min_length=1)]
     controls: list[str]
@@ -77,11 +79,50 @@ class Study(Section):
         check_names(defences, (BASELINE, UNDEFENDED))
         return defences
 
+    @field_validator("datasets", "networks")
+    @classmethod
+    def _named_too(cls, entries: dict[str, Any]) -> dict[str, Any]:
+        check_names(entries, (UNDEFENDED,))
+        return entries
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Study":
+        for name in ("cw", "pgd"):  # which the tables tell more of than of the others
+            if name not in self.attacks:
+                raise ValueError(f"attacks.{name} is missing; add it")
+        for name, dataset in self.datasets.items():
+            if len(set(dataset.seeds)) < len(dataset.seeds):
+                raise ValueError(f"datasets.{name}.seeds is {dataset.seeds}; name each seed once")
+            for network in dataset.networks:
+                if network not in self.networks:
+                    raise ValueError(
+                        f"datasets.{name}.networks has {network}, which is not in networks; use "
+                        f"{', '.join(self.networks)}"
+                    )
+            for network in dataset.controls:
+                if network not in dataset.networks:
+                    raise ValueError(
+                        f"datasets.{name}.controls has {network}, which is not in its networks; add it there"
+                    )
+        return self
+
 
 def load_study(path: str | Path = STUDY_FILE) -> Study:
     """The study's parameters, with all that the default profile has in `base`; InputError in one line as for `load`."""
     study = validated(Study, read(path), str(path))
     return study.model_copy(update={"base": read(DEFAULT_FILE) | study.base})
+
+
+def check_row(study: Study, dataset: str, defence: str) -> None:
+    """Raises InputError where the study has no such data set or defence."""
+    _check_known("datasets", dataset, study.datasets)
+    if defence != UNDEFENDED:
+        _check_known("defences", defence, study.defences)
+
+
+def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise InputError(f"{STUDY_FILE}: {kind}.{name} is missing; there are {', '.join(known)}")
 
 
 def networks_of(study: Study, dataset: str, defence: str) -> list[str]:
@@ -97,14 +138,12 @@ def net_params(study: Study, dataset: str, network: str, seed: int, defence: str
     Raises InputError where there is no such data set, network or defence, or a value is not valid.
     """
     name = f"{STUDY_FILE}: {dataset}, {network}, {defence}"
-    for kind, key in (("datasets", dataset), ("networks", network), ("defences", defence)):
-        known = getattr(study, kind)
-        if key not in known and key != UNDEFENDED:
-            raise InputError(f"{STUDY_FILE}: {kind}.{key} is missing; there are {', '.join(known)}")
+    check_row(study, dataset, defence)
+    _check_known("networks", network, study.networks)
     trained = study.networks[network]
     row = Defence() if defence == UNDEFENDED else study.defences[defence]
     values = dict(study.base)
-    values["data"] = dict(study.datasets[dataset].data)
+    values["data"] = study.datasets[dataset].data.model_dump()
     values["network"] = dict(trained.network)
     values = _merged(values, {"training": trained.training, "seed": seed, "seeds": [seed]})
     baseline = {"opponents": "pretrained", "detector": "none", "transform": "none"}
@@ -126,7 +165,7 @@ def _attacks(study: Study) -> dict[str, Any]:
     others = {name: entry for name, entry in study.attacks.items() if name != "cw"}
     whole = {"images": study.images, "attacks": study.attacks | curve}
     off = {"autoattack": {"images": 0, "eps": study.eps}, "curve": {"images": 0, "eps": [255]}}
-    off["checks"] = {"images": 0, "steps": 1000, "queries": 1}
+    off["checks"] = {"images": 0, "steps": study.attacks["pgd"].get("steps", 0) + 1, "queries": 1}
     return {
         "attacks": {"cw": study.attacks["cw"]},
         "unseen_attacks": others | curve,

@@ -98,7 +98,7 @@ class Whitebox(Section):
     def of_random(self) -> dict[str, tuple[Attack, int]]:
         """What is run beside `runs` against a structure that predicts through a random transform: the reference, aimed
         at one draw of it."""
-        return self._limited({SINGLE_DRAW: (self.attacks[self.reference], self.checks.images)})
+        return self._limited({SINGLE_DRAW: (self.attacks[self.reference], self.images)})
 
     def _limited(self, found: dict[str, tuple[Attack, int]]) -> dict[str, tuple[Attack, int]]:
         limited = {name: (attack, min(count, self.images)) for name, (attack, count) in found.items()}

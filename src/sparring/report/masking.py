@@ -129,11 +129,11 @@ def _notes(facts: Facts) -> list[str]:
     ]
     for name, dataset in study.datasets.items():
         data, count = dataset.data, len(dataset.seeds)
-        share = f" of its {GTSRB_IMAGES:,}, {data['train'] / GTSRB_IMAGES:.0%}," if name == GTSRB else ""
+        share = f" of its {GTSRB_IMAGES:,}, {data.train / GTSRB_IMAGES:.0%}," if name == GTSRB else ""
         splits = f"{count} splits, each trained anew" if count > 1 else "one split"
         notes.append(
-            f"{title_of(DATASETS, name)}: at most {data['train']:,} training images{share} and {data['heldout']:,} "
-            f"test images, at {data['image_size']} × {data['image_size']} pixels; {splits}."
+            f"{title_of(DATASETS, name)}: at most {data.train:,} training images{share} and {data.heldout:,} "
+            f"test images, at {data.image_size} × {data.image_size} pixels; {splits}."
         )
     notes.append(
         f"White-box attacks meet at most {study.images:,} test images of each split; C&W has "
