@@ -146,6 +146,7 @@ def test_tables_are_written_by_the_script(made: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(made / "studies/mask_padding/reports/rows.csv")
     columns = "dataset network defence seed attack attacker eps images accuracy ci_low ci_high balanced_accuracy"
+    columns += " gradient_norm linearity_error"
     assert list(table.columns) == columns.split() and set(table["dataset"]) == {"digits"}
     one = table.query("defence == 'mask_20' and seed == 1 and attack == 'fgsm' and attacker == 'transfer'").iloc[0]
     found = rows(made, "mask_20").query("seed == 1 and attack == 'fgsm' and attacker == 'transfer'")
