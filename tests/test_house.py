@@ -155,6 +155,14 @@ def test_a_stage_depends_on_the_code_that_decides_its_bytes_and_no_other(name: s
     assert listed == wanted
 
 
+def test_stages_that_ask_a_structure_depend_on_the_transform_it_predicts_through() -> None:
+    asking = {name: stage for name, stage in stages().items() if "src/sparring/evaluation/predict.py" in stage["deps"]}
+    asking = {name: stage for name, stage in asking.items() if name.startswith("dvc.yaml:")}
+    assert len(asking) == 4
+    for name, stage in asking.items():
+        assert {"structures.${key}", "${item.transform}"} <= set(stage["params"]), name
+
+
 def test_nothing_is_unpickled() -> None:
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "stages").glob("*.py"), *(ROOT / "studies").rglob("*.py")]:
         text = path.read_text()

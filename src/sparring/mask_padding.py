@@ -7,7 +7,7 @@ docs/mask_padding.md. Every data set, network and split is a pipeline in small, 
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from sparring.evaluation import linearity, predict, whitebox
 from sparring.layout import HERE, Layout, replacing
 from sparring.params import Params
 from sparring.params.attacks import Attack
-from sparring.params.masking import RESEEDED, UNDEFENDED, Study, check_row, net_params, networks_of
+from sparring.params.masking import UNDEFENDED, Study, check_row, net_params, networks_of
 from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS
 from sparring.training.pretrain import pretrain
 
@@ -38,51 +38,60 @@ NEITHER, TRANSFER, WHITEBOX = "none", "transfer", "white-box"  # who attacks
 def make_source(study: Study, dataset: str, layout: Layout = HERE) -> None:
     """Prepare a data set, train its undefended nets, attack its test images against each, and measure these nets.
 
-    Without the files that the data set's `path` names, what it writes has no rows.
+    Without the files that the data set's `path` names, what it writes has no rows. Raises InputError where the study
+    has no such data set.
     """
-    check_row(study, dataset, UNDEFENDED)
-    if _absent(study, dataset):
-        _write(layout, dataset, UNDEFENDED, [], [])
-        return
-    predictions, local = [], []
-    for seed in study.datasets[dataset].seeds:
-        first: Path | None = None
-        for network in networks_of(study, dataset, UNDEFENDED):
-            params = net_params(study, dataset, network, seed, UNDEFENDED)
-            place = _place(layout, dataset, network, seed)
-            if first is None:
-                prepare.prepare(params, place)
-                first = place.clean
-            else:  # which do not depend on the network
-                shutil.copytree(first, place.clean, dirs_exist_ok=True)
-            pretrain(params, place)
-            for attack in params.all_attacks:
-                generation.attack_splits(params, attack, place, EVALUATED_SPLITS)
-            train(params, BASELINE, place)
-            found = _measure(study, params, BASELINE, place)
-            predictions.append(_told(found[0], dataset, network, UNDEFENDED, seed))
-            local.append(_told(found[1], dataset, network, UNDEFENDED, seed))
-    _write(layout, dataset, UNDEFENDED, predictions, local)
+
+    def make(params: Params, place: Layout, network: str, seed: int) -> tuple[str, Params, Layout]:
+        first = _place(layout, dataset, networks_of(study, dataset, UNDEFENDED)[0], seed)
+        if place == first:
+            prepare.prepare(params, place)
+        else:  # the images do not depend on the network
+            shutil.copytree(first.clean, place.clean, dirs_exist_ok=True)
+        pretrain(params, place)
+        for attack in params.all_attacks:
+            generation.attack_splits(params, attack, place, EVALUATED_SPLITS)
+        train(params, BASELINE, place)
+        return BASELINE, params, place
+
+    _make_nets(study, dataset, UNDEFENDED, layout, make)
 
 
 def make_row(study: Study, dataset: str, defence: str, layout: Layout = HERE) -> None:
-    """Train a defence on every network and split of a data set, and measure the nets."""
+    """Train a defence on every network and split of a data set, and measure the nets. Raises InputError where the study
+    has no such data set or defence."""
+
+    def make(params: Params, place: Layout, network: str, seed: int) -> tuple[str, Params, Layout]:
+        place = replace(place, results=_folder(dataset, defence) / str(seed) / network)
+        params = _with_noise(study, params, defence, place)
+        _train(params, defence, place)
+        return defence, params, place
+
+    _make_nets(study, dataset, defence, layout, make)
+
+
+def _make_nets(
+    study: Study,
+    dataset: str,
+    defence: str,
+    layout: Layout,
+    make: Callable[[Params, Layout, str, int], tuple[str, Params, Layout]],
+) -> None:
+    """Make and measure a row's nets, one for each split and network, and write what the report reads of them.
+
+    make: trains the net of a network and a seed from its parameters, where the files of the undefended net lie; returns
+    the name of its structure, its parameters and where its files lie.
+    """
     check_row(study, dataset, defence)
-    if _absent(study, dataset):
-        _write(layout, dataset, defence, [], [])
-        return
-    predictions, local = [], []
-    for seed in study.datasets[dataset].seeds:
+    predictions: list[pd.DataFrame] = []
+    flatness: list[pd.DataFrame] = []
+    for seed in [] if _absent(study, dataset) else study.datasets[dataset].seeds:
         for network in networks_of(study, dataset, defence):
             params = net_params(study, dataset, network, seed, defence)
-            place = _place(layout, dataset, network, seed)
-            place = replace(place, results=_folder(dataset, defence) / str(seed) / network)
-            params = _with_noise(study, params, defence, place)
-            _train(study, params, defence, place)
-            found = _measure(study, params, defence, place)
-            predictions.append(_told(found[0], dataset, network, defence, seed))
-            local.append(_told(found[1], dataset, network, defence, seed))
-    _write(layout, dataset, defence, predictions, local)
+            net = make(params, _place(layout, dataset, network, seed), network, seed)
+            for frames, rows in zip((predictions, flatness), _measure(study, *net), strict=True):
+                frames.append(rows.assign(dataset=dataset, network=network, defence=defence, seed=seed))
+    _write(layout, dataset, defence, predictions, flatness)
 
 
 def calibrate(study: Study, dataset: str, network: str, layout: Layout = HERE) -> None:
@@ -142,10 +151,8 @@ def _with_noise(study: Study, params: Params, defence: str, place: Layout) -> Pa
     return params.model_copy(update={"noise": params.noise.model_copy(update={"std": std})})
 
 
-def _train(study: Study, params: Params, defence: str, place: Layout) -> None:
+def _train(params: Params, defence: str, place: Layout) -> None:
     """Train the net of a row; where that takes stored attacks, of so many images as the row has, attacked here."""
-    if defence == RESEEDED:  # the pretrained net with another draw of everything
-        params = params.model_copy(update={"seeds": [seed + 1000 for seed in params.seeds]})
     if not params.structure(defence).stored:
         train(params, defence, place)
     else:
@@ -155,10 +162,8 @@ def _train(study: Study, params: Params, defence: str, place: Layout) -> None:
         train(params, defence, own)
 
 
-def _measure(study: Study, params: Params, name: str, place: Layout) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _measure(study: Study, name: str, params: Params, place: Layout) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The predictions of a net, a row an image, attack and attacker; and how locally linear it is, a row an image."""
-    if name == RESEEDED:
-        params = params.model_copy(update={"seeds": [seed + 1000 for seed in params.seeds]})
     predict.evaluate(params, name, place)
     whitebox.attack_structure(params, name, place, SPLIT)
     elsewhere = pd.read_parquet(place.predictions(name))
@@ -166,8 +171,8 @@ def _measure(study: Study, params: Params, name: str, place: Layout) -> tuple[pd
     order = whitebox.draw(test.index, test.label, params.seed)
     met = test.index[order[: study.images]]  # by either attacker
     elsewhere = elsewhere[(elsewhere["split"] == SPLIT) & elsewhere["index"].isin(met)].drop(columns=["split", "seed"])
-    changes = [_changes(params, attack, place) for attack in params.all_attacks]
-    elsewhere = elsewhere.merge(pd.concat(changes), on=["attack", "index"], how="left", validate="one_to_one")
+    lengths = [_lengths(params, attack, place) for attack in params.all_attacks]
+    elsewhere = elsewhere.merge(pd.concat(lengths), on=["attack", "index"], how="left", validate="one_to_one")
     elsewhere = elsewhere.fillna({"l2": 0.0, "linf": 0.0})
     attackers = np.where(elsewhere["attack"] == CLEAN, NEITHER, TRANSFER)
     aimed = pd.read_parquet(place.whitebox(name)).assign(attacker=WHITEBOX)
@@ -178,7 +183,7 @@ def _measure(study: Study, params: Params, name: str, place: Layout) -> tuple[pd
     classes = test.metadata["classes"]
     (seed,) = params.seeds_of(name)
     net = predict.trained(params, place, name, seed, classes, device)
-    local = linearity.linearity_rows(
+    flatness = linearity.linearity_rows(
         net,
         test[np.sort(order[: study.linearity.images])],
         study.eps,
@@ -187,26 +192,22 @@ def _measure(study: Study, params: Params, name: str, place: Layout) -> tuple[pd
         params.store.batch_size,
         device,
     )
-    return rows, local
+    return rows, flatness
 
 
-def _told(rows: pd.DataFrame, dataset: str, network: str, defence: str, seed: int) -> pd.DataFrame:
-    """Rows with the net that they are of."""
-    return rows.assign(dataset=dataset, network=network, defence=defence, seed=seed)
-
-
-def _changes(params: Params, attack: str, place: Layout) -> pd.DataFrame:
+def _lengths(params: Params, attack: str, place: Layout) -> pd.DataFrame:
+    """How far the images of an attack lie from the clean ones: a row an image, attack, index, l2 and linf."""
     attacked = store.read(place.attacked(params, attack) / f"{SPLIT}.parquet", ("l2", "linf"))
     return pd.DataFrame({"attack": attack, "index": attacked.index, **attacked.columns})
 
 
 def _write(
-    layout: Layout, dataset: str, defence: str, predictions: list[pd.DataFrame], local: list[pd.DataFrame]
+    layout: Layout, dataset: str, defence: str, predictions: list[pd.DataFrame], flatness: list[pd.DataFrame]
 ) -> None:
     """The files that the report reads; of a row without data, without rows."""
     folder = folder_of(layout, dataset, defence)
     names = ["dataset", "network", "defence", "seed", "index", "gradient_norm", "linearity_error"]
-    for name, parts, columns in (("predictions", predictions, COLUMNS), ("linearity", local, names)):
+    for name, parts, columns in (("predictions", predictions, COLUMNS), ("linearity", flatness, names)):
         rows = pd.concat(parts) if parts else pd.DataFrame(columns=columns)
         with replacing(folder / f"{name}.parquet") as path:
             rows.reindex(columns=columns).to_parquet(path, index=False)

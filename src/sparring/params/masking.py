@@ -16,6 +16,7 @@ STUDY_FILE = "studies/mask_padding/params.yaml"
 DEFAULT_FILE = "profiles/digits.yaml"  # whatever the study's file does not say, and no row of it uses
 UNDEFENDED = "none"
 RESEEDED = "seed"
+RESEED = 1000  # by which that net's seed is another than its split's
 
 Level = Annotated[int, Field(ge=1, le=255)]
 
@@ -142,10 +143,11 @@ def net_params(study: Study, dataset: str, network: str, seed: int, defence: str
     _check_known("networks", network, study.networks)
     trained = study.networks[network]
     row = Defence() if defence == UNDEFENDED else study.defences[defence]
+    own = seed + RESEED if defence == RESEEDED else seed
     values = dict(study.base)
     values["data"] = study.datasets[dataset].data.model_dump()
     values["network"] = dict(trained.network)
-    values = _merged(values, {"training": trained.training, "seed": seed, "seeds": [seed]})
+    values = _merged(values, {"training": trained.training, "seed": seed, "seeds": [own]})
     baseline = {"opponents": "pretrained", "detector": "none", "transform": "none"}
     values["structures"] = {BASELINE: baseline}
     if defence != UNDEFENDED:
