@@ -242,3 +242,13 @@ def test_uniform_numbers_are_uniform() -> None:
     assert drawn.min() >= 0 and drawn.max() < 1
     assert kstest(drawn.ravel(), "uniform").pvalue > 1e-3
     assert np.abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.06
+
+
+def test_normal_numbers_are_normal_to_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = Draws(3, "normal").normal(np.arange(200), (40, 50))
+    assert numbers.dtype == np.float32 and kstest(numbers.ravel(), "norm").pvalue > 0.001
+    assert abs(np.corrcoef(numbers[:, 0].ravel(), numbers[:, 1].ravel())[0, 1]) < 0.05
+    words = np.array([[0, 2**31 - 1, 2**31, 2**32 - 1]], np.uint32)
+    monkeypatch.setattr(Draws, "words", lambda self, images, count, dtype: words)
+    smallest = Draws(3, "normal").normal(np.arange(1), (4,))[0]
+    assert 5 < smallest[1] < 5.5 and smallest[2] == -smallest[1] and 0 < smallest[0] == -smallest[3] < 1e-9

@@ -1,10 +1,14 @@
 """Random numbers of an image that do not depend on the batch in which it comes."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from sparring.device import rng
+
+LARGEST = 1 - 2.0**-24  # the largest number of 32 bits below 1
 
 
 class Draws:
@@ -17,7 +21,6 @@ class Draws:
     def __init__(self, seed: int, *what: str | int) -> None:
         self._made_of = (seed, *what)
         self._bits = np.random.Philox(key=rng(seed, *what).integers(2**64, size=2, dtype=np.uint64))
-        self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state
 
     def part(self, name: str) -> "Draws":
@@ -38,11 +41,12 @@ class Draws:
         return (self.words(images, count) >> np.uint64(11)) * 2.0**-53
 
     def normal(self, images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Standard normal numbers (N, *shape), float32."""
-        numbers = np.empty((len(images), *shape), np.float32)
-        for row in self._rows(images):
-            self._generator.standard_normal(out=numbers[row], dtype=np.float32)
-        return numbers
+        """Standard normal numbers (N, *shape), float32, of an absolute value below 5.5: numpy's own take twice as
+        long."""
+        words = self.words(images, math.prod(shape), np.uint32).view(np.int32)
+        uniform = torch.from_numpy(words.astype(np.float32)).add_(0.5).mul_(2.0**-31)  # from -1 to 1
+        uniform.clamp_(-LARGEST, LARGEST)  # rounding has made some of them 1, whose normal number is infinite
+        return uniform.erfinv_().mul_(math.sqrt(2)).numpy().reshape(len(images), *shape)
 
     def _rows(self, images: np.ndarray) -> Iterator[int]:
         """Each image's row, with the generator set to where that image's numbers begin."""

@@ -164,6 +164,8 @@ def _draw_padding(
     def apply(images: Tensor) -> Tensor:
         here = boxes.to(images.device)
         colour = _colour(mean, images) if settings.fill == "mean" else torch.zeros((), device=images.device)
+        if settings.order == "pad" and settings.fill == "zero":
+            return crop(images, here, "zeros")
         if settings.order == "pad":
             return crop(images - colour, here, "zeros") + colour
         across, down = _places(images, here)
