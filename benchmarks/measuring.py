@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparring import device, store
 from sparring.attacks import engine, generation
-from sparring.data import transforms
+from sparring.data import augmentation
 from sparring.defences.joint import joint_step
 from sparring.layout import HERE, replacing
 from sparring.models import classifier, networks
@@ -107,8 +107,7 @@ def _steps(settings: Params, clean: store.Images, size: int, on: torch.device, d
     batch = clean[:size]
     pixels, labels = classifier.to_images(batch.image, on), torch.from_numpy(batch.label).to(on)
     adversarial = torch.arange(len(labels), device=on) % 2 == 0
-    area = (settings.training.crop_area[0], settings.training.crop_area[1])
-    boxes = transforms.draw_crops(device.rng(0, "measure"), len(labels), area, settings.training.horizontal_flip).to(on)
+    view = augmentation.draw(settings.training, len(labels), 0, 0, on)
     classes = len(clean.metadata["classes"])
     net, pretrained = (new_net(settings, name, classes) for name in ("target", "pretrained"))
     device.channels_last(net, on).train()
@@ -119,7 +118,7 @@ def _steps(settings: Params, clean: store.Images, size: int, on: torch.device, d
 
     def several(run: Callable[[Tensor, Tensor, Tensor], object]) -> None:
         for _ in range(TIMED):
-            run(transforms.crop(pixels, boxes), labels, adversarial)
+            run(view.apply(pixels), labels, adversarial)
 
     return {
         name: len(labels) * TIMED / _seconds(partial(several, step.run), on)

@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as plain_transforms
 
 from sparring import device, params, store
-from sparring.data import transforms
+from sparring.data import augmentation
 from sparring.defences import sampler
 from sparring.defences.joint import joint_step
 from sparring.layout import HERE
@@ -47,7 +47,8 @@ from sparring.models import classifier, networks
 from sparring.models.detector import HEADS, MLP_RATIO, TransformerDetector
 from sparring.params import Params
 from sparring.params.errors import InputError
-from sparring.params.sections import Detector, Network
+from sparring.params.sections import Network
+from sparring.params.structures import Detector
 from sparring.training.gallery import Gallery
 from sparring.training.steps import plain_step, sgd, update
 
@@ -84,12 +85,10 @@ def drawn(settings: Params, gallery: Gallery) -> Generator[Batch, None, None]:
             visits=visits,
             batch_size=size,
         )
-        area = (chosen.crop_area[0], chosen.crop_area[1])
-        crops = transforms.draw_crops(device.rng(settings.seed, "crop", epoch), count, area, chosen.horizontal_flip)
-        crops = crops.to(gallery.device)
+        views = augmentation.draw(chosen, count, settings.seed, epoch, gallery.device)
         whole = [visits[: count - count % size]]
         for rows, images, labels, adversarial in gallery.batches(whole, version, size, 0):
-            yield transforms.crop(images, crops[rows]), labels, adversarial
+            yield views.of(rows).apply(images), labels, adversarial
 
 
 def write_folders(settings: Params, count: int | None, folder: Path) -> None:

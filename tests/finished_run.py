@@ -39,6 +39,7 @@ FIGURES = {
 TABLES = ("table1", "table2", "table4", "table2_mcnemar", "table4_mcnemar", "summary", "claims", "paper", "detector")
 TABLES += (
     "whitebox",
+    "price",
     "whitebox_mcnemar",
     "checks",
     "corruptions",

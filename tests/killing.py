@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from sparring import checkpoints, params
-from sparring.data import transforms
+from sparring.data import augmentation
 from sparring.defences.train import train as train_structure
 from sparring.layout import HERE, PARTIAL
 from sparring.params import Params
@@ -52,7 +52,7 @@ def child(settings: Params, name: str, dies_in: int | None = None) -> int:
     process = os.fork()
     if process:
         return process
-    status, crop, batches = 1, transforms.crop, 0
+    status, crop, batches = 1, augmentation.crop, 0
 
     def counts(*arguments: Any) -> Any:
         nonlocal batches
@@ -63,7 +63,7 @@ def child(settings: Params, name: str, dies_in: int | None = None) -> int:
         return crop(*arguments)
 
     try:
-        transforms.crop, checkpoints.SHARE = counts, 1
+        augmentation.crop, checkpoints.SHARE = counts, 1
         train(settings, name)
         print(f"{batches} batches")
         sys.stdout.flush()

@@ -10,7 +10,7 @@ from sparring.models import classifier
 from sparring.models.detector import TransformerDetector
 from sparring.models.resnet import ResNet
 from sparring.params.errors import InputError
-from sparring.params.sections import Detector
+from sparring.params.structures import Detector
 
 MAPS = {"stem": (64, 32, 32), "layer1": (64, 32, 32), "layer2": (128, 16, 16), "layer3": (256, 8, 8)} | {
     "layer4": (512, 4, 4)

@@ -17,10 +17,11 @@ import pytest
 import torch
 from conftest import tiny_values
 from ruamel.yaml import YAML
+from structures import words
 
 from sparring import checkpoints, params
 from sparring.checkpoints import Checkpoint
-from sparring.data import transforms
+from sparring.data import augmentation
 from sparring.defences.train import train as train_structure
 from sparring.layout import HERE, PARTIAL
 from sparring.params import Params
@@ -84,11 +85,11 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, capf
 
 RECIPE = {"schedule": "one_cycle", "label_smoothing": 0.1, "ema": 0.8, "keep": "best"}
 STRUCTURES = {
-    "adv": {"opponents": "sampler", "detector": "none", "transform": "none"},
-    "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
-    "classical": {"opponents": "fixed", "detector": "none", "transform": "none"},
-    "fgsm": {"opponents": "online_fgsm", "detector": "none", "transform": "none"},
-    "pgd": {"opponents": "online_pgd", "detector": "none", "transform": "none"},
+    "adv": words("sampler"),
+    "ours": words("sampler", detector="detector"),
+    "classical": words("fixed"),
+    "fgsm": words("online_fgsm"),
+    "pgd": words("online_pgd"),
 }
 STREAMED = {"store": {"memory_budget": 1e-6, "shard_size": 100, "batch_size": 50}}
 
@@ -138,7 +139,7 @@ def test_a_stage_that_is_told_to_stop_saves_and_says_where_it_goes_on(project: P
 @contextmanager
 def stopped_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A block in which training gets Ctrl-C during its n-th batch, and ends there."""
-    left, crop = batches, transforms.crop
+    left, crop = batches, augmentation.crop
 
     def counts(*arguments: Any) -> Any:
         nonlocal left
@@ -148,7 +149,7 @@ def stopped_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         return crop(*arguments)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit, match="goes on after epoch"):
-        patched.setattr(transforms, "crop", counts)
+        patched.setattr(augmentation, "crop", counts)
         yield
 
 
@@ -191,14 +192,14 @@ def test_finished_seeds_are_not_trained_again(
         train(settings, "ours")
     shutil.rmtree(HERE.models("ours"))  # as DVC does before it runs the stage again
     left = 0
-    crop = transforms.crop
+    crop = augmentation.crop
 
     def counts(*arguments: Any) -> Any:
         nonlocal left
         left += 1
         return crop(*arguments)
 
-    monkeypatch.setattr(transforms, "crop", counts)
+    monkeypatch.setattr(augmentation, "crop", counts)
     assert train(settings, "ours") == wanted
     assert left == 10
 

@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
+from structures import words
 from torch import Tensor, nn
 
 from sparring import checkpoints, distributed, params, store
-from sparring.data import transforms
-from sparring.defences import opponents
+from sparring.data import augmentation
+from sparring.defences import evolving, opponents
 from sparring.defences.joint import joint_step
 from sparring.defences.opponents import OnlineOpponents
 from sparring.device import torch_seed
@@ -32,8 +33,10 @@ from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
 from sparring.params.errors import InputError
-from sparring.params.sections import Network, Online, Structure
+from sparring.params.sections import Network
+from sparring.params.structures import Online, Structure
 from sparring.training.gallery import batch_stops, load_gallery
+from sparring.training.loop import Opponents, Shown
 from sparring.training.loop import fit as run_training
 from sparring.training.results import new_net
 from sparring.training.steps import plain_step
@@ -55,6 +58,11 @@ CASES: dict[str, dict[str, Any]] = {
     "joint": {"training": {"epochs": 1, "batch_size": 59}, "detector": {"dropout": 0.0}},
     "streamed": {"training": {"epochs": 1, "batch_size": 59}, "store": {"memory_budget": 1e-6}},
     "online": {"training": {"epochs": 1, "batch_size": 59}},
+    "evolving": {
+        "training": {"epochs": 1, "batch_size": 59, "crop_area": [1.0, 1.0]},
+        "evolving": {"frame": "moving"},
+        "structures": {"evolving": words("evolving")},
+    },
 }
 # BatchNorm and dropout, each with numbers of its own in every process.
 RESUMED: dict[str, Any] = {"training": {"epochs": 3, "batch_size": 59}, "detector": {"dropout": 0.3}}
@@ -93,8 +101,8 @@ def fit(
     else:
         step = plain_step(net, settings.training, torch.float32)
     attacks = list(settings.attacks)
-    structure = Structure(opponents="sampler", detector="none", transform="none")
-    stored = opponents.create(settings, structure, attacks, net, torch.float32, 0)
+    structure = Structure(opponents="sampler", evolving="none", detector="none", transform="none")
+    stored = opponents.create(settings, structure, attacks, net, torch.float32)
 
     class Noted(OnlineOpponents):
         """Attacks the stored versions, and notes what comes of them."""
@@ -102,11 +110,18 @@ def fit(
         def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
             return stored.versions(epoch, visits)
 
-        def show(self, *batch: Any) -> Tensor:
-            attacked.append(super().show(*batch))
-            return attacked[-1]
+        def show(self, *batch: Any) -> Shown:
+            shown = super().show(*batch)
+            attacked.append(shown.images)
+            return shown
 
-    online = Noted(net, Online(eps=0.05, step=0.02, steps=2), torch.float32, 0)
+    chosen: dict[str, Opponents] = {}
+    if name == "online":
+        chosen[name] = Noted(net, Online(eps=0.05, step=0.02, steps=2, noise=1), torch.float32, 0)
+    if name == "evolving":
+        start = evolving.starts(settings, store.read(HERE.clean / "train.parquet", ()), "", HERE)
+        alone = settings.structure("evolving")
+        chosen[name] = opponents.create(settings, alone, attacks, net, torch.float32, start)
 
     history = run_training(
         settings,
@@ -114,13 +129,15 @@ def fit(
         net,
         step,
         load_gallery(settings, HERE, attacks, model_files.digest(pretrained), CPU),
-        online if name == "online" else stored,
+        chosen.get(name, stored),
         store.read(HERE.clean / "validation.parquet"),
         checkpoints.Checkpoint(checkpoint),
     )
     found = {f"net.{key}": value for key, value in net.state_dict().items()}
     found |= {f"detector.{key}": value for key, value in detector.state_dict().items()}
     found |= {"attacked": attacked[0]} if attacked else {}  # of the first batch, this process's slice
+    if name == "evolving":
+        found |= {"perturbation": chosen[name].state_dict()["perturbation"]}
     return {key: value.contiguous().clone() for key, value in found.items()}, pd.DataFrame(history)
 
 
@@ -138,7 +155,8 @@ def every_case(folder: Path, nudge: str | None = None) -> None:
 def distance(folder: Path, other: Path, name: str) -> float:
     """The largest difference between any two weights that a case came to."""
     one, two = (load_file(place / f"{name}.safetensors") for place in (folder, other))
-    return max(float((two[key] - weights).abs().max()) for key, weights in one.items() if key != "attacked")
+    weights = one.keys() - {"attacked", "perturbation"}
+    return max(float((two[key] - one[key]).abs().max()) for key in weights)
 
 
 def stopped_and_resumed(folder: Path) -> None:
@@ -147,7 +165,7 @@ def stopped_and_resumed(folder: Path) -> None:
     settings = params.validate(tiny_values(**RESUMED))
     undisturbed, history = fit(settings, "joint", lambda net: net)
     distributed.PERIOD = 0  # the processes ask each other after every batch
-    crop, left = transforms.crop, 0
+    crop, left = augmentation.crop, 0
 
     def stops(*arguments: Any) -> Any:
         nonlocal left
@@ -156,7 +174,7 @@ def stopped_and_resumed(folder: Path) -> None:
             signal.raise_signal(signal.SIGTERM)
         return crop(*arguments)
 
-    transforms.crop = stops
+    augmentation.crop = stops
     for batches in (3, 8):
         left = batches
         with pytest.raises(SystemExit, match="goes on after epoch"):
@@ -210,6 +228,8 @@ def test_two_processes_at_half_the_batch_follow_one(
             attacked = torch.cat([part.pop("attacked") for part in (found, other)])
             # Where a gradient is next to nothing, rounding decides its sign.
             assert ((attacked - wanted.pop("attacked")).abs() < 1e-6).float().mean() > 0.999
+        if name == "evolving":
+            assert (found["perturbation"] == wanted["perturbation"]).float().mean() > 0.99
         assert all(torch.equal(found[key], other[key]) for key in wanted), name
         assert distance(one, first, name) <= ROUNDING * rounding, name
         histories = [pd.read_csv(folder / f"{name}.csv") for folder in (one, first)]

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "sparring"
-STUDIES = ("table3", "leave_one_out", "mask_padding")
+STUDIES = ("table3", "leave_one_out", "mask_padding", "evolving")
 PIPELINES = ("dvc.yaml", *(f"studies/{name}/dvc.yaml" for name in STUDIES))  # all run in the main folder
 # Lines of a module and of a function.
 MODULE, FUNCTION = 320, 50
@@ -25,7 +25,7 @@ FLOORS = [
     {"params"},
     {"layout", "report/escape", "report/lettering"},
     {"device", "store", "data/sources", "evaluation/programs"},
-    {"progress", "checkpoints", "distributed", "data/decode", "data/splits", "data/draws"},
+    {"progress", "checkpoints", "distributed", "data/decode", "data/splits", "data/draws", "data/augmentation"},
     {"data/transforms"},
     {"models"},
     {"attacks"},
@@ -33,7 +33,7 @@ FLOORS = [
     {"training", "attacks/generation"},
     {"defences"},
     {"evaluation", "profiles"},
-    {"mask_padding"},
+    {"mask_padding", "following"},
     {"statistics"},
     {
         "report/read",
@@ -51,7 +51,7 @@ FLOORS = [
 ]
 # They check, name, tell and resume, and decide no byte of a stage's results.
 PLUMBING = {"params", "layout", "progress", "checkpoints"}
-DECIDING = {"params/masking"}  # but this one decides what each net of its study is
+DECIDING = {"params/masking", "params/following"}  # but these decide what each net of their studies is
 
 
 def imports(path: Path) -> set[str]:

@@ -18,7 +18,7 @@ from sparring.layout import HERE
 from sparring.models import model_files
 from sparring.params import masking
 from sparring.params.names import BASELINE
-from sparring.params.sections import Structure
+from sparring.params.structures import Structure
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "studies" / "mask_padding"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from structures import words
 
 from sparring import __main__ as command_line
 from sparring import params
@@ -102,13 +103,13 @@ def test_settings_may_add_names_where_names_are_free(run: Run) -> None:
         *("--set", "unseen_attacks.far.method=fgsm", "--set", "unseen_attacks.far.eps=0.1"),
         *(
             "--set",
-            "structures.fixed={opponents: fixed, detector: none, transform: none}",
+            "structures.fixed={opponents: fixed, evolving: none, detector: none, transform: none}",
             "--set",
             "fixed.weights.pgd=2",
         ),
         *(
             "--set",
-            "structures.online={opponents: online_pgd, detector: none, transform: none}",
+            "structures.online={opponents: online_pgd, evolving: none, detector: none, transform: none}",
             "--set",
             "online_pgd.steps=3",
         ),
@@ -201,7 +202,7 @@ def older(text: str) -> str:
     text = re.sub(r"(?ms)^(store|mask|pretrained):.*?(?=^\S)", "", text)
     text = re.sub(r"(?m)^  baseline: .*\n", "", text)
     text = text.replace(", loss: cross_entropy", "").replace(
-        "adv: {opponents: sampler, detector: none, transform: none}", "adv: {opponents: sampler}"
+        "adv: {opponents: sampler, evolving: none, detector: none, transform: none}", "adv: {opponents: sampler}"
     )
     return text.replace("epochs: 12", "epochs: 7  # mine")
 
@@ -212,7 +213,7 @@ def test_a_file_of_an_older_version_is_told_what_it_lacks_and_filled(run: Run) -
     before = path.read_bytes()
     code, out, err = run("check")
     lacks = ["data.background", "store", "mask", "pretrained", "structures.baseline"]
-    lacks += ["structures.adv.detector", "structures.adv.transform"]
+    lacks += [f"structures.adv.{word}" for word in ("evolving", "detector", "transform")]
     lacks += [f"whitebox.attacks.{name}.loss" for name in ("pgd", "pgd_8", "pgd_l2")]
     assert code == 1 and err.count("\n") == 1 and not out
     assert err.startswith(f"error: params.yaml: {', '.join(lacks)} are missing") and "check --fill" in err
@@ -239,8 +240,4 @@ def test_a_misspelt_key_is_not_taken_for_a_missing_one(run: Run) -> None:
 
 def test_words_that_an_entry_leaves_out_are_filled_in(run: Run) -> None:
     assert run("profile", "digits", "--set", "structures.plain={opponents: fixed}")[0] == 0
-    assert params.load().structures["plain"].model_dump() == {
-        "opponents": "fixed",
-        "detector": "none",
-        "transform": "none",
-    }
+    assert params.load().structures["plain"].model_dump() == words("fixed")

@@ -64,7 +64,8 @@ def parallel(net: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward
     if next(net.parameters()).device.type == "cuda":
         sync_norms(net)
-    return DistributedDataParallel(_Forward(net, forward))
+    # Buffers are averaged as it is; to send them at each forward pass would change those of a pass that came before.
+    return DistributedDataParallel(_Forward(net, forward), broadcast_buffers=False)
 
 
 class _Forward(nn.Module):
@@ -119,6 +120,20 @@ def gather(tensor: Tensor) -> list[Tensor]:
     found = [torch.empty_like(tensor, device="cpu") for _ in range(size())]
     dist.all_gather(found, tensor.cpu())
     return found
+
+
+def all_rows(rows: Tensor, whole: int) -> Tensor:
+    """The slices (n, …) of all processes as the whole batch (N, …).  whole: N."""
+    if size() == 1:
+        return rows
+    slices = [slice(_start(number, whole), _start(number + 1, whole)) for number in range(size())]
+    lengths = [part.stop - part.start for part in slices]
+    # Bytes of one length, as that is what every backend gathers.
+    sent = rows.new_zeros(max(lengths), *rows.shape[1:])
+    sent[: len(rows)] = rows
+    found = [torch.empty_like(sent).view(torch.uint8) for _ in slices]
+    dist.all_gather(found, sent.view(torch.uint8))
+    return torch.cat([part.view(rows.dtype)[:length] for part, length in zip(found, lengths, strict=True)])
 
 
 def wait() -> None:

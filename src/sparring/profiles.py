@@ -28,7 +28,8 @@ def _of_attack(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_structure(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    return {"opponents": "pretrained" if name == BASELINE else "none", "detector": "none", "transform": "none"}
+    opponents = "pretrained" if name == BASELINE else "none"
+    return {"opponents": opponents, "evolving": "none", "detector": "none", "transform": "none"}
 
 
 # What an entry of such a section had before it had to say it: (name, entry) → the words and their values.

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -15,7 +15,9 @@ from rich.text import Text
 from sparring import device
 from sparring.layout import Layout, replacing
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    def __call__(self, done: int, note: str = "") -> None: ...
 
 
 class Done(Protocol):
@@ -31,13 +33,17 @@ class _Rate(ProgressColumn):
 def bar(what: str, total: int, shown: bool = True) -> Iterator[Advance]:
     """A bar with rate and remaining time on standard error; silent where that is not a terminal, or not `shown`.
 
-    Yields a function to call with the number of items done since the last call.
+    Yields a function to call with the number of items done since the last call, and what to note beside the name.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda done: progress.advance(task, done)
+
+        def advance(done: int, note: str = "") -> None:
+            progress.update(task, advance=done, description=f"{what}, {note}" if note else None)
+
+        yield advance
 
 
 @contextmanager

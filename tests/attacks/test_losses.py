@@ -17,7 +17,7 @@ from sparring.evaluation import adaptive as adaptive_attacks
 from sparring.layout import HERE
 from sparring.models import classifier, networks
 from sparring.models.resnet import ResNet
-from sparring.params.sections import Online
+from sparring.params.structures import Online
 
 CPU = torch.device("cpu")
 EPS = 0.05

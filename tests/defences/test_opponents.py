@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sparring.checkpoints import Checkpoint
-from sparring.data import transforms
+from sparring.data import augmentation
+from sparring.data.augmentation import Augmentation
 from sparring.data.transforms import Draw
-from sparring.device import rng
 from sparring.models.resnet import ResNet
 from sparring.params import Params
 from sparring.store import Images
-from sparring.training.gallery import Gallery
-from sparring.training.loop import Opponents, fit
+from sparring.training.gallery import Batch, Gallery
+from sparring.training.loop import Opponents, Shown, fit
 from sparring.training.steps import plain_step
 
 CPU = torch.device("cpu")
@@ -30,12 +30,10 @@ class Remembering(Opponents):
         self.visits = torch.zeros(8)
         self.seen: list[tuple[Tensor, ...]] = []
 
-    def show(
-        self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int, seen: Draw
-    ) -> Tensor:
-        self.visits[rows] += 1
-        self.seen.append((rows, labels, boxes))
-        return images * (self.visits[rows] / 10).view(-1, 1, 1, 1)
+    def show(self, batch: Batch, view: Augmentation, seen: Draw, epoch: int, number: int) -> Shown:
+        self.visits[batch.rows] += 1
+        self.seen.append((batch.rows, batch.labels, view.boxes))
+        return Shown(batch.images * (self.visits[batch.rows] / 10).view(-1, 1, 1, 1), batch.adversarial)
 
     def state_dict(self) -> dict[str, Any]:
         return {"visits": self.visits}
@@ -61,7 +59,7 @@ def test_opponents_see_rows_and_crops_and_their_state_joins_the_checkpoint(
             checkpoint.due = lambda: True  # type: ignore[method-assign]
             show = opponents.show
 
-            def killed(*batch: Any) -> Tensor:
+            def killed(*batch: Any) -> Shown:
                 if len(opponents.seen) == 4:
                     raise KeyboardInterrupt
                 return show(*batch)
@@ -76,8 +74,7 @@ def test_opponents_see_rows_and_crops_and_their_state_joins_the_checkpoint(
     assert torch.equal(rows.view(3, 8).sort(1).values, torch.arange(8).expand(3, -1))
     assert all(torch.equal(labels, rows) for rows, labels, _ in whole.seen)  # as image k is of class k here
     epoch = torch.cat([boxes for _, _, boxes in whole.seen[:3]])[rows[:8].argsort()]
-    drawn = transforms.draw_crops(rng(settings.seed, "crop", 0), 8, (0.5, 1.0), settings.training.horizontal_flip)
-    assert torch.equal(epoch, drawn)
+    assert torch.equal(epoch, augmentation.draw(settings.training, 8, settings.seed, 0, CPU).boxes)
     (tmp_path / "state.pt").unlink()
     with pytest.raises(KeyboardInterrupt):
         run(Remembering(), stop=True)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sparring.defences import sampler
 from sparring.device import rng
-from sparring.params.sections import Sampler
+from sparring.params.structures import Sampler
 
 NAMES = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
 

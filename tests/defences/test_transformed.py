@@ -11,10 +11,12 @@ import torch
 from conftest import PGD
 from safetensors.torch import load_file
 from small_nets import small
+from structures import words
 from torch import Tensor, nn
 
 from sparring import store
 from sparring.attacks import engine
+from sparring.data.augmentation import Augmentation
 from sparring.data.transforms import RandomTransform
 from sparring.defences.opponents import OnlineOpponents
 from sparring.defences.train import train
@@ -27,11 +29,11 @@ from sparring.models.classifier import Classifier
 from sparring.models.resnet import ResNet
 from sparring.params import Params
 from sparring.params.names import CLEAN, SINGLE_DRAW
-from sparring.params.sections import Online
+from sparring.params.structures import Online
 from sparring.params.transforms import Mask, Noise
 from sparring.report import checks
 from sparring.store import Images
-from sparring.training.gallery import Gallery
+from sparring.training.gallery import Batch, Gallery
 from sparring.training.loop import Opponents, fit
 from sparring.training.steps import Step
 
@@ -41,7 +43,7 @@ MASK = Mask(share=0.5, unit="pixel", patch=4, fill="zero", training=True, draws=
 
 
 def structure(opponents: str = "none", detector: str = "none", transform: str = "mask") -> dict[str, str]:
-    return {"opponents": opponents, "detector": detector, "transform": transform}
+    return words(opponents, detector=detector, transform=transform)
 
 
 @pytest.mark.parametrize("trained_with", [True, False])
@@ -52,7 +54,7 @@ def test_the_net_learns_from_draws_by_epoch_and_image(tiny: Callable[..., Params
     made = RandomTransform("mask", MASK.model_copy(update={"training": trained_with, "draws": 1}), ())
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def note(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    def note(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
         seen.append((labels, images))
         return {"loss": torch.tensor(0.0)}
 
@@ -72,12 +74,14 @@ def test_the_net_learns_from_draws_by_epoch_and_image(tiny: Callable[..., Params
 
 def test_an_online_attacker_sees_the_net_through_the_draw_of_the_batch() -> None:
     net, images, labels = small(), torch.rand(6, 3, 16, 16), torch.arange(6)
-    opponents = OnlineOpponents(net, Online(eps=0.1, step=0.125, steps=1), torch.float32, 0)
+    opponents = OnlineOpponents(net, Online(eps=0.1, step=0.125, steps=1, noise=1), torch.float32, 0)
     draw = RandomTransform("mask", MASK, ()).draw((3, 16, 16), np.arange(6), 0, "transform", 0)
     visible = draw(torch.ones(6, 3, 16, 16)) > 0
+    batch = Batch(torch.arange(6), images, labels, torch.zeros(6, dtype=torch.bool))
+    view = Augmentation(torch.empty(0), None)
 
     def attacked(seen: Callable[[Tensor], Tensor]) -> Tensor:
-        return opponents.show(torch.arange(6), images, labels, torch.empty(0), 0, 1, seen)
+        return opponents.show(batch, view, seen, 0, 1).images
 
     through = attacked(draw)
     # No step is made where the net sees nothing: the change there is that of the random start, which is smaller.
@@ -85,8 +89,10 @@ def test_an_online_attacker_sees_the_net_through_the_draw_of_the_batch() -> None
     assert torch.equal(through[~visible], start[~visible])
     assert (through != start)[visible].float().mean() > 0.9
     # It is the attack on a net in front of which the draw is made.
-    plain = OnlineOpponents(nn.Sequential(_Drawn(draw), net), Online(eps=0.1, step=0.125, steps=1), torch.float32, 0)
-    wanted = plain.show(torch.arange(6), images, labels, torch.empty(0), 0, 1, lambda shown: shown)
+    plain = OnlineOpponents(
+        nn.Sequential(_Drawn(draw), net), Online(eps=0.1, step=0.125, steps=1, noise=1), torch.float32, 0
+    )
+    wanted = plain.show(batch, view, lambda shown: shown, 0, 1).images
     assert torch.equal(through, wanted)
 
 

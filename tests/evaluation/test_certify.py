@@ -38,7 +38,7 @@ from sparring.report import certified
 
 USED: dict[str, Any] = {"training": True, "draws": 0}
 MEAN = (0.2, 0.4, 0.6)
-ALONE = {"opponents": "none", "detector": "none"}
+ALONE = {"opponents": "none", "evolving": "none", "detector": "none"}
 STRUCTURES = {"masked": ALONE | {"transform": "mask"}, "noisy": ALONE | {"transform": "noise"}}
 FEW = Sampling(images=12, samples=60, selection=20, alpha=0.01)
 

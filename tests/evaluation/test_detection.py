@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from conftest import measure
 from sklearn.covariance import LedoitWolf
 from staging import stage
+from structures import words
 from torch import Tensor, nn
 
 from sparring import statistics, store
@@ -32,8 +33,8 @@ from sparring.params.names import CLEAN
 from sparring.report import render
 
 STRUCTURES = {
-    "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
-    "adv": {"opponents": "sampler", "detector": "none", "transform": "none"},
+    "ours": words("sampler", detector="detector"),
+    "adv": words("sampler"),
 }
 CPU = torch.device("cpu")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import measure
 from staging import stage
+from structures import words
 
 from sparring import params, store
 from sparring.attacks import generation
@@ -23,8 +24,8 @@ from sparring.report import render
 
 COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
 STRUCTURES = {
-    "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
-    "adv": {"opponents": "sampler", "detector": "none", "transform": "none"},
+    "ours": words("sampler", detector="detector"),
+    "adv": words("sampler"),
 }
 
 

@@ -13,6 +13,7 @@ from conftest import PGD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from staging import stage
+from structures import words
 from torch import Tensor, nn
 
 from sparring import statistics, store
@@ -29,7 +30,7 @@ from sparring.params.names import AUTOATTACK, BASELINE, CLEAN, MORE_STEPS, SQUAR
 from sparring.report import checks
 from sparring.report import whitebox as robustness
 
-ALONE: dict[str, Any] = {"adv": {"opponents": "sampler", "detector": "none", "transform": "none"}}
+ALONE: dict[str, Any] = {"adv": words("sampler")}
 
 
 def rows_of(params: Params, structure: str) -> pd.DataFrame:
@@ -91,7 +92,7 @@ def test_each_seed_of_a_structure_is_attacked_and_its_detector_asked(
     params = tiny(
         seeds=[3, 4],
         whitebox={"attacks": {"pgd": PGD | {"eps": 0.05, "step": 0.02}}},
-        structures={"ours": {"opponents": "sampler", "detector": "detector", "transform": "none"}},
+        structures={"ours": words("sampler", detector="detector")},
     )
     torch.manual_seed(0)
     detector = TransformerDetector(params.detector, classifier.map_shapes(net, 16))

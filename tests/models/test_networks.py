@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from structures import words
 from torch import Tensor, nn
 from torchvision import models
 
@@ -25,7 +26,8 @@ from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
 from sparring.params.errors import InputError
-from sparring.params.sections import Detector, Network
+from sparring.params.sections import Network
+from sparring.params.structures import Detector
 from sparring.training.pretrain import pretrain
 
 CPU = torch.device("cpu")
@@ -274,7 +276,7 @@ def test_all_stages_run_with_a_net_of_torchvision(
         training={"epochs": 1, "batch_size": 33},
         attacks={"fgsm": {"eps": 0.05}, "nst": nst},
         unseen_attacks={},
-        structures={"ours": {"opponents": "sampler", "detector": "detector", "transform": "none"}},
+        structures={"ours": words("sampler", detector="detector")},
         detector={"input": "full", "layers": 1, "centre": "layer1"},
     )
     prepare.prepare(chosen)

@@ -13,7 +13,8 @@ from sparring import params
 from sparring.models import classifier, networks
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
-from sparring.params.sections import Detector, Network
+from sparring.params.sections import Network
+from sparring.params.structures import Detector
 from sparring.profiles import missing
 
 NAMES = ("dnn1", "dnn2", "dnn3", "dnn4", "mtcnn", "facenet")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from dvc.utils import hydra
 from ruamel.yaml import YAML
+from structures import words
 
 from sparring import params
 from sparring.layout import main_repository
@@ -109,7 +110,7 @@ def test_params_here_are_valid() -> None:
         (changed(attacks=None), "attacks is null; it should be a section: keys with values"),
         (changed(device="gpu"), 'device is "gpu"; use auto, cpu, cuda or cuda:<number>'),
         (
-            changed(structures__x={"opponents": "none", "detector": "detector", "transform": "none"}),
+            changed(structures__x=words("none", detector="detector")),
             "structures.x.detector needs adversarial images to learn from; name its opponents: sampler or fixed",
         ),
         (changed(seeds=[]), "seeds is []; it needs 1 entries"),
@@ -150,7 +151,7 @@ def test_params_here_are_valid() -> None:
             "training.keep is best, but data.validation is 0; give it images to choose by, or use last",
         ),
         (
-            changed(structures__x={"opponents": "online_pgd", "detector": "detector", "transform": "none"}),
+            changed(structures__x=words("online_pgd", detector="detector")),
             "structures.x.detector has no clean images to learn from, as online_pgd attacks every image; use none, or "
             "sampler or fixed as opponents",
         ),
@@ -173,7 +174,7 @@ def test_wrong_value(values: Any, expected: str) -> None:
         (without("training", "epochs"), "training.epochs is missing; add it"),
         (without("training", "epochs") | {"trainig": {}}, "trainig is not a key; did you mean training?"),
         (changed(attacks__fgsm={}), "attacks.fgsm.eps is missing; add it"),
-        (changed(structures__x={"opponents": "none"}), "structures.x.detector is missing; add it"),
+        (changed(structures__x={"opponents": "none"}), "structures.x.evolving is missing; add it"),
     ],
 )
 def test_wrong_key(values: Any, expected: str) -> None:
@@ -204,29 +205,79 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
             "attacks.mixture cannot be a name here; use letters",
         ),
         (
-            changed(structures__images={"opponents": "sampler", "detector": "none", "transform": "none"}),
+            changed(structures__images=words("sampler")),
             "structures.images cannot be a name here; use letters",
         ),
         (
-            changed(structures={"low-0.5": {"opponents": "none", "detector": "none", "transform": "none"}}),
+            changed(structures={"low-0.5": words("none")}),
             "structures.low-0.5 cannot be",
         ),
         (
-            changed(structures__baseline={"opponents": "none", "detector": "none", "transform": "none"}),
+            changed(structures__baseline=words("none")),
             "structures.baseline.opponents is none; it is the pretrained net, so use pretrained",
         ),
         (
-            changed(structures__x={"opponents": "pretrained", "detector": "none", "transform": "none"}),
+            changed(structures__x=words("pretrained")),
             "structures.x.opponents is pretrained; that net is baseline; name the opponents to train against",
         ),
         (
-            changed(structures__baseline={"opponents": "pretrained", "detector": "detector", "transform": "none"}),
+            changed(structures__baseline=words("pretrained", detector="detector")),
             "structures.baseline.detector needs adversarial images to learn from",
         ),
         (
-            changed(structures={"adv": {"opponents": "sampler", "detector": "none", "transform": "none"}}),
-            "structures.baseline is missing; add baseline: {opponents: pretrained, detector: none, transform: none}",
+            changed(structures={"adv": words("sampler")}),
+            "structures.baseline is missing; add baseline: {opponents: pretrained, evolving: none, detector: none, "
+            "transform: none}",
         ),
+        (
+            changed(training__shift=4),
+            "training.shift is 4, and crop_area [0.45, 1.0]; images are cropped or shifted, so use crop_area:",
+        ),
+        (
+            changed(training__keep="best_robust"),
+            "training.keep is best_robust, but monitor.every is 0; set it to 1, so that there is an accuracy to choose",
+        ),
+        (
+            changed(training__keep="best_robust", monitor__every=1, data__validation=0),
+            "training.keep is best_robust, but data.validation is 0; give it images to choose by, or use last",
+        ),
+        (
+            changed(online_pgd__noise=2),
+            "online_pgd.noise is 2 and steps 7; a start outside eps is for a single step, which is then not",
+        ),
+        (changed(evolving__eps=0.03), "evolving.eps is 0.03; it is a whole number of levels of 255; use 8/255"),
+        (changed(evolving__step=0.001), "evolving.step is 0.001; it is a whole number of levels of 255; use 1/255"),
+        (
+            changed(evolving__eps=8),
+            "evolving.eps is 8; an L∞ radius is a share of the pixel range, so 0 to 1; 8/255 is",
+        ),
+        (
+            changed(evolving__start="fgsm"),
+            "evolving.start is fgsm, and frame fixed; stored changes belong to the image's pixels, so use frame",
+        ),
+        (
+            changed(evolving__start="mine", evolving__frame="moving"),
+            "evolving.start is mine, which is not in attacks; use random, gaussian, fgsm, bim, deepfool, cw, nst",
+        ),
+        (
+            changed(evolving__frame="moving", structures__x=words("evolving")),
+            "evolving.frame is moving, and training.crop_area [0.45, 1.0]; only shifts and flips move pixels whole",
+        ),
+        (
+            changed(structures__x=words("evolving", detector="detector")),
+            "structures.x.detector has no clean images to learn from, as evolving.adv_ratio is 1; lower it, or use",
+        ),
+        (
+            changed(structures__x=words("evolving", evolving="evolving")),
+            "structures.x.evolving is for who stands among stored opponents, sampler or fixed; opponents is evolving, "
+            "so use none",
+        ),
+        (
+            changed(structures__x=words("none", evolving="evolving")),
+            "structures.x.evolving is for who stands among stored opponents, sampler or fixed; opponents is none, "
+            "so use none, or evolving as opponents",
+        ),
+        (changed(attacks__random={"method": "fgsm", "eps": 0.1}), "attacks.random cannot be a name here"),
         (changed(attacks={}, sampler__weights={}, fixed__weights={}), "attacks is empty; name at least one"),
         (changed(unseen_attacks={"fgsm": {"eps": 0.1}}), "unseen_attacks.fgsm is also in attacks; "),
         (changed(sampler__weights__pgd=1), "sampler.weights.pgd is not in attacks; use gaussian, fgsm, "),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
+from structures import words
 
 from sparring import params, statistics
 from sparring.defences.train import train
@@ -20,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CHANGES = {
     "training": {"epochs": 4, "batch_size": 20},
     "structures": {
-        "adv": {"opponents": "sampler", "detector": "none", "transform": "none"},
-        "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
-        "plain": {"opponents": "none", "detector": "none", "transform": "none"},
+        "adv": words("sampler"),
+        "ours": words("sampler", detector="detector"),
+        "plain": words("none"),
     },
 }
 
@@ -108,7 +109,7 @@ def test_an_attack_left_out_is_as_if_it_had_never_been(chosen: Params, tiny: Cal
             r"sampler draws no attack but fgsm; leaving it out leaves none",
         ),
         (
-            {"structures": {"plain": {"opponents": "none", "detector": "none", "transform": "none"}}},
+            {"structures": {"plain": words("none")}},
             "fgsm",
             "structures has none that trains on stored attacks",
         ),

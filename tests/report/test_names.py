@@ -23,6 +23,7 @@ from markdown_it.token import Token
 from matplotlib.figure import Figure
 from PIL import Image
 from ruamel.yaml import YAML
+from structures import words
 from test_page import Checked
 
 from sparring import params as parameters
@@ -339,8 +340,8 @@ def test_long_names_of_structures_and_attacks(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     long = "x_" * 50
     structures = {
-        long: {"opponents": "sampler", "detector": "detector", "transform": "none"},
-        "a-_b": {"opponents": "fixed", "detector": "none", "transform": "none"},
+        long: words("sampler", detector="detector"),
+        "a-_b": words("fixed"),
     }
     params = make_project(**few("y" * 100, "c_-d") | {"structures": structures})
     with quiet():
@@ -352,7 +353,7 @@ def test_long_names_of_structures_and_attacks(tmp_path: Path, monkeypatch: pytes
 
 def test_a_name_too_long_for_a_file_is_one_line() -> None:
     values = YAML(typ="safe").load(finished_run.ROOT / "profiles" / "digits.yaml")
-    values["structures"]["x" * 101] = {"opponents": "sampler", "detector": "none", "transform": "none"}
+    values["structures"]["x" * 101] = words("sampler")
     with pytest.raises(InputError, match=r"structures\.x{20}… has 101 characters; files bear such names, so use 100"):
         parameters.validate(values)
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from finished_run import FIGURES, ROOT, TABLES, everything, make_project
 from ruamel.yaml import YAML
+from structures import words
 
 from sparring.params import Params
 from sparring.params.errors import InputError
@@ -97,7 +98,8 @@ def test_without_detector_or_timings_or_heldout_images(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"heldout": 0}
     params = make_project(
-        data=data, structures={"adv": {"opponents": "sampler", "detector": "none", "transform": "none"}}
+        data=data,
+        structures={"adv": words("sampler")},
     )
     Path("data/timings/attack-fgsm.json").unlink()
     render.render(params)

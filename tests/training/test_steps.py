@@ -14,17 +14,19 @@ from hypothesis import strategies as st
 from small_nets import SMALL, detecting, detector_for, fails, small
 from torch import Tensor, nn
 
+from sparring.data.augmentation import Augmentation
 from sparring.defences.joint import joint_step
 from sparring.defences.opponents import OnlineOpponents
 from sparring.device import rng
 from sparring.models import classifier, model_files
+from sparring.models.classifier import Classifier
 from sparring.models.detector import Layer, TransformerDetector
 from sparring.models.resnet import ResNet
 from sparring.params import Params
-from sparring.params.sections import Online
+from sparring.params.structures import Online
 from sparring.store import Images
-from sparring.training.gallery import Gallery, batch_stops
-from sparring.training.loop import Opponents
+from sparring.training.gallery import Batch, Gallery, batch_stops
+from sparring.training.loop import Monitor, Opponents
 from sparring.training.loop import fit as run_training
 from sparring.training.steps import Step, plain_step
 
@@ -40,7 +42,8 @@ def test_a_version_that_an_attack_left_unchanged_is_not_adversarial() -> None:
     ]
     gallery = Gallery(np.stack([image, image + 50, image + 100]), clean, attacked, CPU)
     assert gallery.adversarial.tolist() == [[False] * 4, [True, False, True, False], [False, False, False, True]]
-    images, labels, adversarial = gallery.batch(torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 3, 1]))
+    rows, images, labels, adversarial = gallery.batch(torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 3, 1]))
+    assert rows.tolist() == [0, 0, 3, 1]
     assert labels.tolist() == [3, 3, 0, 1]
     assert adversarial.tolist() == [False, True, True, False]
     wanted = np.stack([image[0], image[0] + 50, image[3] + 100, image[1] + 50])
@@ -196,10 +199,11 @@ def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, ste
     images, labels = torch.rand(16, 3, 16, 16), torch.randint(10, (16,))
     images[:2] = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
     before = copy.deepcopy(net.state_dict())
-    opponents = OnlineOpponents(net, Online(eps=eps, step=step, steps=steps), torch.float32, 0)
+    opponents = OnlineOpponents(net, Online(eps=eps, step=step, steps=steps, noise=1), torch.float32, 0)
 
     def attack(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
-        return opponents.show(torch.arange(16), images, labels, torch.empty(0), epoch, number, lambda shown: shown)
+        batch = Batch(torch.arange(16), images, labels, torch.zeros(16, dtype=torch.bool))
+        return opponents.show(batch, Augmentation(torch.empty(0), None), lambda shown: shown, epoch, number).images
 
     attacked = attack(images, labels, 3, 7)
     assert net.training and all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
@@ -236,12 +240,15 @@ def eight() -> Images:
     return Images(np.arange(8), np.arange(8), shown)
 
 
-def fit(settings: Params, net: ResNet, step: Step, validation: Images | None = None) -> pd.DataFrame:
+def fit(
+    settings: Params, net: ResNet, step: Step, validation: Images | None = None, monitor: Monitor | None = None
+) -> pd.DataFrame:
     """Training on eight images, in three batches an epoch where the batch size is 3."""
     clean = eight()
     gallery = Gallery(clean.image[None], clean, [], CPU)
     shown = clean if validation is None else validation
-    return pd.DataFrame(run_training(settings, "eight", net, step, gallery, Opponents(), shown))
+    history = run_training(settings, "eight", net, step, gallery, Opponents(), shown, monitor=monitor)
+    return pd.DataFrame(history)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +269,7 @@ def test_a_schedule_moves_the_rates_of_net_and_detector(
     ]
     rates: list[list[float]] = []
 
-    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
         rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
         for optimizer in optimizers:
             optimizer.step()
@@ -292,7 +299,7 @@ def counting(net: ResNet, helper: nn.Linear) -> Step:
     """A step that sets a bias and a running average of the net, and the helper's bias, to its own number."""
     steps = 0
 
-    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
         nonlocal steps
         steps += 1
         with torch.no_grad():
@@ -340,6 +347,26 @@ def test_the_best_epoch_is_the_first_of_the_best_on_validation_images(
     fails(
         "keep is best, but there are no validation images",
         lambda: fit(settings, net, counting(net, helper), eight()[:0]),
+    )
+
+
+def test_the_best_epoch_by_pgd_is_of_those_that_are_monitored(tiny: Callable[..., Params]) -> None:
+    right = {2: 0.5, 4: 0.75, 5: 0.75}
+
+    def monitor(net: Classifier, epoch: int) -> dict[str, float]:
+        return {"pgd_accuracy": right[epoch], "fgsm_accuracy": 0.8} if epoch in right else {}
+
+    settings = tiny(training={"epochs": 5, "batch_size": 3, "keep": "best_robust"}, monitor={"every": 2})
+    net = small()
+    history = fit(settings, net, counting(net, nn.Linear(1, 1)), monitor=monitor)
+    assert history["pgd_accuracy"].dropna().to_dict() == {1: 0.5, 3: 0.75, 4: 0.75}
+    assert net.fc.bias[0].item() == 4 * 3
+    unwatched = small()  # as the pretrained net is
+    fit(settings, unwatched, counting(unwatched, nn.Linear(1, 1)))
+    assert unwatched.fc.bias[0].item() == 5 * 3
+    fails(
+        "keep is best_robust, but there are no validation images",
+        lambda: fit(settings, net, counting(net, nn.Linear(1, 1)), eight()[:0]),
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structures import words
 from torch import Tensor
 
 from sparring import store
@@ -172,7 +173,7 @@ def test_streamed_training_sees_what_training_in_memory_sees(
     def spy(net: Classifier, *rest: Any) -> Step:
         step = original(net, *rest)
 
-        def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
             for image, label, attacked in zip(images, labels.tolist(), adversarial.tolist(), strict=True):
                 seen.append((image * 255).round().byte().numpy().tobytes() + bytes([label, attacked]))
             return step.run(images, labels, adversarial)
@@ -184,7 +185,9 @@ def test_streamed_training_sees_what_training_in_memory_sees(
     runs = []
     for budget in (4, 1e-6, 1e-6):
         settings = set_up(
-            tiny, budget, structures={"adv": {"opponents": opponents, "detector": "none", "transform": "none"}}
+            tiny,
+            budget,
+            structures={"adv": words(opponents)},
         )
         seen.clear()
         train(settings, "adv")

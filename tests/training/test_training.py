@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from small_nets import fails
+from structures import words
 from torch import Tensor
 
 from sparring import store
@@ -43,10 +44,10 @@ def train(settings: Params, name: str) -> dict[str, bytes]:
 
 
 STRUCTURES = {
-    "ours": {"opponents": "sampler", "detector": "detector", "transform": "none"},
-    "classical": {"opponents": "fixed", "detector": "none", "transform": "none"},
-    "plain": {"opponents": "none", "detector": "none", "transform": "none"},
-    "online": {"opponents": "online_pgd", "detector": "none", "transform": "none"},
+    "ours": words("sampler", detector="detector"),
+    "classical": words("fixed"),
+    "plain": words("none"),
+    "online": words("online_pgd"),
 }
 
 
@@ -79,7 +80,7 @@ def test_a_structure_trains_on_what_the_sampler_draws(
     seen: list[tuple[np.ndarray, Tensor]] = []
 
     def spy(net: ResNet, chosen: Training, dtype: torch.dtype) -> Step:
-        def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
             seen.append(((images * 255).round().byte().permute(0, 2, 3, 1).numpy(), labels))
             return {"loss": torch.zeros(())}
 
@@ -112,7 +113,7 @@ def test_online_training_attacks_every_image_and_needs_no_store(
     def spy(net: ResNet, chosen: Training, dtype: torch.dtype) -> Step:
         step = original(net, chosen, dtype)
 
-        def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
             assert net.training
             seen.append(images.permute(0, 2, 3, 1).numpy())
             return step.run(images, labels, adversarial)

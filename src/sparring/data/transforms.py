@@ -1,4 +1,4 @@
-"""What is done to a batch of images at random: the augmentation of every training, and the transforms of structures."""
+"""The transforms of structures: what is done to a batch of images at random, beyond augmentation."""
 
 import math
 from collections.abc import Callable
@@ -7,63 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sparring.data.augmentation import crop, places
 from sparring.data.draws import Draws
 from sparring.params import Params
 from sparring.params.transforms import Cutout, Erasing, Masking, MaskPadding, Noise, Padded, Transform
 
-ASPECT = (3 / 4, 4 / 3)
 ATTEMPTS = 10  # of random erasing, to draw a box that fits into the image; torchvision has as many
 SHORT_WORDS = 4096  # units of an image up to which 32 bits order them at random without ties that would matter
 
 Draw = Callable[[Tensor], Tensor]
 """One draw of a transform: images (N, 3, H, W) → the same images as the net sees them. Gradients pass through it."""
-
-
-def draw_crops(rng: np.random.Generator, count: int, area: tuple[float, float], flip: bool) -> Tensor:
-    """One random resized crop, mirrored half of the time where `flip`, for each of `count` images.
-
-    area: smallest and largest share of the image's area. The aspect ratio is log-uniform in 3/4 to 4/3, and a side
-    longer than the image is cut to it. Returns boxes (count, 2, 2), float32: across and down, half the box's side and
-    its centre, where the image reaches from -1 to 1; a negative side mirrors.
-    """
-    share = rng.uniform(*area, count)
-    aspect = np.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1]), count))
-    if area[0] == area[1] == 1:
-        aspect[:] = 1
-    width = np.minimum(np.sqrt(share * aspect), 1)
-    height = np.minimum(np.sqrt(share / aspect), 1)
-    across = rng.uniform(-1, 1, count) * (1 - width)
-    down = rng.uniform(-1, 1, count) * (1 - height)
-    mirror = np.where(rng.random(count) < 0.5, -1, 1) if flip else 1
-    boxes = np.stack([np.stack([width * mirror, across], 1), np.stack([height, down], 1)], 1)
-    return torch.from_numpy(boxes.astype(np.float32))
-
-
-def crop(images: Tensor, boxes: Tensor, outside: str = "border") -> Tensor:
-    """Cut its box (N, 2, 2) out of each image (N, C, H, W) and scale it bilinearly to the image's size.
-
-    outside: what a box that reaches beyond the image finds there: `border`, its nearest pixel, or `zeros`.
-    """
-    boxes = boxes.to(images.device)
-    # affine_grid, which can also rotate, took four times as long as this, and half of the sampler's time.
-    grid = torch.stack(_places(images, boxes), -1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode=outside, align_corners=False)
-
-
-def _places(images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each pixel of the boxes comes to lie in its image, across and down: (N, H, W) each."""
-    height, width = images.shape[2:]
-    across, down = _centres(boxes[:, 0], width), _centres(boxes[:, 1], height)
-    return across[:, None].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)
-
-
-def _centres(box: Tensor, size: int) -> Tensor:
-    """Where the centres of `size` pixels come to lie (N, size) along one axis of the boxes (N, 2)."""
-    centres = (2 * torch.arange(size, device=box.device) + 1) / size - 1
-    return box[:, :1] * centres + box[:, 1:]
 
 
 @dataclass(frozen=True)
@@ -168,7 +123,7 @@ def _draw_padding(
             return crop(images, here, "zeros")
         if settings.order == "pad":
             return crop(images - colour, here, "zeros") + colour
-        across, down = _places(images, here)
+        across, down = places(images, here)
         inside = ((across.abs() < 1) & (down.abs() < 1))[:, None]
         return torch.where(inside, crop(images, here), colour)
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from sparring import distributed
 from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
-from sparring.params.sections import Detector, Training
-from sparring.training.steps import Step, autocast, sgd, update
+from sparring.params.sections import Training
+from sparring.params.structures import Detector
+from sparring.training.steps import Penalty, Step, autocast, sgd, update
 
 
 def joint_step(
@@ -32,14 +33,14 @@ def joint_step(
     optimizer, teach_net = _teaching_of_net(net, detector, settings, detector_settings, dtype)
     detector_optimizer, teach_detector = _teaching_of_detector(detector, settings, detector_settings, dtype)
 
-    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: Penalty | None = None) -> dict[str, Tensor]:
         whole, labels, adversarial = len(labels), distributed.mine(labels), distributed.mine(adversarial)
         with autocast(images.device, dtype), torch.no_grad():
             source_maps = pretrained.maps(images, last=detector.last_map)
         if after:
             of_detector = teach_detector(source_maps, adversarial, whole)
-            return teach_net(images, labels, source_maps, whole) | of_detector
-        return teach_net(images, labels, source_maps, whole) | teach_detector(source_maps, adversarial, whole)
+            return teach_net(images, labels, source_maps, whole, penalty) | of_detector
+        return teach_net(images, labels, source_maps, whole, penalty) | teach_detector(source_maps, adversarial, whole)
 
     return Step(run, [optimizer, detector_optimizer], (detector,))
 
@@ -55,7 +56,7 @@ def _teaching_of_net(
     optimizer = sgd(net, settings.learning_rate, settings)
     after = detector_settings.order == "after"
 
-    def classify(images: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+    def classify(images: Tensor, labels: Tensor, wanted: Tensor, penalty: Penalty | None) -> tuple[Tensor, ...]:
         with autocast(images.device, dtype):
             maps = net.maps(images)
             logits = net.classify(maps)
@@ -63,15 +64,18 @@ def _teaching_of_net(
         classification = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
         matching = F.smooth_l1_loss(token.float(), wanted.float())
         loss = detector_settings.alpha * classification + detector_settings.beta * matching
+        loss = loss if penalty is None else loss + penalty(logits.float())
         return loss, classification, matching, logits
 
     classify_of_all = distributed.parallel(net, classify)
 
-    def teach(images: Tensor, labels: Tensor, source_maps: dict[str, Tensor], whole: int) -> dict[str, Tensor]:
+    def teach(
+        images: Tensor, labels: Tensor, source_maps: dict[str, Tensor], whole: int, penalty: Penalty | None
+    ) -> dict[str, Tensor]:
         detector.train(after).requires_grad_(False)
         with autocast(images.device, dtype), torch.no_grad():
             wanted = detector.token(source_maps)
-        loss, classification, matching, logits = classify_of_all(images, labels, wanted)
+        loss, classification, matching, logits = classify_of_all(images, labels, wanted, penalty)
         update(optimizer, distributed.weighted(loss, whole))
         return {
             "loss": loss.detach() * len(labels),

@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 
 from sparring import distributed
+from sparring.attacks.losses import loss_gradient
 from sparring.attacks.pgd import pgd
+from sparring.data.augmentation import Augmentation
 from sparring.data.transforms import Draw
-from sparring.defences import sampler
+from sparring.defences import evolving, sampler
+from sparring.defences.evolving import EvolvingOpponents
 from sparring.device import rng
 from sparring.models.classifier import Classifier
 from sparring.params import Params
-from sparring.params.sections import Online, Structure
-from sparring.training.loop import Opponents
+from sparring.params.names import EVOLVING
+from sparring.params.structures import Online, Sampler, Structure
+from sparring.training.gallery import Batch
+from sparring.training.loop import Opponents, Shown
 from sparring.training.steps import autocast
 
 
@@ -42,33 +47,46 @@ class OnlineOpponents(Opponents):
     Every image is attacked, and stays within eps of itself and in [0, 1]. The net is attacked in eval mode: as the
     function that it is evaluated as, each image for itself, and with its running statistics left alone; but through the
     draw of the structure's transform through which it will learn from them.
+    With another `noise` than 1, the single step begins so many times eps away, and from more than eps it is not brought
+    back (N-FGSM: de Jorge et al., 2022, arXiv 2202.01181).
     """
 
     def __init__(self, net: Classifier, settings: Online, dtype: torch.dtype, seed: int) -> None:
         self._net, self._settings, self._dtype, self._seed = net, settings, dtype, seed
 
-    def show(
-        self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int, seen: Draw
-    ) -> Tensor:
-        settings = self._settings
+    def show(self, batch: Batch, view: Augmentation, seen: Draw, epoch: int, number: int) -> Shown:
+        settings, images = self._settings, batch.images
         generator = torch.Generator(images.device)
         generator.manual_seed(int(rng(self._seed, "online", epoch, number).integers(2**62)))
-        starts = torch.randn((len(labels), 1, *images.shape[1:]), generator=generator, device=images.device)
+        starts = torch.randn((len(batch.labels), 1, *images.shape[1:]), generator=generator, device=images.device)
+        starts, labels = distributed.mine(starts), distributed.mine(batch.labels)
+
+        def logits(attacked: Tensor) -> Tensor:
+            return self._logits(seen(attacked))
+
         self._net.eval()
-        attacked = pgd(
-            lambda attacked: self._logits(seen(attacked)),
-            images,
-            distributed.mine(labels),
-            eps=settings.eps,
-            step=settings.step,
-            steps=settings.steps,
-            norm="linf",
-            restarts=1,
-            loss="cross_entropy",
-            starts=distributed.mine(starts),
-        )
+        if settings.noise == 1:
+            attacked = pgd(
+                logits,
+                images,
+                labels,
+                eps=settings.eps,
+                step=settings.step,
+                steps=settings.steps,
+                norm="linf",
+                restarts=1,
+                loss="cross_entropy",
+                starts=starts,
+            )
+        else:
+            noise = settings.noise * settings.eps * torch.erf(starts[:, 0] / 2**0.5)
+            attacked = (images + noise).clamp(0, 1)
+            change = attacked + settings.step * loss_gradient(logits, attacked, labels).sign() - images
+            if settings.noise < 1:
+                change = change.clamp(-settings.eps, settings.eps)
+            attacked = (images + change).clamp(0, 1)
         self._net.train()
-        return attacked
+        return Shown(attacked, batch.adversarial)
 
     def _logits(self, images: Tensor) -> Tensor:
         with autocast(images.device, self._dtype):
@@ -76,17 +94,35 @@ class OnlineOpponents(Opponents):
 
 
 def create(
-    params: Params, structure: Structure, attacks: list[str], net: Classifier, dtype: torch.dtype, seed: int
+    params: Params,
+    structure: Structure,
+    attacks: list[str],
+    net: Classifier,
+    dtype: torch.dtype,
+    start: Callable[[int], np.ndarray] | None = None,
 ) -> Opponents:
-    """The opponents that a structure names, for one training.
+    """The opponents that a structure names, for one training with `params.seed`.
 
     attacks: those of the gallery, in its order.  net: the one in training, which opponents may attack.
+    start: how perturbations that follow the net begin, where the structure has such.
     """
-    word = structure.opponents
+    word, seed = structure.opponents, params.seed
     if word == "none":
         return Opponents()
-    settings = getattr(params, word)
     if structure.online:
-        return OnlineOpponents(net, settings, dtype, seed)
+        return OnlineOpponents(net, getattr(params, word), dtype, seed)
+    follow = partial(EvolvingOpponents, net, params.evolving, params.training.label_smoothing, dtype)
+    if word == EVOLVING:
+        assert start is not None
+        return follow(evolving.alone(params.evolving, seed), start)
     draw = {"sampler": sampler.draw, "fixed": sampler.draw_fixed}[word]
-    return StoredOpponents(partial(draw, settings, attacks, seed=seed, batch_size=params.training.batch_size))
+    settings: Sampler = getattr(params, word)
+    if structure.evolves:
+        weights = settings.weights | {EVOLVING: params.evolving.weight}
+        settings = settings.model_copy(update={"weights": weights})
+    named = [*attacks, EVOLVING] if structure.evolves else attacks
+    drawn = partial(draw, settings, named, seed=seed, batch_size=params.training.batch_size)
+    if structure.evolves:
+        assert start is not None
+        return follow(evolving.among(drawn, attacks), start)
+    return StoredOpponents(drawn)

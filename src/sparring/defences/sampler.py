@@ -7,7 +7,7 @@ version i the i-th attack. A draw is a function of (seed, epoch, image), so an e
 import numpy as np
 
 from sparring.device import rng
-from sparring.params.sections import Sampler
+from sparring.params.structures import Sampler
 
 
 def weights(settings: Sampler, attacks: list[str]) -> np.ndarray:

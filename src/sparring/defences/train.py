@@ -7,6 +7,7 @@ import torch
 
 from sparring import checkpoints, distributed, progress, store
 from sparring.data.transforms import RandomTransform
+from sparring.defences import evolving, monitor
 from sparring.defences.joint import joint_step
 from sparring.defences.opponents import create as create_opponents
 from sparring.device import channels_last, choose, precision, torch_seed
@@ -16,6 +17,7 @@ from sparring.models.classifier import Classifier
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params, check_classes
 from sparring.params.errors import InputError
+from sparring.params.names import RANDOM
 from sparring.training.gallery import load_gallery
 from sparring.training.loop import fit
 from sparring.training.results import new_net, save_history, save_net
@@ -60,14 +62,17 @@ def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
         check_classes(params, len(classes))
         attacks = list(params.attacks) if structure.stored else []
         pretrained = networks.load(params.network, classes, params.data.image_size, layout.pretrained)
-        gallery = load_gallery(params, layout, attacks, model_files.digest(pretrained), device)
+        source = model_files.digest(pretrained)
+        gallery = load_gallery(params, layout, attacks, source, device)
 
         transform = _transform(params, name, inputs[0])
         sections = [getattr(params, word) for word in structure.sections.values()]
         settings = [params.deterministic, params.network, params.training, checkpoints.machine(device)]
         settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
-        inputs += [layout.pretrained, *(layout.adversarial / attack / "train.parquet" for attack in attacks)]
-        settings += [structure, sections, attacks]
+        starting = [params.evolving.start] if structure.evolves and params.evolving.start != RANDOM else []
+        read = dict.fromkeys([*attacks, *starting])
+        inputs += [layout.pretrained, *(layout.adversarial / attack / "train.parquet" for attack in read)]
+        settings += [structure, sections, attacks, params.monitor]
         unfinished = checkpoints.folder(f"train-{name}", settings, inputs, __name__, device, dtype)
         rows: list[dict[str, float]] = []
         earlier = 0.0
@@ -78,8 +83,10 @@ def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
             net = channels_last(new_net(once, "target", len(classes)), device)
             detector = None if structure.detector == "none" else new_detector(once, net, device)
             step = _step(once, net, pretrained, detector, device, dtype)
-            opponents = create_opponents(params, structure, attacks, net, dtype, seed)
-            history = fit(once, name, net, step, gallery, opponents, validation, checkpoint, transform)
+            start = evolving.starts(once, clean, source, layout) if structure.evolves else None
+            opponents = create_opponents(once, structure, attacks, net, dtype, start)
+            watched = monitor.of_attacks(once, validation, device)
+            history = fit(once, name, net, step, gallery, opponents, validation, checkpoint, transform, watched)
             if distributed.first():
                 save_net(once, name, layout.model(name, seed), net, dtype, clean, transform)
             if distributed.first() and detector is not None:

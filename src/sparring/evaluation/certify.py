@@ -232,7 +232,7 @@ def count_votes(
     what_for: str,
     draws: int,
     batch_size: int,
-    advance: progress.Advance = lambda done: None,
+    advance: progress.Advance = lambda done, note="": None,
 ) -> np.ndarray:
     """How many of the draws make the net, in eval mode, say each class of each image: (N, classes) int64.
 

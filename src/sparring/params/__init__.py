@@ -18,27 +18,21 @@ from sparring.params.names import (
     AUTOATTACK,
     BASELINE,
     CLEAN,
+    EVOLVING,
     KNOWN_DETECTORS,
     MIXTURE,
     PARAMS_FILE,
+    RANDOM,
     TABLE_COLUMNS,
     check_names,
 )
-from sparring.params.sections import (
-    Data,
-    Detection,
-    Detector,
-    Mixture,
-    Network,
-    Online,
-    Sampler,
-    Store,
-    Structure,
-    Training,
-)
+from sparring.params.sections import Data, Detection, Mixture, Monitor, Network, Store, Training
+from sparring.params.structures import Detector, Evolving, Online, Sampler, Structure
 from sparring.params.transforms import Cutout, Erasing, Mask, MaskPadding, Noise, Padding, Transform
 from sparring.params.values import CountOrNone, Section
 from sparring.params.whitebox import Whitebox
+
+PLAIN_PASSES = 3  # one forward, and back to weights and maps
 
 
 class Params(Section):
@@ -57,6 +51,8 @@ class Params(Section):
     fixed: Sampler
     online_fgsm: Online
     online_pgd: Online
+    evolving: Evolving
+    monitor: Monitor
     detector: Detector
     mask: Mask
     padding: Padding
@@ -89,7 +85,7 @@ class Params(Section):
     @field_validator("attacks", "unseen_attacks", mode="before")
     @classmethod
     def attack_entries(cls, entries: Any) -> Any:
-        return attack_entries(entries, (CLEAN, MIXTURE))
+        return attack_entries(entries, (CLEAN, MIXTURE, RANDOM, EVOLVING))
 
     @field_validator("structures")
     @classmethod
@@ -97,7 +93,8 @@ class Params(Section):
         check_names(structures, ("pretrained", *KNOWN_DETECTORS, *TABLE_COLUMNS))
         if BASELINE not in structures:
             raise ValueError(
-                f".{BASELINE} is missing; add {BASELINE}: {{opponents: pretrained, detector: none, transform: none}}"
+                f".{BASELINE} is missing; add {BASELINE}: {{opponents: pretrained, evolving: none, detector: none, "
+                "transform: none}"
             )
         for name, structure in structures.items():
             if (name == BASELINE) != structure.pretrained:
@@ -111,9 +108,15 @@ class Params(Section):
     def _agree(self) -> "Params":
         if not self.attacks:
             raise ValueError("attacks is empty; name at least one")
-        if self.training.keep == "best" and self.data.validation == 0:
+        if self.training.keep != "last" and self.data.validation == 0:
             raise ValueError(
-                "training.keep is best, but data.validation is 0; give it images to choose by, or use last"
+                f"training.keep is {self.training.keep}, but data.validation is 0; give it images to choose by, or use "
+                "last"
+            )
+        if self.training.keep == "best_robust" and not self.monitor.every:
+            raise ValueError(
+                "training.keep is best_robust, but monitor.every is 0; set it to 1, so that there is an accuracy to "
+                "choose by, or use last"
             )
         for name in self.unseen_attacks:
             if name in self.attacks:
@@ -125,10 +128,30 @@ class Params(Section):
                     raise ValueError(f"{section}.weights.{name} is not in attacks; use {', '.join(self.attacks)}")
             if not any(weights.get(name, 1) for name in self.attacks):
                 raise ValueError(f"{section}.weights are all 0; give at least one attack a weight above 0")
+        self._evolve()
         for key, attack in self.of_library.items():
             if problem := demands.of_image_size(str(attack.of_library), attack.arguments, self.data.image_size):
                 raise ValueError(f"{key} is {attack.method}; {problem}")
         return self
+
+    def _evolve(self) -> None:
+        """ValueError where `evolving` fits neither the other sections nor a structure that uses it."""
+        start, names = self.evolving.start, [name for name, each in self.structures.items() if each.evolves]
+        if start != RANDOM and start not in self.attacks:
+            known = ", ".join([RANDOM, *self.attacks])
+            raise ValueError(f"evolving.start is {start}, which is not in attacks; use {known}")
+        if names and self.evolving.frame == "moving" and self.training.crop_area != [1, 1]:
+            raise ValueError(
+                f"evolving.frame is moving, and training.crop_area {self.training.crop_area}; only shifts and flips "
+                "move pixels whole, so use crop_area: [1.0, 1.0] with a shift, or frame: fixed"
+            )
+        for name in names:
+            structure = self.structures[name]
+            if structure.detector != "none" and not structure.stored and self.evolving.adv_ratio == 1:
+                raise ValueError(
+                    f"structures.{name}.detector has no clean images to learn from, as evolving.adv_ratio is 1; lower "
+                    "it, or use detector: none"
+                )
 
     def structure(self, name: str) -> Structure:
         """The entry of `structures`. Raises InputError where there is none of that name."""
@@ -160,6 +183,16 @@ class Params(Section):
     def seeds_of(self, structure: str) -> list[int]:
         """The seeds of a structure's trainings; the pretrained net is trained once, with `seed`."""
         return [self.seed] if structure == BASELINE else self.seeds
+
+    def passes(self, structure: str) -> int:
+        """Forward passes, or as much work, that a structure's training makes for an image it visits. A pass back costs
+        one for the gradient of the image, and two for that of weights and maps."""
+        entry, plain = self.structure(structure), PLAIN_PASSES
+        if entry.online:
+            return plain + 2 * int(getattr(self, entry.opponents).steps)
+        if entry.evolves:
+            return plain + (4 if self.evolving.consistency else 2)
+        return plain
 
     @property
     def of_library(self) -> dict[str, Attack]:

@@ -10,7 +10,7 @@ from sparring.params import Params, read, validate
 from sparring.params.errors import InputError, validated
 from sparring.params.names import BASELINE, check_names
 from sparring.params.sections import Data
-from sparring.params.values import Count, CountOrNone, Radius, Section, Share
+from sparring.params.values import Count, CountOrNone, Radius, Section, Share, merged
 
 STUDY_FILE = "studies/mask_padding/params.yaml"
 DEFAULT_FILE = "profiles/digits.yaml"  # whatever the study's file does not say, and no row of it uses
@@ -147,14 +147,14 @@ def net_params(study: Study, dataset: str, network: str, seed: int, defence: str
     values = dict(study.base)
     values["data"] = study.datasets[dataset].data.model_dump()
     values["network"] = dict(trained.network)
-    values = _merged(values, {"training": trained.training, "seed": seed, "seeds": [own]})
-    baseline = {"opponents": "pretrained", "detector": "none", "transform": "none"}
+    values = merged(values, {"training": trained.training, "seed": seed, "seeds": [own]})
+    baseline = {"opponents": "pretrained", "evolving": "none", "detector": "none", "transform": "none"}
     values["structures"] = {BASELINE: baseline}
     if defence != UNDEFENDED:
-        words = {"opponents": row.opponents, "detector": "none", "transform": row.transform}
+        words = {"opponents": row.opponents, "evolving": "none", "detector": "none", "transform": row.transform}
         values["structures"][defence] = words
     values |= _attacks(study)
-    values = _merged(values, row.changes)
+    values = merged(values, row.changes)
     if row.train is not None:
         values["data"]["train"] = min(row.train, values["data"]["train"])
     return validate(values, name)
@@ -173,12 +173,3 @@ def _attacks(study: Study) -> dict[str, Any]:
         "unseen_attacks": others | curve,
         "whitebox": whole | off,
     }
-
-
-def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The values with the changes in them, section by section; neither argument is altered."""
-    merged = dict(values)
-    for key, change in changes.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
-    return merged

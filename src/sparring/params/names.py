@@ -10,6 +10,8 @@ CLEAN = "clean"
 # The white-box attacks that `whitebox` describes by numbers, by their names in data/whitebox/.
 AUTOATTACK, MORE_STEPS, SQUARE, SINGLE_DRAW = "autoattack", "more_steps", "square", "single_draw"
 KNOWN_DETECTORS = ("mahalanobis", "squeezing")  # to which a structure's own is compared
+EVOLVING = "evolving"  # the opponents that follow the net, where else the name of a stored attack stands
+RANDOM = "random"  # of `evolving.start`: what else begins with the images of an attack
 MIXTURE = "mixture"  # stands where else an attack's name stands
 # Of the report's tables, beside a column for each structure.
 TABLE_COLUMNS = ("structure", "attack", "images", "within", "check", "compared", "corruption")

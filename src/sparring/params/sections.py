@@ -15,7 +15,17 @@ from pydantic import (
 )
 
 from sparring.params.errors import shown
-from sparring.params.values import BelowOne, Count, CountOrNone, NotNegative, Positive, Radius, Section, Share, fraction
+from sparring.params.values import (
+    BelowOne,
+    Count,
+    CountOrNone,
+    NotNegative,
+    Positive,
+    Radius,
+    Section,
+    Share,
+    fraction,
+)
 
 READ_FROM_PATH = ("parquet", "folder", "gtsrb", "belgium", "orl", "yale")
 """The sources whose images are the user's files, which data.path names."""
@@ -142,10 +152,11 @@ class Training(Section):
     momentum: Share
     weight_decay: NotNegative
     crop_area: Annotated[list[Share], Field(min_length=2, max_length=2)]
+    shift: CountOrNone
     horizontal_flip: bool
     label_smoothing: BelowOne
     ema: BelowOne
-    keep: Literal["last", "best"]
+    keep: Literal["last", "best", "best_robust"]
     devices: int | Literal["auto"]
 
     @field_validator("devices", mode="before")
@@ -162,78 +173,21 @@ class Training(Section):
             raise ValueError("it is [smallest, largest] share of the image, both above 0")
         return area
 
-
-class Sampler(Section):
-    adv_ratio: Share
-    range: Share
-    redraw: Literal["epoch", "batch"]
-    weights: dict[str, NotNegative]
-
     @model_validator(mode="after")
-    def _range_fits(self) -> "Sampler":
-        if self.adv_ratio - self.range < -1e-9 or self.adv_ratio + self.range > 1 + 1e-9:
+    def _crops_or_shifts(self) -> "Training":
+        if self.shift and self.crop_area != [1, 1]:
             raise ValueError(
-                f"range is {self.range}; adv_ratio {self.adv_ratio} ± range must stay within 0 to 1, "
-                f"so at most {min(self.adv_ratio, 1 - self.adv_ratio):g}"
+                f"shift is {self.shift}, and crop_area {self.crop_area}; images are cropped or shifted, so use "
+                "crop_area: [1.0, 1.0] or shift: 0"
             )
         return self
 
 
-class Detector(Section):
-    input: Literal["full", "low"]
-    layers: Count
-    tokens: Literal["auto", "channel", "position"]
-    centre: Literal["layer1", "layer2", "layer3", "layer4"]
-    dropout: BelowOne
-    alpha: NotNegative
-    beta: NotNegative
-    order: Literal["before", "after"]
-    learning_rate: Positive
-
-
-class Online(Section):
+class Monitor(Section):
+    every: CountOrNone
+    images: Count
     eps: Radius
-    step: Positive
     steps: Count
-
-
-class Structure(Section):
-    opponents: Literal["sampler", "fixed", "online_fgsm", "online_pgd", "none", "pretrained"]
-    detector: Literal["detector", "none"]
-    transform: Literal["mask", "padding", "mask_padding", "noise", "cutout", "erasing", "resizing", "none"]
-
-    @property
-    def pretrained(self) -> bool:
-        """Whether it is the pretrained net itself."""
-        return self.opponents == "pretrained"
-
-    @property
-    def stored(self) -> bool:
-        """Whether it trains on the stored attacks."""
-        return self.opponents in ("sampler", "fixed")
-
-    @property
-    def online(self) -> bool:
-        """Whether its opponents are made on the fly, with the settings of the section that they are named after."""
-        return self.opponents in ("online_fgsm", "online_pgd")
-
-    @property
-    def sections(self) -> dict[str, str]:
-        """The sections of params.yaml that it uses, by its words."""
-        return {"opponents": self.opponents, "detector": self.detector, "transform": self.transform}
-
-    @model_validator(mode="after")
-    def _has_opponents(self) -> "Structure":
-        if self.detector != "none" and self.opponents in ("none", "pretrained"):
-            raise ValueError("detector needs adversarial images to learn from; name its opponents: sampler or fixed")
-        if self.detector != "none" and self.online:
-            raise ValueError(
-                f"detector has no clean images to learn from, as {self.opponents} attacks every image; use none, or "
-                "sampler or fixed as opponents"
-            )
-        if self.transform != "none" and self.pretrained:
-            raise ValueError("transform is for nets of their own training; the pretrained net has none, so use none")
-        return self
 
 
 class Mixture(Section):

@@ -33,15 +33,33 @@ def radius(value: float) -> float:
     return value
 
 
+def _whole_levels(value: float) -> float:
+    """An L∞ radius that is a whole number of levels of 255, from 1 on; ValueError where it is none."""
+    level = max(1, round(255 * radius(value)))
+    if abs(255 * value - level) > 0.01:
+        raise ValueError(f"it is a whole number of levels of 255; use {level}/255")
+    return value
+
+
 # Every number but a count may be written as a fraction.
 Share = Annotated[float, AfterValidator(_share), BeforeValidator(fraction)]
 BelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(fraction)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(fraction)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(fraction)]
 Radius = Annotated[float, Field(gt=0), AfterValidator(radius), BeforeValidator(fraction)]
+Levels = Annotated[float, AfterValidator(_whole_levels), BeforeValidator(fraction)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The values with the changes in them, section by section; neither argument is altered."""
+    found = dict(values)
+    for key, change in changes.items():
+        old = found.get(key)
+        found[key] = merged(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
+    return found

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, field_validator
 from sparring.params import Params, read
 from sparring.params.errors import InputError, first_problem, validated
 from sparring.params.names import ABLATED, PARAMS_FILE, check_names
-from sparring.params.sections import Sampler, Structure
+from sparring.params.structures import Sampler, Structure
 from sparring.params.values import Count, Section, Share
 
 ABLATION_FILE = "studies/table3/params.yaml"
@@ -52,7 +52,7 @@ def row_params(params: Params, name: str, rows: dict[str, Row]) -> Params:
         raise InputError(
             f"{ABLATION_FILE}: rows.{name} does not go with {PARAMS_FILE}: sampler.{first_problem(error, Sampler)}"
         ) from error
-    ours = Structure(opponents="sampler", detector="detector", transform="none")
+    ours = Structure(opponents="sampler", evolving="none", detector="detector", transform="none")
     changes = {"detector": detector, "sampler": sampler, "structures": {ABLATED: ours}, "unseen_attacks": {}}
     return params.model_copy(update=changes)
 

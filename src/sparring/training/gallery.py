@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,15 @@ from sparring.models import classifier
 from sparring.params import Params
 from sparring.params.errors import InputError
 
-# rows (N,), images (n, 3, H, W), labels (N,), adversarial (N,): only the images are but this process's n of N.
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+class Batch(NamedTuple):
+    """N images of an epoch, by their rows (N,): the images themselves (n, 3, H, W), of which a process has but its n;
+    labels (N,); and which of them are adversarial (N,)."""
+
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+    adversarial: Tensor
 
 
 class Gallery:
@@ -49,11 +57,11 @@ class Gallery:
         """The epoch's batches of `size` images, but for the first `skip`.  version: that of each image (N,)."""
         drawn, visits = (torch.from_numpy(each).to(self.image.device) for each in (version, np.concatenate(windows)))
         for rows in visits.tensor_split(batch_stops(len(visits), size)[:-1].tolist())[skip:]:
-            yield rows, *self.batch(drawn[rows], rows)
+            yield self.batch(drawn[rows], rows)
 
-    def batch(self, version: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, version: Tensor, rows: Tensor) -> Batch:
         images = classifier.to_images(self.image[distributed.mine(version), distributed.mine(rows)], self.device)
-        return images, self.label[rows], self.adversarial[version, rows]
+        return Batch(rows, images, self.label[rows], self.adversarial[version, rows])
 
 
 class Stream(Gallery):
@@ -118,7 +126,7 @@ class Stream(Gallery):
                     start, used, left = stop, used + more, left[:0]
                     rows, drawn = (torch.from_numpy(each).to(self.device) for each in (here, version[here]))
                     pixels = classifier.to_images(distributed.mine(shown), self.device)
-                    yield rows, pixels, self.label[rows], self.adversarial[drawn, rows]
+                    yield Batch(rows, pixels, self.label[rows], self.adversarial[drawn, rows])
                 left = np.concatenate([left, images[used:]])
 
     def _read(self, rows: np.ndarray, version: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +11,34 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparring import checkpoints, distributed, progress, store
 from sparring.checkpoints import Checkpoint
-from sparring.data import transforms
+from sparring.data import augmentation
+from sparring.data.augmentation import Augmentation
 from sparring.data.transforms import Draw, RandomTransform
-from sparring.device import rng, torch_seed
+from sparring.device import torch_seed
 from sparring.models import classifier
 from sparring.models.classifier import Classifier
 from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.params.sections import Training
-from sparring.training.gallery import Gallery, batch_stops
-from sparring.training.steps import Step, scheduler
+from sparring.training.collapse import COLLAPSE, collapsed_at
+from sparring.training.gallery import Batch, Gallery, batch_stops
+from sparring.training.steps import Penalty, Step, scheduler
+
+Monitor = Callable[[Classifier, int], dict[str, float]]
+"""What is measured of the net after so many epochs: shares of images; nothing in an epoch that is not watched."""
+CHOSEN_BY = {"best": "validation_accuracy", "best_robust": "pgd_accuracy"}
+
+
+class Shown(NamedTuple):
+    """What the net learns from in place of a batch.
+
+    images: (n, 3, H, W) in [0, 1].  adversarial: which of the whole batch are (N,).
+    penalty: of the net's logits of these images, what is added to the loss.
+    """
+
+    images: Tensor
+    adversarial: Tensor
+    penalty: Penalty | None = None
 
 
 class Opponents:
@@ -34,16 +52,13 @@ class Opponents:
         gallery. visits: the images in the order in which the epoch visits them (N,)."""
         return np.zeros(len(visits), np.int64)
 
-    def show(
-        self, rows: Tensor, images: Tensor, labels: Tensor, boxes: Tensor, epoch: int, number: int, seen: Draw
-    ) -> Tensor:
-        """The images (n, 3, H, W) in [0, 1] that the net learns from, in place of a batch's images of the same shape.
+    def show(self, batch: Batch, view: Augmentation, seen: Draw, epoch: int, number: int) -> Shown:
+        """What the net learns from in place of a batch, whose images were augmented.
 
-        rows, labels: of the whole batch (N,). images, boxes: those of this process, n of N; boxes (n, 2, 2) are the
-        crops that were cut out, as transforms.draw_crops has them.  number: the batch's place in the epoch, from 1.
-        seen: the batch's draw of the structure's transform, through which the net will see what is returned.
+        view: how, image by image.  seen: the batch's draw of the structure's transform, through which the net will see
+        what is returned.  number: the batch's place in the epoch, from 1.
         """
-        return images
+        return Shown(batch.images, batch.adversarial)
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on needs to end with the same bytes: numbers, strings, lists, dictionaries, tensors."""
@@ -67,7 +82,8 @@ class _State:
         if settings.ema:
             self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
         self.trained = [net, *step.helpers]
-        self.kept = [self.average.module if self.average else net, *step.helpers]
+        self.watched: Classifier = self.average.module if self.average else net  # type: ignore[assignment]
+        self.kept = [self.watched, *step.helpers]
         self.changing: list[Any] = [*self.trained, *step.optimizers, *self.schedulers, opponents]
         self.changing += [self.average] if self.average else []
         self.best: list[dict[str, Tensor]] = []
@@ -111,9 +127,10 @@ class _State:
             raise SystemExit(f"{self.name}: stopped; the same command goes on {self._place()}")
 
     def end_epoch(self, means: dict[str, float], keep: str) -> None:
-        """Note the epoch's means, and what the nets hold where they have never been as good on validation images."""
-        accuracy = means["validation_accuracy"]
-        if keep == "best" and all(accuracy > row["validation_accuracy"] for row in self.history):
+        """Note the epoch's means, and what the nets hold where what `training.keep` chooses by has never been as high.
+        Where that is not measured, nothing is chosen."""
+        by = CHOSEN_BY.get(keep)
+        if by in means and all(means[by] > row.get(by, -1) for row in self.history):
             self.best = [{key: value.clone() for key, value in each.state_dict().items()} for each in self.kept]
         self.history.append({"epoch": self.epoch, **means})
         self.totals, self.batches = {}, 0
@@ -140,11 +157,12 @@ def fit(
     validation: store.Images,
     checkpoint: Checkpoint | None = None,
     transform: RandomTransform | None = None,
+    monitor: Monitor | None = None,
 ) -> list[dict[str, float]]:
     """Train for params.training.epochs epochs; returns a row of means an epoch. What the nets hold in the end is what
     params.training.keep and ema say.
 
-    validation: clean images to watch, and for `keep: best` to choose by.
+    validation: clean images to watch, and for `keep: best` to choose by.  monitor: likewise for `keep: best_robust`.
     transform: that through which the net sees every image, drawn anew for each image and epoch; None for none.
     checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers, schedules, opponents,
     sums of the epoch, history, and torch's generators, from which dropout draws; all else is drawn as a function of
@@ -158,8 +176,8 @@ def fit(
     _check_enough(name, settings, count, len(validation))
     state = _State(params, name, net, step, opponents, count)
     state.load(checkpoint, device)
-    total, shown = settings.epochs * count, distributed.first()
-    with checkpoint.stoppable() as stopped, progress.bar(name, total, shown) as advance:
+    bar = progress.bar(name, settings.epochs * count, distributed.first())
+    with checkpoint.stoppable() as stopped, bar as advance:
 
         def after_batch(images: int) -> None:
             advance(images)
@@ -170,21 +188,34 @@ def fit(
             _run_epoch(params, state, net, step, gallery, opponents, transform, after_batch)
             means = {key: float(value) / count for key, value in distributed.total(state.totals).items()}
             _check_finite(name, state.epoch, means, settings, checkpoint)
-            predicted = classifier.predict(state.kept[0], validation.image, params.store.batch_size, device).argmax(1)
-            right = predicted == validation.label
-            means["validation_accuracy"] = float(right.mean()) if len(right) else math.nan
+            means |= _validate(params, state, validation, monitor, device)
             state.end_epoch(means, settings.keep)
             print(f"{name}: epoch {state.epoch}/{settings.epochs}, " + _line(means), flush=True)
+            if collapsed_at(state.history) == state.epoch:
+                print(f"{name}: {COLLAPSE}", flush=True)
+            advance(0, f"PGD {pgd:.3f}" if (pgd := means.get("pgd_accuracy")) is not None else "")
             state.save(checkpoint, stopped, device)
     state.choose()
     return state.history
 
 
 def _check_enough(name: str, settings: Training, count: int, validation: int) -> None:
-    if settings.keep == "best" and not validation:
-        raise InputError(f"{name}: training.keep is best, but there are no validation images to choose by; use last")
+    if settings.keep != "last" and not validation:
+        raise InputError(
+            f"{name}: training.keep is {settings.keep}, but there are no validation images to choose by; use last"
+        )
     if distributed.size() > 1 and count < distributed.LEAST * distributed.size():
         raise InputError(f"{name}: {count} training images are too few for {distributed.size()} training.devices")
+
+
+def _validate(
+    params: Params, state: _State, validation: store.Images, monitor: Monitor | None, device: torch.device
+) -> dict[str, float]:
+    """The share of the validation images that the net gets right, NaN without any, and what the monitor measures."""
+    predicted = classifier.predict(state.watched, validation.image, params.store.batch_size, device).argmax(1)
+    right = predicted == validation.label
+    found = {"validation_accuracy": float(right.mean()) if len(right) else math.nan}
+    return found | (monitor(state.watched, state.epoch + 1) if monitor else {})
 
 
 def _check_finite(name: str, epoch: int, means: dict[str, float], settings: Training, checkpoint: Checkpoint) -> None:
@@ -215,23 +246,23 @@ def _run_epoch(
     settings, device, epoch = params.training, gallery.device, state.epoch
     windows = gallery.order(params.seed, epoch)
     version = opponents.versions(epoch, np.concatenate(windows))
-    area, chance = (settings.crop_area[0], settings.crop_area[1]), rng(params.seed, "crop", epoch)
-    crops = transforms.draw_crops(chance, len(gallery.label), area, settings.horizontal_flip).to(device)
+    views = augmentation.draw(settings, len(gallery.label), params.seed, epoch, device)
     net.train()
     part = [distributed.rank()] if distributed.rank() else []
     with torch_seed(params.seed, "train", state.name, epoch, *part):
         if state.batches:
             checkpoints.set_random_state(state.random, device)
-        for rows, images, labels, adversarial in gallery.batches(windows, version, settings.batch_size, state.batches):
-            own = distributed.mine(rows)
-            boxes = crops[own]
-            images = transforms.crop(images, boxes)
+        for batch in gallery.batches(windows, version, settings.batch_size, state.batches):
+            own = distributed.mine(batch.rows)
+            view = views.of(own)
+            batch = batch._replace(images=view.apply(batch.images))
             seen: Draw = _as_it_is
             if transform is not None and transform.settings.training:
-                shape = tuple(images.shape[1:])
+                shape = tuple(batch.images.shape[1:])
                 seen = transform.draw(shape, own.cpu().numpy(), params.seed, "transform", epoch)
-            images = opponents.show(rows, images, labels, boxes, epoch, state.batches + 1, seen)
-            for key, value in step.run(seen(images), labels, adversarial).items():
+            shown = opponents.show(batch, view, seen, epoch, state.batches + 1)
+            sums = step.run(seen(shown.images), batch.labels, shown.adversarial, shown.penalty)
+            for key, value in sums.items():
                 state.totals[key] = state.totals.get(key, 0) + value
             distributed.average_norms(net)
             for each in state.schedulers:
@@ -239,7 +270,7 @@ def _run_epoch(
             if state.average is not None:
                 state.average.update_parameters(net)
             state.batches += 1
-            after_batch(len(rows))
+            after_batch(len(batch.rows))
 
 
 def _as_it_is(images: Tensor) -> Tensor:

@@ -11,18 +11,22 @@ from sparring import distributed
 from sparring.models.classifier import Classifier
 from sparring.params.sections import Training
 
+Penalty = Callable[[Tensor], Tensor]
+"""What is added to the loss: a mean over these images, of the net's logits (n, classes) of them."""
+
 
 class Step(NamedTuple):
     """How a structure learns from one batch.
 
     run: takes images (N, 3, H, W) in [0, 1], labels (N,) and which of them are adversarial (N,) bool; updates the nets
     and returns sums over the batch, on the device: fetching them every step would stall it. One of several processes
-    passes its slice of the images, with the labels of the whole batch, and gets the sums over its slice.
+    passes its slice of the images, with the labels of the whole batch, and gets the sums over its slice. It may be
+    passed a penalty.
     optimizers: those that `run` steps, for the loop to lower their learning rates.
     helpers: nets that `run` trains beside the classifier.
     """
 
-    run: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+    run: Callable[..., dict[str, Tensor]]
     optimizers: list[torch.optim.Optimizer]
     helpers: tuple[nn.Module, ...] = ()
 
@@ -31,16 +35,17 @@ def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
     """Cross-entropy alone: the pretrained net and the paper's "Adv" row."""
     optimizer = sgd(net, settings.learning_rate, settings)
 
-    def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(images: Tensor, labels: Tensor, penalty: Penalty | None) -> tuple[Tensor, Tensor]:
         with autocast(images.device, dtype):
             logits = net(images)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing), logits
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+        return loss if penalty is None else loss + penalty(logits.float()), logits
 
     forward_of_all = distributed.parallel(net, forward)
 
-    def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: Penalty | None = None) -> dict[str, Tensor]:
         whole, labels = len(labels), distributed.mine(labels)
-        loss, logits = forward_of_all(images, labels)
+        loss, logits = forward_of_all(images, labels, penalty)
         update(optimizer, distributed.weighted(loss, whole))
         return {"loss": loss.detach() * len(labels), "accuracy": (logits.argmax(1) == labels).sum()}
 

@@ -1,0 +1,55 @@
+"""Whether a net in training withstands attacks that aim at it, on some validation images."""
+
+import numpy as np
+import torch
+
+from sparring import store
+from sparring.attacks.fgsm import fgsm
+from sparring.attacks.pgd import pgd
+from sparring.device import rng
+from sparring.models import classifier
+from sparring.models.classifier import Classifier
+from sparring.params import Params
+from sparring.training.loop import Monitor
+
+
+def of_attacks(params: Params, validation: store.Images, device: torch.device) -> Monitor | None:
+    """What measures fgsm_accuracy and pgd_accuracy, as params.monitor says, in float32; None where it is off or there
+    are no validation images. Every epoch has the same images and the same random starts."""
+    settings = params.monitor
+    if not settings.every or not len(validation):
+        return None
+    watched = validation[np.sort(rng(params.seed, "monitor").permutation(len(validation))[: settings.images])]
+    images = classifier.to_images(watched.image, device)
+    labels = torch.from_numpy(watched.label).to(device)
+    generator = torch.Generator().manual_seed(int(rng(params.seed, "monitor", "starts").integers(2**62)))
+    starts = torch.randn((len(images), 1, *images.shape[1:]), generator=generator).to(device)
+
+    def measure(net: Classifier, epochs: int) -> dict[str, float]:
+        if epochs % settings.every and epochs != params.training.epochs:
+            return {}
+        net.eval()
+        right = {"fgsm_accuracy": 0, "pgd_accuracy": 0}
+        for rows in torch.arange(len(images), device=device).split(params.store.batch_size):
+            shown, own = images[rows], labels[rows]
+            attacked = {
+                "fgsm_accuracy": fgsm(net, shown, own, eps=settings.eps),
+                "pgd_accuracy": pgd(
+                    net,
+                    shown,
+                    own,
+                    eps=settings.eps,
+                    step=settings.eps / 4,
+                    steps=settings.steps,
+                    norm="linf",
+                    restarts=1,
+                    loss="cross_entropy",
+                    starts=starts[rows],
+                ),
+            }
+            with torch.no_grad():
+                for name, changed in attacked.items():
+                    right[name] += int((net(changed).argmax(1) == own).sum())
+        return {name: count / len(images) for name, count in right.items()}
+
+    return measure
