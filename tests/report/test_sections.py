@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from finished_run import ROOT, make_project
+from finished_run import FIGURES, ROOT, leave_undrawn, make_project
 from ruamel.yaml import YAML
 
 from sparring import statistics, store
@@ -162,3 +162,16 @@ def test_a_missing_corruption_is_one_line(finished: Params) -> None:
     path.unlink()
     with pytest.raises(InputError, match=r"data/corruptions/adv\.parquet is missing; `dvc repro` makes it"):
         render.render(finished)
+
+
+def test_a_collapse_is_told_beside_its_curve(finished: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, pgd in (("adv", [np.nan, 0.3, np.nan, 0.02, np.nan]), ("ours", [0.1, 0.2, 0.2, 0.3, 0.3])):
+        path = Path(f"data/history/{name}.csv")
+        history = pd.read_csv(path).assign(pgd_accuracy=pgd, fgsm_accuracy=[0.2, 0.4, 0.5, 0.9, 0.9])
+        history.to_csv(path, index=False)
+    leave_undrawn(monkeypatch, set(FIGURES) - {"curves"})
+    render.render(finished)
+    page = Path("reports/report.md").read_text()
+    assert page.count("it has collapsed") == 1 and "**adv, epoch 4**: it has collapsed" in page
+    drawn = Path("reports/vector/curves.svg").read_text()
+    assert "Under attack, validation images" in drawn

@@ -14,6 +14,7 @@ from sparring.report.lettering import short
 from sparring.report.page import Figure, Section
 from sparring.report.results import Results
 from sparring.report.table import Table, plain
+from sparring.training.collapse import COLLAPSE, collapsed_at
 
 
 def sections(
@@ -24,9 +25,19 @@ def sections(
     seeds = len(results.params.seeds)
     caption = "Training, by epoch" + (f"; of the structures the mean of {seeds} seeds." if seeds > 1 else ".")
     return [
-        Section("Training", [Figure("curves", caption)]),
+        Section("Training", [*_collapses(histories), Figure("curves", caption)]),
         Section("How to read this", _reading()),
         Section("How it was made", _making(results, timings)),
+    ]
+
+
+def _collapses(histories: dict[str, pd.DataFrame]) -> list[str]:
+    """A warning for each structure whose training has collapsed."""
+    epochs = {name: collapsed_at(history.to_dict("records")) for name, history in histories.items()}
+    return [
+        f"**{escape.markdown(name)}, epoch {epoch}**: {COLLAPSE}."
+        for name, epoch in epochs.items()
+        if epoch is not None
     ]
 
 
@@ -57,7 +68,10 @@ def _making(results: Results, timings: Sequence[dict[str, Any]]) -> list[str | T
         "sampler": params.sampler,
     }
     used = {structure.opponents for structure in params.structures.values()}
-    shown |= {name: getattr(params, name) for name in ("fixed", "online_fgsm", "online_pgd") if name in used}
+    used |= {structure.evolving for structure in params.structures.values()}
+    words = ("fixed", "online_fgsm", "online_pgd", "evolving")
+    shown |= {name: getattr(params, name) for name in words if name in used}
+    shown |= {"monitor": params.monitor} if params.monitor.every else {}
     transforms = {structure.transform for structure in params.structures.values()} - {"none"}
     shown |= {name: getattr(params, name) for name in sorted(transforms)}
     if results.detectors:
@@ -88,10 +102,14 @@ def _words(value: Any) -> str:
 
 
 def draw_curves(folder: Path, histories: dict[str, pd.DataFrame]) -> None:
-    """Loss, accuracy and, where there is a detector, its accuracy, by epoch; a line a model."""
-    detectors = any("detector_accuracy" in history for history in histories.values())
-    with canvas(folder, "curves", 11 if detectors else 7.5, 3.4) as figure:
-        panels = list(figure.subplots(1, 3 if detectors else 2, squeeze=False)[0])
+    """Loss, accuracy and, where they are known, a detector's and those under attack, by epoch; a line a model."""
+    titles = {
+        "detector_accuracy": "Accuracy of the detector\n(training images)",
+        "pgd_accuracy": "Under attack, validation images\n(dotted: FGSM, solid: PGD)",
+    }
+    more = [column for column in titles if any(column in history for history in histories.values())]
+    with canvas(folder, "curves", 7.5 + 3.5 * len(more), 3.4) as figure:
+        panels = list(figure.subplots(1, 2 + len(more), squeeze=False)[0])
         for number, (name, history) in enumerate(histories.items()):
             colour, marker = COLOURS[number % len(COLOURS)], "o" if len(history) <= 30 else ""
             look = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.4}
@@ -100,13 +118,17 @@ def draw_curves(folder: Path, histories: dict[str, pd.DataFrame]) -> None:
             panels[1].plot(history["epoch"] + 1, history["accuracy"], color=colour, linestyle=":", linewidth=1.2)
             if history["validation_accuracy"].notna().any():
                 panels[1].plot(history["epoch"] + 1, history["validation_accuracy"], linestyle=dash, **look)
-            if "detector_accuracy" in history:
-                panels[2].plot(history["epoch"] + 1, history["detector_accuracy"], label=label, linestyle=dash, **look)
+            for panel, column in zip(panels[2:], more, strict=True):
+                seen = history.dropna(subset=column) if column in history else history[:0]
+                if len(seen):
+                    panel.plot(seen["epoch"] + 1, seen[column], label=label, linestyle=dash, **look)
+                if len(seen) and column == "pgd_accuracy":
+                    panel.plot(seen["epoch"] + 1, seen["fgsm_accuracy"], color=colour, linestyle=":", linewidth=1.2)
         panels[0].set(title="Training loss", ylim=(0, None))
         panels[1].set(title="Accuracy\n(dotted: training images, solid: validation images)", ylim=(0, 1.02))
-        if detectors:
-            panels[2].set(title="Accuracy of the detector\n(training images)", ylim=(0, 1.02))
-            panels[2].legend()
+        for panel, column in zip(panels[2:], more, strict=True):
+            panel.set(title=titles[column], ylim=(0, 1.02))
+            panel.legend()
         panels[0].legend()
         for panel in panels:
             panel.set_xlabel("epoch")

@@ -1,10 +1,13 @@
 """The opening of the report: its figures at a glance, what they say, and the article's claims beside them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from sparring import statistics
 from sparring.params.names import ABLATED, BASELINE, CLEAN, EVALUATED_SPLITS
 from sparring.report import escape, paper
 from sparring.report.differences import chance_note, differences_note, scope, signed_row, trainings_of
@@ -47,6 +50,8 @@ def _glance(results: Results, mixture: pd.DataFrame, per_attack: pd.DataFrame, w
     rows = []
     for name in results.structures:
         row = {"structure": name}
+        if name in worst.index:
+            row["white-box, worst case"] = with_interval(*worst.loc[name, list(ACCURACY)])
         by_split = mixture[mixture["structure"] == name].set_index("split")
         single = per_attack[(per_attack["structure"] == name) & (per_attack["split"] == "test")].set_index("attack")
         cells = {"clean test images": single.loc[CLEAN]}
@@ -57,14 +62,13 @@ def _glance(results: Results, mixture: pd.DataFrame, per_attack: pd.DataFrame, w
             weakest = attacked.nsmallest(1, "accuracy")
             row["weakest under"] = attack_title(results.params, str(weakest.index[0]))
             row["accuracy there"] = with_interval(*weakest[list(ACCURACY)].to_numpy(float)[0])
-        if name in worst.index:
-            row["white-box, worst case"] = with_interval(*worst.loc[name, list(ACCURACY)])
         if name in results.detectors:
             row["detector's AUROC"] = number(results.detected[name, "test"]["auroc"])
         rows.append(row)
     return plain(
         "summary",
-        f"Accuracy at a glance: white-box for {BASELINE}, transfer for the others; the worst case white-box for all.",
+        f"Accuracy at a glance. The worst case is that of attackers who aim at each structure itself; all else is "
+        f"white-box for {BASELINE} alone, and transfer for the others.",
         pd.DataFrame(rows).fillna("-"),
         [INTERVALS],
     )
@@ -76,6 +80,8 @@ def _opening(results: Results, mixture: pd.DataFrame, worst: pd.DataFrame) -> li
     attacks, structures = ([escape.markdown(name) for name in names] for names in (params.attacks, params.trained))
     others = [escape.markdown(name) for name, entry in params.trained.items() if entry.online]
     online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
+    following = [escape.markdown(name) for name, entry in params.trained.items() if entry.evolves]
+    online += f" ({', '.join(following)}: on perturbations that follow the net)" if following else ""
     source = escape.markdown(clean["train"].metadata["source"])
     lines = [
         f"Data: {source}, {len(results.classes)} classes, {len(clean['train'])} training, "
@@ -84,7 +90,7 @@ def _opening(results: Results, mixture: pd.DataFrame, worst: pd.DataFrame) -> li
         f"structures ({', '.join(structures) or 'none'}) were trained on them{online} for "
         f"{params.training.epochs} epochs and are compared with the pretrained net itself (`{BASELINE}`)."
     ]
-    bullets = []
+    bullets = _aimed_at_themselves(worst)
     for split in EVALUATED_SPLITS:
         rows = mixture[(mixture["split"] == split) & mixture["accuracy"].notna()]
         shares = [
@@ -95,7 +101,6 @@ def _opening(results: Results, mixture: pd.DataFrame, worst: pd.DataFrame) -> li
             title = SPLIT_TITLES[split]
             bullets.append(f"- {title}, accuracy on a mixture of clean and attacked images: {', '.join(shares)}.")
             bullets += [f"  - {line}" for line in _differences(results, split)]
-    bullets += _aimed_at_themselves(worst)
     if results.left_out:
         bullets.append(
             "- **Left out of this run**: "
@@ -117,7 +122,7 @@ def _aimed_at_themselves(worst: pd.DataFrame) -> list[str]:
     warning = ""
     if lower:
         where = scope(trainings_of(worst))
-        warning = f"; {where}lower than {BASELINE} beyond chance, whatever they gain above: {', '.join(lower)}"
+        warning = f"; {where}lower than {BASELINE} beyond chance, whatever they gain elsewhere: {', '.join(lower)}"
     count = int(worst["images"].max())
     case = f"worst case on {count} test images"
     return [f"- Attackers who aim at each structure itself, {case}: {', '.join(shares)}{warning}."]
@@ -157,10 +162,48 @@ def _differences(results: Results, split: str) -> list[str]:
     return lines
 
 
-def paper_sections(results: Results, mixture: pd.DataFrame, per_attack: pd.DataFrame) -> tuple[Section, list[Section]]:
+def withstanding(results: Results, worst: pd.DataFrame, compared: Mapping[Any, Mapping[Any, Any]]) -> str:
+    """Whether structures withstand an attacker who aims at them, in words: beyond chance more often than guessing. The
+    article has no such attacker.
+
+    worst: of the white-box worst case within any radius, by structure.  compared: structures in that case, with side
+    and trainings, by structure and other.
+    """
+    trained = {name: entry for name, entry in results.params.trained.items() if name in worst.index}
+    if not trained:
+        return ""
+    guessing = 1 / len(results.classes)
+    said: dict[str, list[str]] = {"withstood by": [], "not withstood by": [], "not told apart from guessing:": []}
+    for row in records(worst.loc[list(trained)]):
+        accuracy = (row.accuracy, row.ci_low, row.ci_high, row.sd)
+        low, high = statistics.over_trainings(*accuracy, row.trainings)
+        verdict = list(said)[0 if low > guessing else 1 if high < guessing else 2]
+        said[verdict].append(f"{escape.markdown(row.Index)} {with_interval(*accuracy)}")
+    parts = [f"{verdict} {', '.join(names)}" for verdict, names in said.items() if names]
+    text = (
+        "The paper has no attacker who aims at the defended net. Here, in the worst case of those attacks on "
+        f"{int(worst['images'].max())} test images, where guessing gets {number(guessing)}, such an attacker is "
+        f"{'; '.join(parts)}."
+    )
+    following = [name for name, entry in trained.items() if entry.evolves]
+    stored = [name for name, entry in trained.items() if entry.stored and not entry.evolves]
+    differences = [
+        f"{escape.markdown(name)} minus {escape.markdown(other)} {signed_row(row)}, "
+        f"{scope(row['trainings'])}{'beyond chance' if row['side'] else 'not told apart'}"
+        for name in following
+        for other in stored
+        for row in [compared[(name, other)]]
+    ]
+    aside = "Perturbations that follow the net against stored attacks alone: "
+    return text + (f" {aside}{'; '.join(differences)}." if differences else "")
+
+
+def paper_sections(
+    results: Results, mixture: pd.DataFrame, per_attack: pd.DataFrame, worst: pd.DataFrame, aimed: Mapping[Any, Any]
+) -> tuple[Section, list[Section]]:
     """What was reproduced, in words, and, where there is anything to compare, the tables that the words are from.
 
-    mixture, per_attack: the tidy frames of Tables 2 and 4.
+    mixture, per_attack: the tidy frames of Tables 2 and 4.  worst, aimed: as `withstanding` takes them.
     """
     params = results.params
     beside = claims.beside(mixture, per_attack)
@@ -181,7 +224,8 @@ def paper_sections(results: Results, mixture: pd.DataFrame, per_attack: pd.DataF
                 params, {split: results.detected[ABLATED, split] for split in EVALUATED_SPLITS}, trainings
             )
         )
-    texts = [" ".join(verdicts), " ".join(sentences), paper.note(params, results.clean)]
+    texts = [" ".join(verdicts), withstanding(results, worst, aimed), " ".join(sentences)]
+    texts.append(paper.note(params, results.clean))
     shown = [table for table in (stated, beside) if len(table.tidy)]
     tables = [Section("The paper's tables beside ours", shown)] if shown else []
     return Section(title, [text for text in texts if text]), tables

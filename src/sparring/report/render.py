@@ -107,14 +107,15 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
     """The report, in the order in which it is read; figures are drawn into its `folder`. One more section is one more
     entry: its tables are saved, and its figures shown, without further ado."""
     both = numbers.mixture.tidy, numbers.per_attack.tidy
-    reproduced, beside = overview.paper_sections(results, *both)
+    aimed = numbers.whitebox
+    reproduced, beside = overview.paper_sections(results, *both, aimed.worst, aimed.compared_in_worst)
     return [
-        overview.section(results, *both, numbers.whitebox.worst, folder),
+        overview.section(results, *both, aimed.worst, folder),
         reproduced,
         mixture.section(results, numbers.mixture),
         attacks.section(results, numbers.per_attack, folder),
         *beside,
-        whitebox.section(results, numbers.whitebox, folder),
+        whitebox.section(results, aimed, numbers.timings, folder),
         corruptions.section(results, numbers.corruptions, folder),
         opponents.section(results, numbers.opponents, folder),
         failures.section(results, folder),

@@ -1,7 +1,10 @@
 """White-box: accuracy under attacks aimed at each structure itself, worst cases, and the curve over radii."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,12 +13,19 @@ from sparring import statistics
 from sparring.params import Params
 from sparring.params.names import AUTOATTACK, BASELINE, CLEAN
 from sparring.report import checks, escape, read
-from sparring.report.differences import mcnemar, trainings_of
+from sparring.report.differences import (
+    chance_note,
+    differences_note,
+    mcnemar,
+    signed_row,
+    starred,
+    trainings_of,
+)
 from sparring.report.figure import LONGEST, canvas, error_bars, line_look
 from sparring.report.lettering import short
 from sparring.report.page import Figure, Section
 from sparring.report.results import Results
-from sparring.report.table import ACCURACY, INTERVALS, Table, radius, records, with_interval
+from sparring.report.table import ACCURACY, INTERVALS, Table, number, radius, records, with_interval
 
 TITLE = "White-box: attacks aimed at each structure itself"
 WORST, ANY = "worst case", "any of these"
@@ -38,6 +48,13 @@ class Numbers:
         side = [sides.get((*case, name, BASELINE), 0) for name in rows.index]
         return rows.assign(side=side, trainings=trainings_of(self.compared))
 
+    @property
+    def compared_in_worst(self) -> dict[Any, dict[Any, Any]]:
+        """Every structure against every other in that case, by structure and other."""
+        rows: dict[Any, dict[Any, Any]] = self.compared.to_dict("index")
+        case = ("test", f"{WORST}, {ANY}")
+        return {key[2:]: row for key, row in rows.items() if key[:2] == case}
+
 
 def numbers(results: Results) -> Numbers:
     """Read and count what the section shows."""
@@ -53,14 +70,16 @@ def numbers(results: Results) -> Numbers:
     )
 
 
-def section(results: Results, numbers: Numbers, folder: Path) -> Section:
-    """Warnings come first. The figure's numbers are written as .csv too.  numbers: from `numbers`."""
+def section(results: Results, numbers: Numbers, timings: Sequence[dict[str, Any]], folder: Path) -> Section:
+    """Warnings come first. The figure's numbers are written as .csv too.  numbers: from `numbers`.  timings: of stages,
+    from `read.timings`."""
     params = results.params
     if "whitebox" in results.left_out:
         return Section(TITLE, [results.why_left_out("whitebox")])
     if numbers.accuracy.tidy.empty:
         return Section(TITLE, ["No white-box attack was run (`whitebox.images`), or there are no test images."])
-    parts: list[str | Table | Figure] = [*checks.warnings(numbers.checks.tidy), numbers.accuracy]
+    parts: list[str | Table | Figure] = [*checks.warnings(numbers.checks.tidy), price(params, numbers, timings)]
+    parts.append(numbers.accuracy)
     parts += mcnemar(params, "whitebox_mcnemar", numbers.compared, ["test"])
     points = checks.curve(params, numbers.rows)
     if len(points):
@@ -70,6 +89,38 @@ def section(results: Results, numbers: Numbers, folder: Path) -> Section:
         caption = f"Accuracy under white-box PGD of {steps} steps by its radius, with 95 % intervals. "
         parts.append(Figure("whitebox_curve", caption + "It must end at zero."))
     return Section(TITLE, [*parts, numbers.checks])
+
+
+def price(params: Params, numbers: Numbers, timings: Sequence[dict[str, Any]]) -> Table:
+    """What each structure withstands, and what that costs: accuracy on clean images, and time to train."""
+    seconds = {timing["stage"]: float(timing["seconds"]) for timing in timings}
+    worst, compared = numbers.worst, numbers.compared_in_worst
+    best = str(worst["accuracy"].idxmax())
+    clean = numbers.accuracy.tidy
+    clean = clean[clean["attack"] == CLEAN].set_index("structure")
+    tidy, wide = [], []
+    for name, structure in params.structures.items():
+        stage = "pretrain" if name == BASELINE else f"train@{name}"
+        taken = seconds.get(stage, math.nan) / len(params.seeds_of(name))
+        row = compared.get((name, best))
+        opponents = structure.opponents + ", evolving" * (structure.evolving != "none")
+        facts = {"structure": name, "opponents": opponents, "seconds": taken}
+        both = {"worst_case": worst.loc[name], "clean": clean.loc[name]}
+        tidy.append(facts | {f"{case}_{key}": cell[key] for case, cell in both.items() for key in ACCURACY})
+        wide.append(
+            {
+                "structure": name,
+                "opponents": opponents,
+                "white-box, worst case": with_interval(*worst.loc[name, list(ACCURACY)]),
+                f"minus {best}": starred(signed_row(row), row["side"]) if row else "-",
+                "clean, the same images": with_interval(*clean.loc[name, list(ACCURACY)]),
+                "training, s": number(taken, 0),
+            }
+        )
+    count = trainings_of(numbers.compared)
+    notes = [f"{differences_note(count)} `*`: {chance_note(count)} Time is that of one training."]
+    caption = "What each structure withstands of attackers who aim at it, and what that costs."
+    return Table("price", caption, pd.DataFrame(tidy), {"": pd.DataFrame(wide)}, notes)
 
 
 def worst_cases(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
