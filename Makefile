@@ -28,7 +28,7 @@ $(if $(filter-out 1,$(JOBS)),$(call at_once,$(1)))
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help repro table3 leave-one-out mask-padding test test-slow lint bench constraints clean
+.PHONY: help repro table3 leave-one-out mask-padding evolving test test-slow lint bench constraints clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-15s%s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ leave-one-out: $(INSTALLED)  ## train without each attack in turn and evaluate o
 # Not `side_pipeline`: it has no stages `train`, and an attack of its own.
 mask-padding: $(INSTALLED)  ## train with masked and padded features, and without, and attack each net: hours
 	.venv/bin/dvc repro studies/mask_padding/dvc.yaml
+
+evolving: $(INSTALLED)  ## train with opponents that follow the net, and with what is known: many hours
+	.venv/bin/dvc repro studies/evolving/dvc.yaml
 
 test: $(INSTALLED)  ## run the tests but the slow ones
 	$(PYTEST) -m 'not slow'

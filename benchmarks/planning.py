@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sparring.params import Params
+from sparring.params import PLAIN_PASSES, Params
 from sparring.params.attacks import Attack
 from sparring.params.names import EVALUATED_SPLITS
 
@@ -179,6 +179,7 @@ def seconds_of(chosen: Plan, rates: Rates, params: Params) -> dict[str, float]:
     shown = sum(int(getattr(data, split)) for split in EVALUATED_SPLITS)
     structures = len(params.structures)
     training = chosen.epochs * data.train
+    slower = {name: params.passes(name) / PLAIN_PASSES - 1 for name in params.trained}  # by their opponents
     with_detector = [name for name, structure in params.structures.items() if structure.detector != "none"]
     each = [images * _per_image(name, attack, chosen, rates) for name, attack in params.attacks.items()]
     versions = 1 + len(params.attacks)
@@ -190,7 +191,10 @@ def seconds_of(chosen: Plan, rates: Rates, params: Params) -> dict[str, float]:
         "pretrain": rates.start + training / step["adv"],
         "attacks": starts + max([sum(each) / rates.beside, *each]),
         "train": rates.start
-        + sum(training / step["ours" if name in with_detector else "adv"] for name in params.trained),
+        + sum(
+            training / step["ours" if name in with_detector else "adv"] + slower[name] * training / step["adv"]
+            for name in params.trained
+        ),
         "evaluate": starts + structures * shown * versions / rates.predict / rates.beside,
         "whitebox": starts + structures * aimed / rates.beside,
         # Each image passes the net as it is and squeezed in two ways, and the net under the detector.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparring.models.classifier import layers
 from sparring.params.errors import InputError
-from sparring.params.sections import Detector
+from sparring.params.structures import Detector
 
 HEADS = 4
 MLP_RATIO = 4

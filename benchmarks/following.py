@@ -1,0 +1,105 @@
+"""What opponents that are made in training cost: a step of each, in forward passes of the net.
+
+run     python benchmarks/following.py [--batch 128] [--width 16] [--repeats 20]
+
+Prints a row a kind: milliseconds of a step of a ResNet-18, its shift and its opponents included, and how many forward
+passes that is, where a step on clean images is 3. Every figure is a median. Alone on the machine, or the figures are
+worth nothing.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from sparring import device, params
+from sparring.data import augmentation
+from sparring.defences import opponents
+from sparring.defences.evolving import EvolvingOpponents
+from sparring.models import networks
+from sparring.params import PLAIN_PASSES, Params
+from sparring.params.sections import Network
+from sparring.params.structures import Structure
+from sparring.training.gallery import Batch
+from sparring.training.steps import plain_step
+
+WORDS: dict[str, Any] = {
+    "bare": "none",
+    "evolving": "evolving",
+    "moving": "evolving",
+    "FGSM-RS": "online_fgsm",
+    "PGD-7": "online_pgd",
+}
+
+
+def changed(values: Params, name: str) -> Params:
+    """The parameters of a kind: augmented as robust training is, but the bare step not at all."""
+    bare = name == "bare"
+    training = {"crop_area": [1.0, 1.0], "shift": 0 if bare else 4, "horizontal_flip": not bare, "label_smoothing": 0.2}
+    measured = Structure(opponents=WORDS[name], evolving="none", detector="none", transform="none")
+    frame = {"frame": "moving" if name == "moving" else "fixed"}
+    return values.model_copy(
+        update={
+            "training": values.training.model_copy(update=training),
+            "evolving": values.evolving.model_copy(update=frame),
+            "structures": values.structures | {"measured": measured},
+        }
+    )
+
+
+def stepper(settings: Params, width: int, size: int, on: torch.device) -> Callable[[], object]:
+    """A function that makes one step on a batch and waits for it."""
+    dtype, count = device.precision(settings, on), 4 * size
+    network = Network(name="resnet", blocks=[2, 2, 2, 2], width=width)
+    net = device.channels_last(networks.create(network, 10, 32), on).train()
+    step = plain_step(net, settings.training, dtype)
+    images = torch.rand(size, 3, 32, 32, device=on).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, (size,), device=on)
+    structure = settings.structure("measured")
+    signs = np.where(np.random.default_rng(0).random((count, 32, 32, 3)) < 0.5, -8, 8).astype(np.int8)
+    made = opponents.create(settings, structure, [], net, dtype, lambda epoch: signs.copy())
+    made.versions(0, np.arange(count))
+    views = augmentation.draw(settings.training, count, 0, 0, on)
+    if isinstance(made, EvolvingOpponents):
+        state = [each for each in made.state_dict().values() if isinstance(each, torch.Tensor)]
+        held = sum(each.numel() * each.element_size() for each in state) / (count * 3 * 32 * 32)
+        print(f"state: {held:g} bytes a pixel and channel")
+
+    def one() -> object:
+        rows = torch.randperm(count, device=on)[:size]
+        view = views.of(rows)
+        seen = images if structure.opponents == "none" else view.apply(images)
+        batch = Batch(rows, seen, labels, torch.zeros(size, dtype=torch.bool, device=on))
+        shown = made.show(batch, view, lambda images: images, 0, 1)
+        return step.run(shown.images, labels, shown.adversarial, shown.penalty)["loss"].item()
+
+    return one
+
+
+def main(
+    batch: Annotated[int, typer.Option()] = 128,
+    width: Annotated[int, typer.Option(help="Of the first stage; 64 is a whole ResNet-18.")] = 16,
+    repeats: Annotated[int, typer.Option()] = 20,
+) -> None:
+    values = params.load("profiles/digits.yaml")
+    on = device.choose(values)
+    print(f"{device.hardware(on)}, torch {torch.__version__}, {device.precision(values, on)}, batch {batch}")
+    steppers = {name: stepper(changed(values, name), width, batch, on) for name in WORDS}
+    taken: dict[str, list[float]] = {name: [] for name in WORDS}
+    for number in range(repeats + 2):
+        for name, one in steppers.items():  # in turn, as a machine that others use too is faster now and then
+            start = time.perf_counter()
+            one()
+            if number >= 2:
+                taken[name].append(1000 * (time.perf_counter() - start))
+    for name in WORDS:
+        ratio = statistics.median(own / bare for own, bare in zip(taken[name], taken["bare"], strict=True))
+        print(f"{name:9} {statistics.median(taken[name]):8.1f} ms: {PLAIN_PASSES * ratio:.2f} forward passes")
+
+
+if __name__ == "__main__":
+    typer.run(main)

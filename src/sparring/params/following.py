@@ -1,0 +1,99 @@
+"""The study of opponents that follow the net: the parameters of each of its nets (studies/evolving/params.yaml)."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from sparring.params import Params, read, validate
+from sparring.params.errors import InputError, validated
+from sparring.params.names import BASELINE, EVOLVING, check_names
+from sparring.params.values import Count, CountOrNone, Positive, Section, merged
+
+STUDY_FILE = "studies/evolving/params.yaml"
+DEFAULT_FILE = "profiles/digits.yaml"  # whatever the study's file does not say
+REFERENCE = "pgd"  # of the white-box attacks, beside AutoAttack
+
+
+class Method(Section):
+    """How nets are trained.
+
+    opponents, evolving: the words of their structure.  step: of their attacks, in eps.
+    changes: what is changed in the section of params.yaml that the opponents have.
+    """
+
+    opponents: Literal["evolving", "online_fgsm", "online_pgd", "sampler"]
+    evolving: Literal["evolving", "none"] = "none"
+    step: Positive
+    changes: dict[str, Any]
+
+    @property
+    def section(self) -> str:
+        """The section whose eps and step are the training's."""
+        return EVOLVING if self.evolving != "none" or self.opponents == "sampler" else self.opponents
+
+
+class Training(Section):
+    method: str
+    eps: Annotated[int, Field(ge=1, le=255)]
+    seed: CountOrNone
+    epochs: Count
+    autoattack: CountOrNone
+
+
+class Test(Section):
+    images: Count
+    steps: Count
+
+
+class Study(Section):
+    base: dict[str, Any]
+    test: Test
+    methods: dict[str, Method]
+    trainings: dict[str, Training]
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Study":
+        check_names(self.methods, (BASELINE,))
+        check_names(self.trainings, ())
+        for name, training in self.trainings.items():
+            if training.method not in self.methods:
+                raise ValueError(
+                    f"trainings.{name}.method is {training.method}, which is not in methods; use "
+                    f"{', '.join(self.methods)}"
+                )
+        return self
+
+
+def load_study(path: str | Path = STUDY_FILE) -> Study:
+    """The study's parameters, with all that the default profile has in `base`; InputError in one line as for `load`."""
+    study = validated(Study, read(path), str(path))
+    return study.model_copy(update={"base": merged(read(DEFAULT_FILE), study.base)})
+
+
+def net_params(study: Study, name: str | None = None) -> Params:
+    """The parameters of one training, whose structure has the name of its method; without a name, of what all of them
+    start from. Raises InputError where there is no such training, or a value is not valid."""
+    baseline = {"opponents": "pretrained", "evolving": "none", "detector": "none", "transform": "none"}
+    values = merged(study.base, {"seeds": [0]}) | {"structures": {BASELINE: baseline}}
+    if name is None:
+        return validate(values, STUDY_FILE)
+    if name not in study.trainings:
+        raise InputError(f"{STUDY_FILE}: trainings.{name} is missing; there are {', '.join(study.trainings)}")
+    training = study.trainings[name]
+    method, eps = study.methods[training.method], training.eps / 255
+    words = {"opponents": method.opponents, "evolving": method.evolving, "detector": "none", "transform": "none"}
+    values["structures"][training.method] = words
+    values = merged(
+        values, {"seeds": [training.seed], "training": {"epochs": training.epochs}, "monitor": {"eps": eps}}
+    )
+    values = merged(values, {method.section: {"eps": eps, "step": method.step * eps} | method.changes})
+    pgd = {"method": "pgd", "eps": eps, "step": eps / 10, "steps": study.test.steps, "norm": "linf", "restarts": 1}
+    values["whitebox"] = {
+        "images": study.test.images,
+        "attacks": {REFERENCE: pgd | {"loss": "cross_entropy"}},
+        "autoattack": {"images": training.autoattack, "eps": eps},
+        "checks": {"images": 0, "steps": study.test.steps + 1, "queries": 1},
+        "curve": {"images": 0, "eps": [255]},
+    }
+    return validate(values, f"{STUDY_FILE}: {name}")
