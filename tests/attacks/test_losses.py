@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from sparring import attacks, store
 from sparring.attacks import losses
+from sparring.data.augmentation import Augmentation
 from sparring.defences.opponents import OnlineOpponents
 from sparring.evaluation import adaptive as adaptive_attacks
 from sparring.layout import HERE
 from sparring.models import classifier, networks
 from sparring.models.resnet import ResNet
 from sparring.params.structures import Online
+from sparring.training.gallery import Batch
 
 CPU = torch.device("cpu")
 EPS = 0.05
@@ -137,9 +139,10 @@ def pgd_l2(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def online(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    settings = Online(eps=EPS, step=EPS / 4, steps=8)
+    settings = Online(eps=EPS, step=EPS / 4, steps=8, noise=1)
     opponents = OnlineOpponents(model, settings, torch.float32, 0)  # type: ignore[arg-type]
-    return opponents.show(torch.arange(len(labels)), images, labels, torch.empty(0), 0, 0, lambda shown: shown)
+    batch = Batch(torch.arange(len(labels)), images, labels, torch.zeros(len(labels), dtype=torch.bool))
+    return opponents.show(batch, Augmentation(torch.empty(0), None), lambda shown: shown, 0, 0).images
 
 
 def ddn(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
