@@ -134,8 +134,12 @@ def test_it_says_who_withstands_an_attacker_who_aims(
         rows.to_parquet(path, index=False)
     render.render(settings)
     text = " ".join(Path("reports/report.md").read_text().split())
-    assert "where guessing gets 0.250, such an attacker is withstood by follows 0.800" in text
-    assert "; not withstood by adv 0.000" in text and "; not told apart from guessing: both 0.300" in text
+    assert "where guessing gets 0.250 and baseline 0.000 [" in text
+    assert "such an attacker is withstood by follows 0.800" in text
+    assert (
+        "; not withstood by adv 0.000" in text
+        and "; not better than by baseline or by guessing, beyond chance, by both 0.300" in text
+    )
     assert "follows minus adv +0.800" in text and "both minus adv +0.300" in text and "both minus follows" not in text
     table = pd.read_csv("reports/tables/price.csv").set_index("structure")
     assert table.loc["follows", "worst_case_accuracy"] == pytest.approx(0.8, abs=0.02)

@@ -163,8 +163,8 @@ def _differences(results: Results, split: str) -> list[str]:
 
 
 def withstanding(results: Results, worst: pd.DataFrame, compared: Mapping[Any, Mapping[Any, Any]]) -> str:
-    """Whether structures withstand an attacker who aims at them, in words: beyond chance more often than guessing. The
-    article has no such attacker.
+    """Whether structures withstand an attacker who aims at them, in words: more often than guessing and than the
+    baseline, both beyond chance. The article has no such attacker.
 
     worst: of the white-box worst case within any radius, by structure.  compared: structures in that case, with side
     and trainings, by structure and other.
@@ -173,17 +173,20 @@ def withstanding(results: Results, worst: pd.DataFrame, compared: Mapping[Any, M
     if not trained:
         return ""
     guessing = 1 / len(results.classes)
-    said: dict[str, list[str]] = {"withstood by": [], "not withstood by": [], "not told apart from guessing:": []}
+    better = f"not better than by {BASELINE} or by guessing, beyond chance, by"
+    said: dict[str, list[str]] = {"withstood by": [], "not withstood by": [], better: []}
     for row in records(worst.loc[list(trained)]):
         accuracy = (row.accuracy, row.ci_low, row.ci_high, row.sd)
         low, high = statistics.over_trainings(*accuracy, row.trainings)
-        verdict = list(said)[0 if low > guessing else 1 if high < guessing else 2]
+        verdict = better if high >= guessing else "not withstood by"
+        if low > guessing and compared[(row.Index, BASELINE)]["side"] > 0:
+            verdict = "withstood by"
         said[verdict].append(f"{escape.markdown(row.Index)} {with_interval(*accuracy)}")
     parts = [f"{verdict} {', '.join(names)}" for verdict, names in said.items() if names]
     text = (
         "The paper has no attacker who aims at the defended net. Here, in the worst case of those attacks on "
-        f"{int(worst['images'].max())} test images, where guessing gets {number(guessing)}, such an attacker is "
-        f"{'; '.join(parts)}."
+        f"{int(worst['images'].max())} test images, where guessing gets {number(guessing)} and {BASELINE} "
+        f"{with_interval(*worst.loc[BASELINE, list(ACCURACY)])}, such an attacker is {'; '.join(parts)}."
     )
     following = [name for name, entry in trained.items() if entry.evolves]
     stored = [name for name, entry in trained.items() if entry.stored and not entry.evolves]
