@@ -138,7 +138,7 @@ def test_it_says_who_withstands_an_attacker_who_aims(
     assert "such an attacker is withstood by follows 0.800" in text
     assert (
         "; not withstood by adv 0.000" in text
-        and "; not better than by baseline or by guessing, beyond chance, by both 0.300" in text
+        and "; withstood no better, beyond chance, than by guessing or baseline by both 0.300" in text
     )
     assert "follows minus adv +0.800" in text and "both minus adv +0.300" in text and "both minus follows" not in text
     table = pd.read_csv("reports/tables/price.csv").set_index("structure")

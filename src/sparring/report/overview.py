@@ -173,7 +173,7 @@ def withstanding(results: Results, worst: pd.DataFrame, compared: Mapping[Any, M
     if not trained:
         return ""
     guessing = 1 / len(results.classes)
-    better = f"not better than by {BASELINE} or by guessing, beyond chance, by"
+    better = f"withstood no better, beyond chance, than by guessing or {BASELINE} by"
     said: dict[str, list[str]] = {"withstood by": [], "not withstood by": [], better: []}
     for row in records(worst.loc[list(trained)]):
         accuracy = (row.accuracy, row.ci_low, row.ci_high, row.sd)
