@@ -61,7 +61,8 @@ def test_a_finished_training_is_a_row(made: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(made)
     rows = following.rows(parameters.load_study()).set_index("training")
     assert list(rows.index) == MADE and list(rows.columns) == following.COLUMNS[1:]
-    assert (rows["images"] == 250).all() and (rows["tested"] == 20).all() and (rows["seconds"] > 0).all()
+    assert (rows["images"] == 250).all() and (rows["tested"] == 20).all() and (rows["shown"] == 60).all()
+    assert (rows["seconds"] > 0).all()
     for column in ("clean", "pgd50", "stored"):
         assert rows[column].between(0, 1).all()
     assert (rows["pgd50"] <= rows["clean"] + 0.2).all()
@@ -116,7 +117,7 @@ def test_the_report_is_of_the_trainings_that_there_are(made: Path, monkeypatch: 
 
 
 def test_several_seeds_have_a_t_interval() -> None:
-    base = {"eps": 8, "epochs": 30, "clean": 0.4, "autoattack": np.nan, "stored": 0.4, "tested": 500}
+    base = {"eps": 8, "epochs": 30, "clean": 0.4, "autoattack": np.nan, "stored": 0.4, "tested": 500, "shown": 2000}
     base |= {"passes_per_image": 7, "processor": "a machine"}
     rows = pd.DataFrame(
         [

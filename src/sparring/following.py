@@ -19,7 +19,7 @@ from sparring.training.pretrain import pretrain
 STUDY = "evolving"
 SPLIT = "test"
 COLUMNS = ["training", "method", "eps", "seed", "images", "epochs", "clean", "pgd50", "autoattack", "stored", "seconds"]
-COLUMNS += ["passes_per_image", "processor", "tested"]
+COLUMNS += ["passes_per_image", "processor", "tested", "shown"]
 
 
 def make_source(study: Study, layout: Layout = HERE) -> None:
@@ -59,6 +59,7 @@ def make_row(study: Study, name: str, layout: Layout = HERE) -> None:
         "passes_per_image": params.passes(method),
         "processor": timing["hardware"],
         "tested": int((aimed["attack"] == REFERENCE).sum()),
+        "shown": int((stored["attack"] == CLEAN).sum()),
     }
     folder = layout.root / _folder(name)
     shutil.copyfile(place.history(method), folder / "history.csv")

@@ -33,6 +33,7 @@ def test_a_collapse_is_fgsm_rising_while_pgd_falls() -> None:
     assert collapsed_at(rows(None, healthy[1], None, (0.5, 0.0))) == 4
     assert collapsed_at(rows(healthy[1], (0.1, 0.02))) is None  # both fall: it learns nothing, or something else
     assert collapsed_at(rows((0.3, 0.0), (0.6, 0.0))) is None  # it has never withstood PGD
+    assert collapsed_at(rows((0.1, 0.1), (0.5, 0.01))) is None  # nor more than guessing does
     through_a_file = pd.DataFrame(rows(None, healthy[1], None, (0.5, 0.0))).to_dict("records")
     assert collapsed_at(through_a_file) == 4  # type: ignore[arg-type]
 
@@ -72,3 +73,23 @@ def test_a_run_that_collapses_says_so_in_one_line(
     assert lines.index(f"plain: {COLLAPSE}") == next(k for k, line in enumerate(lines) if "epoch 3/4" in line) + 1
     history = pd.read_csv(HERE.history("plain"))
     np.testing.assert_allclose(history["pgd_accuracy"], [0.2, 0.25, 0.01, 0.0])
+
+
+def test_only_who_is_aimed_at_in_training_keeps_the_best_epoch_by_pgd(
+    project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A net that PGD leaves nothing of was never as good under it as before it had learned anything."""
+
+    def of_attacks(*_: object) -> Callable[..., dict[str, float]]:
+        return lambda net, epoch: {"fgsm_accuracy": 0.2, "pgd_accuracy": 0.1 / epoch}
+
+    monkeypatch.setattr(monitor, "of_attacks", of_attacks)
+    kept: dict[str, list[bytes]] = {"adv": [], "online": []}
+    for keep, epochs in (("best_robust", 3), ("last", 3)):
+        changes = {"epochs": epochs, "batch_size": 50, "keep": keep, "schedule": "constant"}
+        structures = {"adv": words("sampler"), "online": words("online_fgsm")}
+        settings = tiny(training=changes, structures=structures, monitor={"every": 1})
+        for name, nets in kept.items():
+            train(settings, name)
+            nets.append(HERE.model(name, 0).read_bytes())
+    assert kept["adv"][0] == kept["adv"][1] and kept["online"][0] != kept["online"][1]

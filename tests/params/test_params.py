@@ -243,8 +243,13 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
         ),
         (
             changed(online_pgd__noise=2),
-            "online_pgd.noise is 2 and steps 7; a start outside eps is for a single step, which is then not",
+            "online_pgd.noise is 2 and steps 7; another start than within eps is for a single step, so use noise: 1",
         ),
+        (
+            changed(online_pgd__noise=0),
+            "online_pgd.noise is 0 and steps 7; another start than within eps is",
+        ),
+        (changed(evolving__eps="128/255"), "evolving.eps is 128/255; it is kept as int8, so use 127/255 at most"),
         (changed(evolving__eps=0.03), "evolving.eps is 0.03; it is a whole number of levels of 255; use 8/255"),
         (changed(evolving__step=0.001), "evolving.step is 0.001; it is a whole number of levels of 255; use 1/255"),
         (

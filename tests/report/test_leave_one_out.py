@@ -13,7 +13,7 @@ from sparring import params, statistics
 from sparring.defences.train import train
 from sparring.evaluation import predict
 from sparring.layout import HERE
-from sparring.params import Params
+from sparring.params import Params, variants
 from sparring.params.errors import InputError
 from sparring.report import leave_one_out
 
@@ -127,6 +127,14 @@ def test_what_cannot_be_left_out_is_one_line(
     with pytest.raises(InputError, match=says) as caught:
         stage("train_without", attack)
     assert "\n" not in str(caught.value)
+
+
+def test_who_begins_from_an_attack_cannot_be_trained_without_it(tiny: Callable[..., Params]) -> None:
+    changes = {"evolving": {"start": "fgsm", "frame": "moving"}, "training": {"crop_area": [1.0, 1.0]}}
+    settings = tiny(structures={"mixed": words("sampler", evolving="evolving")}, **changes)
+    with pytest.raises(InputError, match=r"evolving.start is fgsm, so that structures .* use random"):
+        variants.without(settings, "fgsm")
+    assert "gaussian" not in variants.without(settings, "gaussian").attacks
 
 
 def test_a_row_without_predictions_is_one_line_and_keeps_the_table(chosen: Params) -> None:

@@ -172,6 +172,11 @@ def test_a_collapse_is_told_beside_its_curve(finished: Params, monkeypatch: pyte
     leave_undrawn(monkeypatch, set(FIGURES) - {"curves"})
     render.render(finished)
     page = Path("reports/report.md").read_text()
-    assert page.count("it has collapsed") == 1 and "**adv, epoch 4**: it has collapsed" in page
+    assert page.count("has collapsed") == 1 and "**adv, epoch 4**: its training has collapsed" in page
+    history = pd.read_csv("data/history/adv.csv")  # of two seeds, of which the mean would tell nothing
+    healthy = history.assign(pgd_accuracy=0.3, fgsm_accuracy=0.4, seed=0)
+    pd.concat([healthy, history.assign(seed=1)]).to_csv("data/history/adv.csv", index=False)
+    render.render(finished)
+    assert "**adv, seed 1, epoch 4**: its training has collapsed" in Path("reports/report.md").read_text()
     drawn = Path("reports/vector/curves.svg").read_text()
     assert "Under attack, validation images" in drawn

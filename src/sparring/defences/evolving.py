@@ -72,7 +72,8 @@ class EvolvingOpponents(Opponents):
     def show(self, batch: Batch, view: Augmentation, seen: Draw, epoch: int, number: int) -> Shown:
         settings, images = self._settings, batch.images
         eps, step = settings.whole
-        rows = distributed.mine(batch.rows)
+        every = batch.rows.to(self._device)  # where images are too many for a GPU, they come with rows on the CPU
+        rows = distributed.mine(every)
         evolves, labels = self._evolves[rows], distributed.mine(batch.labels)
         before = torch.cat([_as_images(self._perturbation[rows]), _as_images(self._direction[rows])], 1)
         moving = settings.frame == "moving"
@@ -94,8 +95,8 @@ class EvolvingOpponents(Opponents):
         change = (change + step * direction.sign()).clamp(-eps, eps)
         if moving:
             change, direction = view.undo(torch.cat([change, direction], 1), before).split(3, 1)
-        self._keep(batch.rows, change, direction)
-        return Shown(attacked, batch.adversarial | self._evolves[batch.rows], self._penalty(logits, evolves))
+        self._keep(every, change, direction)
+        return Shown(attacked, batch.adversarial | self._evolves[every], self._penalty(logits, evolves))
 
     def _penalty(self, before: Tensor, evolves: Tensor) -> Penalty | None:
         """How far the logits move.  before: those (n, classes) of the images as they were perturbed."""
@@ -106,9 +107,9 @@ class EvolvingOpponents(Opponents):
         """What this process found of its slice of the rows (N,), and the others of theirs, becomes every process's."""
         found = change.to(torch.int8), direction.to(torch.bfloat16)
         change, direction = (distributed.all_rows(_as_stored(each), len(rows)) for each in found)
-        evolves = self._evolves[rows]
-        self._perturbation[rows[evolves]] = change[evolves]
-        self._direction[rows[evolves]] = direction[evolves]
+        evolves = _each(self._evolves[rows])
+        self._perturbation[rows] = torch.where(evolves, change, self._perturbation[rows])
+        self._direction[rows] = torch.where(evolves, direction, self._direction[rows])
 
     def state_dict(self) -> dict[str, Any]:
         return {"perturbation": self._perturbation, "direction": self._direction, "began": self._began}

@@ -18,6 +18,8 @@ from sparring.models.detector import TransformerDetector
 from sparring.params import Params, check_classes
 from sparring.params.errors import InputError
 from sparring.params.names import RANDOM
+from sparring.params.sections import Training
+from sparring.params.structures import Structure
 from sparring.training.gallery import load_gallery
 from sparring.training.loop import fit
 from sparring.training.results import new_net, save_history, save_net
@@ -66,20 +68,15 @@ def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
         gallery = load_gallery(params, layout, attacks, source, device)
 
         transform = _transform(params, name, inputs[0])
-        sections = [getattr(params, word) for word in structure.sections.values()]
-        settings = [params.deterministic, params.network, params.training, checkpoints.machine(device)]
-        settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
-        starting = [params.evolving.start] if structure.evolves and params.evolving.start != RANDOM else []
-        read = dict.fromkeys([*attacks, *starting])
-        inputs += [layout.pretrained, *(layout.adversarial / attack / "train.parquet" for attack in read)]
-        settings += [structure, sections, attacks, params.monitor]
-        unfinished = checkpoints.folder(f"train-{name}", settings, inputs, __name__, device, dtype)
+        unfinished = _unfinished(params, name, attacks, layout, device, dtype)
         rows: list[dict[str, float]] = []
+        saved: list[checkpoints.Checkpoint] = []
         earlier = 0.0
         for seed in params.seeds:
             # A finished seed's state is its last checkpoint: after an interruption nothing of it is trained again.
             checkpoint = checkpoints.Checkpoint(unfinished / f"{seed}.pt")
-            once = params.model_copy(update={"seed": seed})
+            saved.append(checkpoint)
+            once = params.model_copy(update={"seed": seed, "training": _settings(params, structure)})
             net = channels_last(new_net(once, "target", len(classes)), device)
             detector = None if structure.detector == "none" else new_detector(once, net, device)
             step = _step(once, net, pretrained, detector, device, dtype)
@@ -98,7 +95,31 @@ def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
             save_history(layout.history(name), rows)
             epochs = params.training.epochs * len(params.seeds)
             done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
-            shutil.rmtree(unfinished)
+            for checkpoint in saved:  # and no other seed's, which another run may be at
+                checkpoint.delete()
+
+
+def _unfinished(
+    params: Params, name: str, attacks: list[str], layout: Layout, device: torch.device, dtype: torch.dtype
+) -> Path:
+    """Where the checkpoints of a structure's trainings lie.  attacks: the stored ones that it trains on."""
+    structure = params.structure(name)
+    settings = [params.deterministic, params.network, params.training, checkpoints.machine(device)]
+    settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
+    settings += [structure, [getattr(params, word) for word in structure.sections.values()], attacks, params.monitor]
+    starting = [params.evolving.start] if structure.evolves and params.evolving.start != RANDOM else []
+    inputs = [layout.clean / "train.parquet", layout.clean / "validation.parquet", layout.pretrained]
+    inputs += [layout.adversarial / attack / "train.parquet" for attack in dict.fromkeys([*attacks, *starting])]
+    return checkpoints.folder(f"train-{name}", settings, inputs, __name__, device, dtype)
+
+
+def _settings(params: Params, structure: Structure) -> Training:
+    """The settings of a structure's training: only who is aimed at in training keeps its best epoch by PGD. Of any
+    other net PGD leaves nothing in the end, and a little of what has learned nothing yet, which would be kept."""
+    settings = params.training
+    if settings.keep != "best_robust" or structure.aimed_at:
+        return settings
+    return settings.model_copy(update={"keep": "last"})
 
 
 def _transform(params: Params, name: str, clean: Path) -> RandomTransform | None:

@@ -35,7 +35,7 @@ class Method(Section):
 
 class Training(Section):
     method: str
-    eps: Annotated[int, Field(ge=1, le=255)]
+    eps: Annotated[int, Field(ge=1, le=127)]
     seed: CountOrNone
     epochs: Count
     autoattack: CountOrNone

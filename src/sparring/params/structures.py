@@ -7,6 +7,8 @@ from pydantic import model_validator
 from sparring.params.names import RANDOM
 from sparring.params.values import BelowOne, Count, CountOrNone, Levels, NotNegative, Positive, Radius, Section, Share
 
+MOST_LEVELS = 127  # of int8
+
 
 class Sampler(Section):
     adv_ratio: Share
@@ -44,10 +46,10 @@ class Online(Section):
 
     @model_validator(mode="after")
     def _stays_near(self) -> "Online":
-        if self.noise > 1 and self.steps > 1:
+        if self.noise != 1 and self.steps > 1:
             raise ValueError(
-                f"noise is {self.noise:g} and steps {self.steps}; a start outside eps is for a single step, which is "
-                "then not brought back; use noise: 1 or steps: 1"
+                f"noise is {self.noise:g} and steps {self.steps}; another start than within eps is for a single step, "
+                "so use noise: 1 or steps: 1"
             )
         return self
 
@@ -70,6 +72,8 @@ class Evolving(Section):
 
     @model_validator(mode="after")
     def _starts(self) -> "Evolving":
+        if self.whole[0] > MOST_LEVELS:
+            raise ValueError(f"eps is {self.whole[0]}/255; it is kept as int8, so use {MOST_LEVELS}/255 at most")
         if self.start != RANDOM and self.frame != "moving":
             raise ValueError(
                 f"start is {self.start}, and frame {self.frame}; stored changes belong to the image's pixels, so use "
@@ -103,6 +107,11 @@ class Structure(Section):
     def evolves(self) -> bool:
         """Whether it trains on perturbations that follow the net, alone or among the stored attacks."""
         return "evolving" in (self.opponents, self.evolving)
+
+    @property
+    def aimed_at(self) -> bool:
+        """Whether who attacks it in training attacks the net in training itself."""
+        return self.online or self.evolves
 
     @property
     def sections(self) -> dict[str, str]:

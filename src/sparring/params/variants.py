@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from sparring.params import Params, read
 from sparring.params.errors import InputError, first_problem, validated
-from sparring.params.names import ABLATED, PARAMS_FILE, check_names
+from sparring.params.names import ABLATED, PARAMS_FILE, RANDOM, check_names
 from sparring.params.structures import Sampler, Structure
 from sparring.params.values import Count, Section, Share
 
@@ -62,6 +62,11 @@ def without(params: Params, attack: str) -> Params:
     attacks. Raises InputError where there is no such attack, no other one that is drawn, or no such structure.
     """
     structures = only(params, attack).structures
+    if params.evolving.start == attack and any(entry.evolves for entry in structures.values()):
+        raise InputError(
+            f"{PARAMS_FILE}: evolving.start is {attack}, so that structures that follow the net would still meet it; "
+            f"use {RANDOM}"
+        )
     left = {name: entry for name, entry in params.attacks.items() if name != attack}
     changes: dict[str, Any] = {"attacks": left, "structures": structures}
     for section in {structure.opponents for structure in structures.values()}:

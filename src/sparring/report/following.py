@@ -17,6 +17,7 @@ from sparring.training.collapse import collapsed_at
 CURVE, TABLE = "evolving_curve", "evolving"
 OURS, PEERS = "evolving", ("online_pgd10", "nfgsm", "online_fgsm")
 FIGURES = {"clean": "clean", "pgd50": "PGD", "autoattack": "AutoAttack", "stored": "stored attacks, mean"}
+COUNTS = {"clean": "shown", "pgd50": "tested", "autoattack": "tested", "stored": "shown"}  # of images
 
 
 def write(study: Study, layout: Layout = HERE) -> None:
@@ -52,7 +53,9 @@ def table(rows: pd.DataFrame) -> Table:
         "± their standard deviation; in brackets 95 % intervals over images and trainings, where there is but one "
         f"training with a spread of {statistics.SPREAD:.3f} that is assumed. Clean accuracy and that under the stored "
         "attacks are of all test images. Passes: forward passes of the net, or as much work, for an image that is "
-        "visited; plain training makes 3. Times are comparable only where the processor is the same: rows.csv has it.",
+        "visited; plain training makes 3. Times, the monitor's included, are comparable only where the processor is "
+        "the same and as busy: rows.csv has it. Attacks made anew meet the net in eval mode here, and in training "
+        "mode in the code published with FGSM-RS and N-FGSM.",
     ]
     caption = "Nets trained against attacks that are made anew, that follow the net, and that are stored."
     return Table(TABLE, caption, tidy, {"": pd.DataFrame(wide, columns=columns)}, notes)
@@ -65,9 +68,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         facts = {"method": method, "eps": eps, "epochs": epochs, "trainings": len(group)}
         for figure in FIGURES:
             value, sd = float(group[figure].mean()), float(group[figure].std())
-            images = int(group["tested"].iloc[0])
-            low, high = statistics.wilson(round(value * images), images) if value == value else (value, value)
-            low, high = statistics.over_trainings(value, low, high, sd, len(group))
+            images = int(group[COUNTS[figure]].iloc[0])
+            low = high = value
+            if trainings := int(group[figure].notna().sum()):
+                low, high = statistics.wilson(round(value * images), images)
+                low, high = statistics.over_trainings(value, low, high, sd, trainings)
             facts |= {figure: value, f"{figure}_sd": sd, f"{figure}_low": max(low, 0.0), f"{figure}_high": high}
         found.append(facts | {name: group[name].mean() for name in ("seconds", "passes_per_image")})
     columns = ["method", "eps", "epochs", "trainings"]

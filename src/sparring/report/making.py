@@ -8,13 +8,13 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from sparring.params.names import outputs
-from sparring.report import escape
+from sparring.report import escape, read
 from sparring.report.figure import COLOURS, DASHES, LONGEST, canvas
 from sparring.report.lettering import short
 from sparring.report.page import Figure, Section
 from sparring.report.results import Results
 from sparring.report.table import Table, plain
-from sparring.training.collapse import COLLAPSE, collapsed_at
+from sparring.training.collapse import COLLAPSE
 
 
 def sections(
@@ -25,20 +25,16 @@ def sections(
     seeds = len(results.params.seeds)
     caption = "Training, by epoch" + (f"; of the structures the mean of {seeds} seeds." if seeds > 1 else ".")
     return [
-        Section("Training", [*_collapses(histories), Figure("curves", caption)]),
+        Section("Training", [*_collapses(results), Figure("curves", caption)]),
         Section("How to read this", _reading()),
         Section("How it was made", _making(results, timings)),
     ]
 
 
-def _collapses(histories: dict[str, pd.DataFrame]) -> list[str]:
-    """A warning for each structure whose training has collapsed."""
-    epochs = {name: collapsed_at(history.to_dict("records")) for name, history in histories.items()}
-    return [
-        f"**{escape.markdown(name)}, epoch {epoch}**: {COLLAPSE}."
-        for name, epoch in epochs.items()
-        if epoch is not None
-    ]
+def _collapses(results: Results) -> list[str]:
+    """A warning for each training that has collapsed."""
+    found = read.collapses(results.params, results.layout)
+    return [f"**{escape.markdown(name)}, epoch {epoch}**: {COLLAPSE}." for name, epoch in found]
 
 
 def _reading() -> list[str]:

@@ -80,8 +80,10 @@ def _opening(results: Results, mixture: pd.DataFrame, worst: pd.DataFrame) -> li
     attacks, structures = ([escape.markdown(name) for name in names] for names in (params.attacks, params.trained))
     others = [escape.markdown(name) for name, entry in params.trained.items() if entry.online]
     online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
-    following = [escape.markdown(name) for name, entry in params.trained.items() if entry.evolves]
-    online += f" ({', '.join(following)}: on perturbations that follow the net)" if following else ""
+    for also, word in ((False, "on"), (True, "also on")):
+        entries = params.trained.items()
+        names = [escape.markdown(name) for name, entry in entries if entry.evolves and entry.stored == also]
+        online += f" ({', '.join(names)}: {word} perturbations that follow the net)" if names else ""
     source = escape.markdown(clean["train"].metadata["source"])
     lines = [
         f"Data: {source}, {len(results.classes)} classes, {len(clean['train'])} training, "
