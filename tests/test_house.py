@@ -33,7 +33,7 @@ FLOORS = [
     {"training", "attacks/generation"},
     {"defences"},
     {"evaluation", "profiles"},
-    {"mask_padding", "following"},
+    {"mask_padding", "evolving"},
     {"statistics"},
     {
         "report/read",
@@ -51,7 +51,7 @@ FLOORS = [
 ]
 # They check, name, tell and resume, and decide no byte of a stage's results.
 PLUMBING = {"params", "layout", "progress", "checkpoints"}
-DECIDING = {"params/masking", "params/following"}  # but these decide what each net of their studies is
+DECIDING = {"params/masking", "params/evolving"}  # but these decide what each net of their studies is
 
 
 def imports(path: Path) -> set[str]:

@@ -15,7 +15,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from sparring import params
 from sparring.layout import replacing
 from sparring.params.errors import InputError
-from sparring.params.names import BASELINE, PARAMS_FILE
+from sparring.params.names import BASELINE, PARAMS_FILE, structure_entry
 
 FOLDER = Path("profiles")
 DEFAULT = "digits"
@@ -28,8 +28,7 @@ def _of_attack(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_structure(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    opponents = "pretrained" if name == BASELINE else "none"
-    return {"opponents": opponents, "evolving": "none", "detector": "none", "transform": "none"}
+    return structure_entry("pretrained" if name == BASELINE else "none")
 
 
 # What an entry of such a section had before it had to say it: (name, entry) → the words and their values.

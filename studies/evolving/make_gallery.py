@@ -12,12 +12,12 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 
 from _stage import run
 
-from sparring import following
-from sparring.params.following import load_study
+from sparring import evolving
+from sparring.params.evolving import load_study
 
 
 def main() -> None:
-    following.make_source(load_study())
+    evolving.make_source(load_study())
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "stages"))
 
 from _stage import run
 
-from sparring.params.following import load_study
-from sparring.report import following
+from sparring.params.evolving import load_study
+from sparring.report import evolving
 
 
 def main() -> None:
-    following.write(load_study())
+    evolving.write(load_study())
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ class Augmentation(NamedTuple):
     """The augmentation of N images.
 
     boxes: (N, 2, 2), the crops, as `draw_crops` has them.
-    shifts: (N, 2), whole pixels across and down by which what is cut out lies beside the image; None where images are
-    cropped. Where there are shifts, no box cuts anything off: it only mirrors.
+    shifts: (N, 2), by how many whole pixels, across and down, the net looks beside the image; None where images are
+    cropped. Where there are shifts, a box cuts nothing off and only mirrors.
     """
 
     boxes: Tensor

@@ -1,7 +1,7 @@
 """Opponents that follow the net: each training image keeps one perturbation, which every visit moves by one step.
 
-Method: after FGSM-PGI and FGSM-MEP (Jia et al., 2022, arXiv 2207.08859), on perturbations of whole
-levels, in the frame of the net's input as there or in that of the image.
+Method: after FGSM-PGI and FGSM-MEP (Jia et al., 2022, arXiv 2207.08859), on perturbations of whole levels,
+in the frame of the net's input as there or in that of the image.
 """
 
 from collections.abc import Callable
@@ -78,7 +78,7 @@ class EvolvingOpponents(Opponents):
         before = torch.cat([_as_images(self._perturbation[rows]), _as_images(self._direction[rows])], 1)
         moving = settings.frame == "moving"
         change, direction = (view.apply(before) if moving else before).split(3, 1)
-        change = change * _each(evolves)  # whoever else is in the batch comes twice as it is
+        change = change * _beside_images(evolves)  # clean and stored images pass the net unchanged both times
 
         # The gradient is taken behind the clip: torch's passes none at 0 and 1, and black and white would never move.
         at = (images + change / 255).clamp(0, 1).requires_grad_()
@@ -90,8 +90,8 @@ class EvolvingOpponents(Opponents):
         moved = (change + step * slope.sign()).clamp(-eps, eps)
         if moving:  # what a shift lets in belongs to no pixel of the image
             moved = moved * view.apply(torch.ones_like(images[:, :1]))
-        attacked = torch.where(_each(evolves), (images + moved / 255).clamp(0, 1), images)
-        direction = slope / _each(slope.abs().sum((1, 2, 3)).clamp(min=1e-30)) + settings.momentum * direction
+        attacked = torch.where(_beside_images(evolves), (images + moved / 255).clamp(0, 1), images)
+        direction = slope / _beside_images(slope.abs().sum((1, 2, 3)).clamp(min=1e-30)) + settings.momentum * direction
         change = (change + step * direction.sign()).clamp(-eps, eps)
         if moving:
             change, direction = view.undo(torch.cat([change, direction], 1), before).split(3, 1)
@@ -104,10 +104,13 @@ class EvolvingOpponents(Opponents):
         return (lambda after: weight * ((after - before).square().mean(1) * evolves).mean()) if weight else None
 
     def _keep(self, rows: Tensor, change: Tensor, direction: Tensor) -> None:
-        """What this process found of its slice of the rows (N,), and the others of theirs, becomes every process's."""
+        """Store a batch's new perturbations and directions in every process.
+
+        rows: of the whole batch (N,).  change, direction: those of this process's slice (n, 3, H, W).
+        """
         found = change.to(torch.int8), direction.to(torch.bfloat16)
         change, direction = (distributed.all_rows(_as_stored(each), len(rows)) for each in found)
-        evolves = _each(self._evolves[rows])
+        evolves = _beside_images(self._evolves[rows])
         self._perturbation[rows] = torch.where(evolves, change, self._perturbation[rows])
         self._direction[rows] = torch.where(evolves, direction, self._direction[rows])
 
@@ -179,6 +182,6 @@ def _as_stored(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).contiguous()
 
 
-def _each(values: Tensor) -> Tensor:
-    """(N,) beside (N, 3, H, W)."""
+def _beside_images(values: Tensor) -> Tensor:
+    """A number an image (N,), shaped so that it meets all pixels of that image (N, 3, H, W)."""
     return values[:, None, None, None]

@@ -44,11 +44,11 @@ class OnlineOpponents(Opponents):
     """Attacks made on the fly, against the net as it is: PGD in L∞ from one uniform random start (Madry et al., 2018,
     arXiv 1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
 
-    Every image is attacked, and stays within eps of itself and in [0, 1]. The net is attacked in eval mode: as the
-    function that it is evaluated as, each image for itself, and with its running statistics left alone; but through the
-    draw of the structure's transform through which it will learn from them.
-    With another `noise` than 1, the single step begins so many times eps away, and from more than eps it is not brought
-    back (N-FGSM: de Jorge et al., 2022, arXiv 2202.01181).
+    Every image is attacked, and stays in [0, 1] and, but for N-FGSM, within eps of itself. The net is attacked in eval
+    mode: as the function that it is evaluated as, each image for itself, and with its running statistics left alone;
+    but through the draw of the structure's transform through which it will learn from them.
+    `noise` is how far the random start lies away, in eps. Above 1 it is N-FGSM, whose single step is not brought back
+    within eps (de Jorge et al., 2022, arXiv 2202.01181).
     """
 
     def __init__(self, net: Classifier, settings: Online, dtype: torch.dtype, seed: int) -> None:
@@ -117,12 +117,10 @@ def create(
         return follow(evolving.alone(params.evolving, seed), start)
     draw = {"sampler": sampler.draw, "fixed": sampler.draw_fixed}[word]
     settings: Sampler = getattr(params, word)
-    if structure.evolves:
-        weights = settings.weights | {EVOLVING: params.evolving.weight}
-        settings = settings.model_copy(update={"weights": weights})
-    named = [*attacks, EVOLVING] if structure.evolves else attacks
-    drawn = partial(draw, settings, named, seed=seed, batch_size=params.training.batch_size)
-    if structure.evolves:
-        assert start is not None
-        return follow(evolving.among(drawn, attacks), start)
-    return StoredOpponents(drawn)
+    drawn = partial(draw, seed=seed, batch_size=params.training.batch_size)
+    if not structure.evolves:
+        return StoredOpponents(partial(drawn, settings, attacks))
+    assert start is not None
+    weights = settings.weights | {EVOLVING: params.evolving.weight}
+    settings = settings.model_copy(update={"weights": weights})
+    return follow(evolving.among(partial(drawn, settings, [*attacks, EVOLVING]), attacks), start)

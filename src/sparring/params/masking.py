@@ -8,12 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from sparring.params import Params, read, validate
 from sparring.params.errors import InputError, validated
-from sparring.params.names import BASELINE, check_names
+from sparring.params.names import BASELINE, DEFAULT_FILE, check_names, structure_entry
 from sparring.params.sections import Data
 from sparring.params.values import Count, CountOrNone, Radius, Section, Share, merged
 
 STUDY_FILE = "studies/mask_padding/params.yaml"
-DEFAULT_FILE = "profiles/digits.yaml"  # whatever the study's file does not say, and no row of it uses
 UNDEFENDED = "none"
 RESEEDED = "seed"
 RESEED = 1000  # by which that net's seed is another than its split's
@@ -148,11 +147,9 @@ def net_params(study: Study, dataset: str, network: str, seed: int, defence: str
     values["data"] = study.datasets[dataset].data.model_dump()
     values["network"] = dict(trained.network)
     values = merged(values, {"training": trained.training, "seed": seed, "seeds": [own]})
-    baseline = {"opponents": "pretrained", "evolving": "none", "detector": "none", "transform": "none"}
-    values["structures"] = {BASELINE: baseline}
+    values["structures"] = {BASELINE: structure_entry("pretrained")}
     if defence != UNDEFENDED:
-        words = {"opponents": row.opponents, "evolving": "none", "detector": "none", "transform": row.transform}
-        values["structures"][defence] = words
+        values["structures"][defence] = structure_entry(row.opponents, transform=row.transform)
     values |= _attacks(study)
     values = merged(values, row.changes)
     if row.train is not None:

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 PARAMS_FILE = "params.yaml"
+DEFAULT_FILE = "profiles/digits.yaml"  # the default profile, which has every key
 BASELINE = "baseline"
 ABLATED = "ours"  # the structure that Table 3 varies
 CLEAN = "clean"
@@ -15,6 +16,7 @@ RANDOM = "random"  # of `evolving.start`: what else begins with the images of an
 MIXTURE = "mixture"  # stands where else an attack's name stands
 # Of the report's tables, beside a column for each structure.
 TABLE_COLUMNS = ("structure", "attack", "images", "within", "check", "compared", "corruption")
+WORDS = ("opponents", "evolving", "detector", "transform")  # of a structure
 SPLITS = ("train", "validation", "test", "heldout")
 EVALUATED_SPLITS = ("test", "heldout")
 CORRUPTIONS = ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate")
@@ -25,6 +27,11 @@ def outputs(classes: list[str]) -> str:
     """Which output of a classifier is which class, as `0 cat, 1 dog`; of more than twelve, ten and the last."""
     numbered = [f"{number} {name}" for number, name in enumerate(classes)]
     return ", ".join(numbered if len(numbered) <= 12 else [*numbered[:10], "…", numbered[-1]])
+
+
+def structure_entry(opponents: str, **words: str) -> dict[str, str]:
+    """An entry of `structures`; the words that are not given are none."""
+    return dict.fromkeys(WORDS, "none") | {"opponents": opponents} | words
 
 
 LONGEST_NAME = 100

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from sparring.params.names import RANDOM
+from sparring.params.names import RANDOM, WORDS
 from sparring.params.values import BelowOne, Count, CountOrNone, Levels, NotNegative, Positive, Radius, Section, Share
 
 MOST_LEVELS = 127  # of int8
@@ -116,12 +116,7 @@ class Structure(Section):
     @property
     def sections(self) -> dict[str, str]:
         """The sections of params.yaml that it uses, by its words."""
-        return {
-            "opponents": self.opponents,
-            "evolving": self.evolving,
-            "detector": self.detector,
-            "transform": self.transform,
-        }
+        return {word: getattr(self, word) for word in WORDS}
 
     @model_validator(mode="after")
     def _has_opponents(self) -> "Structure":

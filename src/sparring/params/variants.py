@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from sparring.params import Params, read
 from sparring.params.errors import InputError, first_problem, validated
-from sparring.params.names import ABLATED, PARAMS_FILE, RANDOM, check_names
+from sparring.params.names import ABLATED, PARAMS_FILE, RANDOM, check_names, structure_entry
 from sparring.params.structures import Sampler, Structure
 from sparring.params.values import Count, Section, Share
 
@@ -52,7 +52,7 @@ def row_params(params: Params, name: str, rows: dict[str, Row]) -> Params:
         raise InputError(
             f"{ABLATION_FILE}: rows.{name} does not go with {PARAMS_FILE}: sampler.{first_problem(error, Sampler)}"
         ) from error
-    ours = Structure(opponents="sampler", evolving="none", detector="detector", transform="none")
+    ours = Structure.model_validate(structure_entry("sampler", detector="detector"))
     changes = {"detector": detector, "sampler": sampler, "structures": {ABLATED: ours}, "unseen_attacks": {}}
     return params.model_copy(update=changes)
 

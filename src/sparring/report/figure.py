@@ -109,6 +109,15 @@ def error_bars(rows: pd.DataFrame, column: str = "accuracy") -> np.ndarray:
     return ends.clip(min=0)
 
 
+def shared_legend(figure: Figure, columns: int) -> None:
+    """One legend below all panels, with each label once; none where nothing is labelled."""
+    handles = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+
+
 def line_look(number: int) -> dict[str, Any]:
     """The colour and the dashes of a line: those of many structures differ in at least one of the two."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}

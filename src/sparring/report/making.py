@@ -8,13 +8,13 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from sparring.params.names import outputs
-from sparring.report import escape, read
+from sparring.report import escape
 from sparring.report.figure import COLOURS, DASHES, LONGEST, canvas
 from sparring.report.lettering import short
 from sparring.report.page import Figure, Section
 from sparring.report.results import Results
 from sparring.report.table import Table, plain
-from sparring.training.collapse import COLLAPSE
+from sparring.training.collapse import COLLAPSE, collapsed_at
 
 
 def sections(
@@ -25,16 +25,24 @@ def sections(
     seeds = len(results.params.seeds)
     caption = "Training, by epoch" + (f"; of the structures the mean of {seeds} seeds." if seeds > 1 else ".")
     return [
-        Section("Training", [*_collapses(results), Figure("curves", caption)]),
+        Section("Training", [*_collapses(histories), Figure("curves", caption)]),
         Section("How to read this", _reading()),
         Section("How it was made", _making(results, timings)),
     ]
 
 
-def _collapses(results: Results) -> list[str]:
-    """A warning for each training that has collapsed."""
-    found = read.collapses(results.params, results.layout)
-    return [f"**{escape.markdown(name)}, epoch {epoch}**: {COLLAPSE}." for name, epoch in found]
+def _collapses(histories: dict[str, pd.DataFrame]) -> list[str]:
+    """A warning for each training that has collapsed; where a structure has several, with its seed."""
+    warnings = []
+    for name, history in histories.items():
+        seeds = list(history["seed"].unique()) if "seed" in history else [None]
+        for seed in seeds:
+            own = history if seed is None else history[history["seed"] == seed]
+            epoch = collapsed_at(own.to_dict("records"))
+            if epoch is not None:
+                training = name if seed is None else f"{name}, seed {seed}"
+                warnings.append(f"**{escape.markdown(training)}, epoch {epoch}**: {COLLAPSE}.")
+    return warnings
 
 
 def _reading() -> list[str]:
@@ -106,7 +114,8 @@ def draw_curves(folder: Path, histories: dict[str, pd.DataFrame]) -> None:
     more = [column for column in titles if any(column in history for history in histories.values())]
     with canvas(folder, "curves", 7.5 + 3.5 * len(more), 3.4) as figure:
         panels = list(figure.subplots(1, 2 + len(more), squeeze=False)[0])
-        for number, (name, history) in enumerate(histories.items()):
+        for number, (name, trainings) in enumerate(histories.items()):
+            history = trainings.groupby("epoch", as_index=False).mean()
             colour, marker = COLOURS[number % len(COLOURS)], "o" if len(history) <= 30 else ""
             look = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.4}
             dash, label = DASHES[number // len(COLOURS) % len(DASHES)], short(name, LONGEST)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from sparring.mask_padding import NEITHER, TRANSFER, WHITEBOX
 from sparring.params.masking import RESEEDED, UNDEFENDED
 from sparring.params.names import CLEAN
-from sparring.report.figure import canvas, line_look
+from sparring.report.figure import canvas, line_look, shared_legend
 from sparring.report.masking_facts import NET, Facts
 from sparring.report.masking_tables import CW_TRAINING, DATASETS, MASKS, PADDING, title_of
 
@@ -58,11 +58,7 @@ def draw(facts: Facts, numbers: pd.DataFrame, folder: Path) -> None:
             axes.set_ylabel("accuracy")
         for axes in panels[-1]:
             axes.set_xlabel("radius of FGSM, levels of 255")
-        handles = {
-            label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        if handles:
-            figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+        shared_legend(figure, 4)
 
 
 def _panel(axes: Axes, own: pd.DataFrame, levels: list[int]) -> None:

@@ -20,7 +20,6 @@ from sparring.layout import Layout
 from sparring.params import Params
 from sparring.params.errors import InputError, reason
 from sparring.params.names import ABLATED, CLEAN, CORRUPTIONS, EVALUATED_SPLITS, KNOWN_DETECTORS, STRENGTHS
-from sparring.training.collapse import collapsed_at
 
 PREDICTION_COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
 DETECTION_COLUMNS = ["index", "split", "seed", "kind", "attack", "label", "prediction", "detector", *KNOWN_DETECTORS]
@@ -160,30 +159,12 @@ def _check_whitebox(params: Params, rows: pd.DataFrame, path: Path, known: pd.Se
         raise InputError(f"{path}: labels differ from the test images' labels; run `dvc repro`")
 
 
-def collapses(params: Params, layout: Layout) -> list[tuple[str, int]]:
-    """Of each training that has collapsed, its name, with its seed where a structure has several, and the epoch."""
-    found = []
-    for name in params.structures:
-        history = _training_curve(layout.history(name))
-        seeds = history.groupby("seed") if "seed" in history else [("", history)]
-        for seed, own in seeds:
-            epoch = collapsed_at(own.to_dict("records"))
-            if epoch is not None:
-                found.append((f"{name}, seed {seed}" if seed != "" else name, epoch))
-    return found
-
-
 def histories(params: Params, layout: Layout) -> dict[str, pd.DataFrame]:
-    """Loss and accuracy by epoch of all that was trained; of several trainings the mean."""
+    """Loss and accuracy by epoch of all that was trained; with `seed` where a structure was trained several times."""
     return {name: _history(layout.history(name)) for name in params.structures}
 
 
 def _history(path: Path) -> pd.DataFrame:
-    history = _training_curve(path)
-    return history.groupby("epoch", as_index=False).mean() if "seed" in history else history
-
-
-def _training_curve(path: Path) -> pd.DataFrame:
     try:
         history = pd.read_csv(path)
     except FileNotFoundError as error:

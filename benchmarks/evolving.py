@@ -1,6 +1,6 @@
 """What opponents that are made in training cost: a step of each, in forward passes of the net.
 
-run     python benchmarks/following.py [--batch 128] [--width 16] [--repeats 20]
+run     python benchmarks/evolving.py [--batch 128] [--width 16] [--repeats 20]
 
 Prints a row a kind: milliseconds of a step of a ResNet-18, its shift and its opponents included, and how many forward
 passes that is, where a step on clean images is 3. Every figure is a median. Alone on the machine, or the figures are
@@ -10,7 +10,7 @@ worth nothing.
 import statistics
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from sparring.defences import opponents
 from sparring.defences.evolving import EvolvingOpponents
 from sparring.models import networks
 from sparring.params import PLAIN_PASSES, Params
+from sparring.params.names import structure_entry
 from sparring.params.sections import Network
 from sparring.params.structures import Structure
 from sparring.training.gallery import Batch
 from sparring.training.steps import plain_step
 
-WORDS: dict[str, Any] = {
+WORDS = {
     "bare": "none",
     "evolving": "evolving",
     "moving": "evolving",
@@ -40,7 +41,7 @@ def changed(values: Params, name: str) -> Params:
     """The parameters of a kind: augmented as robust training is, but the bare step not at all."""
     bare = name == "bare"
     training = {"crop_area": [1.0, 1.0], "shift": 0 if bare else 4, "horizontal_flip": not bare, "label_smoothing": 0.2}
-    measured = Structure(opponents=WORDS[name], evolving="none", detector="none", transform="none")
+    measured = Structure.model_validate(structure_entry(WORDS[name]))
     frame = {"frame": "moving" if name == "moving" else "fixed"}
     return values.model_copy(
         update={

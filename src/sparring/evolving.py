@@ -12,7 +12,7 @@ from sparring.data import prepare
 from sparring.defences.train import train
 from sparring.evaluation import predict, whitebox
 from sparring.layout import HERE, Layout, replacing
-from sparring.params.following import REFERENCE, Study, net_params
+from sparring.params.evolving import REFERENCE, Study, net_params
 from sparring.params.names import AUTOATTACK, BASELINE, CLEAN, EVALUATED_SPLITS
 from sparring.training.pretrain import pretrain
 

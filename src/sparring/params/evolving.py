@@ -7,11 +7,10 @@ from pydantic import Field, model_validator
 
 from sparring.params import Params, read, validate
 from sparring.params.errors import InputError, validated
-from sparring.params.names import BASELINE, EVOLVING, check_names
+from sparring.params.names import BASELINE, DEFAULT_FILE, EVOLVING, check_names, structure_entry
 from sparring.params.values import Count, CountOrNone, Positive, Section, merged
 
 STUDY_FILE = "studies/evolving/params.yaml"
-DEFAULT_FILE = "profiles/digits.yaml"  # whatever the study's file does not say
 REFERENCE = "pgd"  # of the white-box attacks, beside AutoAttack
 
 
@@ -74,16 +73,14 @@ def load_study(path: str | Path = STUDY_FILE) -> Study:
 def net_params(study: Study, name: str | None = None) -> Params:
     """The parameters of one training, whose structure has the name of its method; without a name, of what all of them
     start from. Raises InputError where there is no such training, or a value is not valid."""
-    baseline = {"opponents": "pretrained", "evolving": "none", "detector": "none", "transform": "none"}
-    values = merged(study.base, {"seeds": [0]}) | {"structures": {BASELINE: baseline}}
+    values = merged(study.base, {"seeds": [0]}) | {"structures": {BASELINE: structure_entry("pretrained")}}
     if name is None:
         return validate(values, STUDY_FILE)
     if name not in study.trainings:
         raise InputError(f"{STUDY_FILE}: trainings.{name} is missing; there are {', '.join(study.trainings)}")
     training = study.trainings[name]
     method, eps = study.methods[training.method], training.eps / 255
-    words = {"opponents": method.opponents, "evolving": method.evolving, "detector": "none", "transform": "none"}
-    values["structures"][training.method] = words
+    values["structures"][training.method] = structure_entry(method.opponents, evolving=method.evolving)
     values = merged(
         values, {"seeds": [training.seed], "training": {"epochs": training.epochs}, "monitor": {"eps": eps}}
     )

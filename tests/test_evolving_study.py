@@ -11,10 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 from small_nets import fails
 
-from sparring import following
+from sparring import evolving
 from sparring.layout import HERE
-from sparring.params import following as parameters
-from sparring.report import following as report
+from sparring.params import evolving as parameters
+from sparring.report import evolving as report
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "studies" / "evolving"
@@ -51,16 +51,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         study = parameters.load_study()
-        following.make_source(study)
+        evolving.make_source(study)
         for name in MADE:
-            following.make_row(study, name)
+            evolving.make_row(study, name)
     return folder
 
 
 def test_a_finished_training_is_a_row(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
-    rows = following.rows(parameters.load_study()).set_index("training")
-    assert list(rows.index) == MADE and list(rows.columns) == following.COLUMNS[1:]
+    rows = evolving.rows(parameters.load_study()).set_index("training")
+    assert list(rows.index) == MADE and list(rows.columns) == evolving.COLUMNS[1:]
     assert (rows["images"] == 250).all() and (rows["tested"] == 20).all() and (rows["shown"] == 60).all()
     assert (rows["seconds"] > 0).all()
     for column in ("clean", "pgd50", "stored"):
@@ -137,7 +137,7 @@ def test_several_seeds_have_a_t_interval() -> None:
 def test_bad_input_is_one_line(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
     study = parameters.load_study()
-    fails(r"trainings.evolving is missing; there are evolving-8-0,", lambda: following.make_row(study, "evolving"))
+    fails(r"trainings.evolving is missing; there are evolving-8-0,", lambda: evolving.make_row(study, "evolving"))
     command = [sys.executable, str(SCRIPTS / "make_net.py"), "nobody"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "trainings.nobody is missing" in done.stderr

@@ -5,11 +5,11 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t
 
-from sparring import following, statistics
+from sparring import evolving, statistics
 from sparring.layout import HERE, Layout
-from sparring.params.following import Study
+from sparring.params.evolving import Study
 from sparring.report.escape import markdown as escaped
-from sparring.report.figure import canvas, line_look
+from sparring.report.figure import canvas, line_look, shared_legend
 from sparring.report.publish import replacing
 from sparring.report.table import Table, markdown, number, records, save, with_interval
 from sparring.training.collapse import collapsed_at
@@ -22,9 +22,9 @@ COUNTS = {"clean": "shown", "pgd50": "tested", "autoattack": "tested", "stored":
 
 def write(study: Study, layout: Layout = HERE) -> None:
     """Write rows.csv, the table, the picture and report.md from the trainings that there are, and print one line."""
-    rows, histories = following.rows(study, layout), following.histories(study, layout)
+    rows, histories = evolving.rows(study, layout), evolving.histories(study, layout)
     made = table(rows)
-    with replacing(layout.study_reports(following.STUDY)) as folder:
+    with replacing(layout.study_reports(evolving.STUDY)) as folder:
         save(made, folder, folder / "tex")
         rows.to_csv(folder / "rows.csv", index=False, float_format="%.6g", lineterminator="\n")
         draw(rows, histories, folder)
@@ -131,11 +131,7 @@ def draw(rows: pd.DataFrame, histories: dict[str, pd.DataFrame], folder: Path) -
             axes.set(xlabel="minutes of training", title=f"{eps}/255" if eps else "no rows yet")
             axes.set_ylim(bottom=0)
         figure.axes[0].set_ylabel("accuracy under PGD, validation images")
-        handles = {
-            label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        if handles:
-            figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+        shared_legend(figure, 4)
 
 
 def _page(study: Study, rows: pd.DataFrame, histories: dict[str, pd.DataFrame], made: Table) -> str:
