@@ -93,7 +93,7 @@ def test_the_methods_differ_in_what_they_name(made: Path, monkeypatch: pytest.Mo
 def test_the_studys_own_file_is_valid_for_every_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     study = parameters.load_study()
-    assert len(study.trainings) == 25
+    assert len(study.trainings) == 27
     for name, training in study.trainings.items():
         params = parameters.net_params(study, name)
         found = params.passes(training.method)
