@@ -15,7 +15,7 @@ import training as training_benchmark
 from torch import Tensor
 
 from sparring import device, store
-from sparring.attacks import engine, generation
+from sparring.attacks import engine, generation, storage
 from sparring.data import augmentation
 from sparring.defences.joint import joint_step
 from sparring.layout import HERE, replacing
@@ -146,8 +146,14 @@ def _attack(
     def alone() -> None:
         results[:] = [generation.attack_batch(settings, chosen, name, model, shown, pool, on)]
 
+    clean = torch.from_numpy(shown.image).to(on)
+    bounds: dict[str, float] = {}
+
     def storing() -> None:
-        engine.store(net, shown.image, results[0], labels, chosen, settings.store)
+        judge = storage.Judge(net, settings.store.batch_size, chosen.predictions, bounds)
+        storage.store(net, model, clean, results[0], labels, chosen, settings.store, judge).cpu()
+        judge.predictions()
+        bounds.update({column: fact["bound"] for column, fact in judge.facts().items()})  # as of a first shard
 
     seconds = _seconds(alone, on, 1)
     share = 100 / CW_STEPS if steps else 1.0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparring import store
-from sparring.attacks import engine, generation
+from sparring.attacks import engine, generation, storage
 from sparring.models.resnet import ResNet
 from sparring.params import Params
 from sparring.params.attacks import Attack
@@ -28,6 +28,10 @@ def fooled(net: ResNet, images: Tensor, labels: Tensor, found: Tensor) -> Tensor
     return torch.logical_and(before == labels, after != labels)
 
 
+def judge(net: ResNet, chosen: Params, attack: Attack) -> storage.Judge:
+    return storage.Judge(net, chosen.store.batch_size, attack.predictions)
+
+
 def whole(
     chosen: Params,
     attack: Attack,
@@ -39,7 +43,7 @@ def whole(
     """All shards of an attacked set, put together."""
     model, pool = model or engine.Fast(net, CPU, torch.float32), clean if pool is None else pool
     shards = [
-        generation.attacked(chosen, attack, "it", net, model, shard, pool, CPU)
+        generation.attacked(chosen, attack, "it", net, model, shard, pool, CPU, judge(net, chosen, attack))
         for shard in store.in_shards(clean, chosen.store.shard_size)
     ]
     index, label, image = (

@@ -111,15 +111,12 @@ def write_attack(
     noise[::10] = 0
     image = np.clip(clean.image.astype(int) + noise, 0, 255).astype(np.uint8)
     change = (image.astype(np.float32) - clean.image).reshape(len(clean), int(np.prod(SHAPE))) / 255
+    entry = {**params.attacks, **params.unseen_attacks}[attack]
     columns = {
-        **{
-            name: generator.integers(len(CLASSES), size=len(clean))
-            for name in ("prediction", "prediction_float", "prediction_rounded")
-        },
+        **{name: generator.integers(len(CLASSES), size=len(clean)) for name in entry.predictions},
         "l2": np.sqrt((change**2).sum(1)),
         "linf": np.abs(change).max(1, initial=0),
     }
-    entry = {**params.attacks, **params.unseen_attacks}[attack]
     metadata = {
         "shape": SHAPE,
         "classes": CLASSES,

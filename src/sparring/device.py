@@ -86,6 +86,12 @@ def channels_last(net: Net, device: torch.device) -> Net:
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array as a tensor on the device. A GPU need not have finished what it does: the copy waits in its queue."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def hardware(device: torch.device) -> str:
     """What the run ran on, in words, for the report."""
     if device.type == "cuda":

@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 
 from sparring import store
-from sparring.attacks import engine, generation
+from sparring.attacks import engine, generation, storage
 from sparring.data import prepare
 from sparring.data.sources import location
 from sparring.defences.train import train
-from sparring.device import choose
+from sparring.device import choose, on_device
 from sparring.evaluation import linearity, predict, whitebox
 from sparring.layout import HERE, Layout, replacing
 from sparring.params import Params
@@ -109,7 +109,7 @@ def calibrate(study: Study, dataset: str, network: str, layout: Layout = HERE) -
         for start in range(0, len(images), params.store.batch_size):
             batch = images[start : start + params.store.batch_size]
             shown = generation.attack_batch(params, attack, "fgsm", model, batch, images, device)
-            stored = engine.as_stored(batch.image, shown, attack, "uint8")
+            stored = storage.as_stored(on_device(batch.image, device), shown, attack, "uint8").cpu().numpy()
             parts.append(predict.classified(net, store.Images(batch.index, batch.label, stored), len(batch), device))
         rows = pd.concat(parts)
         accuracy = (rows["prediction"] == rows["label"]).mean()

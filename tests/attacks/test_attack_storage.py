@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparring import attacks
-from sparring.attacks import engine
+from sparring.attacks import storage
 from sparring.models import classifier, networks
 from sparring.models.resnet import ResNet
 from sparring.params import Params
 from sparring.params.attacks import TORCHATTACKS, Attack
-from sparring.params.sections import Store
 from sparring.store import Images
 
 eps_values = st.floats(1 / 255, 0.9)
@@ -30,7 +29,7 @@ def test_an_linf_ball_is_kept_as_stored(eps: float, seed: int, dtype: str) -> No
     clean = chance.integers(0, 256, (4, 3, 3, 3), np.uint8)
     attack = Attack(method="fgsm", arguments={"eps": eps})
     wanted = clean / 255 + chance.uniform(-1.2 * eps, 1.2 * eps, clean.shape)
-    stored = engine.as_stored(clean, as_tensor(wanted), attack, dtype)
+    stored = as_stored(clean, as_tensor(wanted), attack, dtype)
     assert stored.dtype == dtype
     radius = int(np.floor(255 * eps + 0.001))
     assert attack.linf == radius / 255 == attack.stored()["eps"]
@@ -55,10 +54,15 @@ def test_an_l2_ball_is_kept_as_stored(eps: float, seed: int, outwards: bool, dty
     length = np.sqrt(np.square(direction).sum((1, 2, 3), keepdims=True))
     wanted = clean / 255 + (1.3 if outwards else 1) * eps * direction / length
     ball = Attack(method="torchattacks.PGDL2", arguments={"eps": eps})
-    stored = engine.as_stored(clean, as_tensor(wanted), ball, dtype)
+    stored = as_stored(clean, as_tensor(wanted), ball, dtype)
     change = (stored.astype(float) - clean) / 255
     assert np.sqrt(np.square(change).sum((1, 2, 3))).max() <= eps * (1 + 1e-6)
     assert (change * direction >= 0).all()
+
+
+def as_stored(clean: np.ndarray, wanted: Tensor, attack: Attack, dtype: str) -> np.ndarray:
+    found: np.ndarray = storage.as_stored(torch.from_numpy(clean), wanted, attack, dtype).numpy()
+    return found
 
 
 def as_tensor(images: np.ndarray) -> Tensor:
@@ -68,7 +72,7 @@ def as_tensor(images: np.ndarray) -> Tensor:
 def test_an_attack_without_eps_is_rounded_to_nearest() -> None:
     clean = np.zeros((1, 2, 2, 3), np.uint8)
     levels = np.array([[[0.4, 0.6, 254.4], [254.6, 255, 0], [99.51, 99.49, 7], [1, 2, 3]]]).reshape(1, 2, 2, 3)
-    stored = engine.as_stored(clean, as_tensor(levels / 255), Attack(method="deepfool", arguments={}), "uint8")
+    stored = as_stored(clean, as_tensor(levels / 255), Attack(method="deepfool", arguments={}), "uint8")
     assert stored.reshape(-1).tolist() == [0, 1, 254, 255, 255, 0, 100, 99, 7, 1, 2, 3]
 
 
@@ -79,7 +83,7 @@ def test_columns_tell_what_is_stored(
     found = whole(*opponent({"method": "deepfool", **arguments}), net, digits)
     floats = attacks.find("deepfool")(networks.frozen(net), images, labels, **arguments)
     assert (found.columns["prediction_float"] == net(floats).argmax(1).numpy()).mean() > 0.98
-    rounded = engine.as_stored(digits.image, floats, Attack(method="deepfool", arguments={}), "uint8")
+    rounded = as_stored(digits.image, floats, Attack(method="deepfool", arguments={}), "uint8")
     again = classifier.predict(net, rounded, 17, CPU).argmax(1)
     assert (found.columns["prediction_rounded"] == again).mean() > 0.98
     assert (found.columns["prediction_rounded"] != found.columns["prediction"]).any()
@@ -99,7 +103,7 @@ def test_an_empty_set_gives_an_empty_shard(
     chosen, attack = opponent({"method": "nst", **NST, "style": "maps"})
     found = whole(chosen, attack, net, digits[:0], digits)
     assert len(found) == 0 and found.image.shape == (0, 16, 16, 3)
-    assert found.columns.keys() == {"prediction", "prediction_float", "prediction_rounded", "l2", "linf"}
+    assert found.columns.keys() == {"prediction", "l2", "linf"}
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,8 @@ class Line(torch.nn.Module):
         score = (images * self.weight).flatten(1).sum(1) + self.bias
         return torch.stack([-score, score], 1) / 2
 
+    quick = forward
+
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=30, derandomize=True)
@@ -162,13 +168,13 @@ def test_the_stored_change_is_hardly_larger_than_it_must_be(seed: int, distance:
     line = Line(weight, float(bias))
     step = (distance / 255) * weight / weight.norm()
     for overshoot in (1.02, 2.5):  # an attack that ends at the boundary, and one that ends far behind it
-        found = engine.store(
-            line, clean.numpy(), start + overshoot * step, torch.zeros(1, dtype=torch.long),  # type: ignore[arg-type]
-            Attack(method="deepfool", arguments={}),
-            Store(shard_size=1, batch_size=1, dtype="uint8", faithful=True, margin=0.0, memory_budget=1.0),
-        )  # fmt: skip
-        assert found.prediction.tolist() == [1] and found.prediction_float.tolist() == [1]
-        change = torch.from_numpy(found.image.astype(np.float32) - clean.numpy()).permute(0, 3, 1, 2)
+        wanted = start + overshoot * step
+        rounded = storage.as_stored(clean, wanted, Attack(method="deepfool", arguments={}), "uint8")
+        label = torch.zeros(1, dtype=torch.long)
+        found = storage.least_change(line, line, clean, wanted, label, 0.0, rounded)  # type: ignore[arg-type]
+        assert found.logits is not None and found.logits.argmax(1).tolist() == [1]
+        assert line(classifier.to_images(found.levels, CPU)).argmax(1).tolist() == [1]
+        change = (found.levels.float() - clean).permute(0, 3, 1, 2)
         # The best whole-numbered change: levels are added where they bring most for their length, until it crosses.
         best = min(
             (levels.norm() for scale in np.geomspace(0.05, 500, 2000)

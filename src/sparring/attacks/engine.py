@@ -1,5 +1,4 @@
-"""What every attack runs through: a fast copy of the model for the gradients, smaller batches when memory runs out,
-and storage, where the original model decides in float32 what an attacked image is worth."""
+"""What every attack runs through: a fast copy of the model, and smaller batches when memory runs out."""
 
 import math
 import os
@@ -7,23 +6,17 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparring.attacks import losses
 from sparring.device import channels_last
 from sparring.models.averaged import Averaged
-from sparring.models.classifier import Classifier, predict
+from sparring.models.classifier import Classifier
 from sparring.models.networks import frozen
 from sparring.params.attacks import Attack
-from sparring.params.sections import Store
 
-# How far a change may be stretched or shrunk to be stored: by 4 doublings either way; and how near to the least scale
-# that fools the model the search goes on.
-FARTHEST, NEAR_ENOUGH = 16.0, 1.02
 # Floating-point operations of a run from which on torch.compile pays (docs/attacks.md).
 WORTH_COMPILING = {"cpu": 2e14, "cuda": 1e16}
 
@@ -58,6 +51,13 @@ class Fast(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with self._precision(images):
             logits = self._guarded(self.fast_logits, self.net.forward, images)
+        return logits.float()
+
+    @torch.no_grad()
+    def quick(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) without gradient and never compiled, which a single pass does not earn back."""
+        with self._precision(images):
+            logits = self.net(images)
         return logits.float()
 
     def _precision(self, images: Tensor) -> torch.autocast:
@@ -131,101 +131,3 @@ def run(
 
 def _is_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-class Stored(NamedTuple):
-    """A batch as it is stored, and what the original model says of it on the way there; predictions (N,) int64."""
-
-    image: np.ndarray  # (N, H, W, C) uint8 or float16, in levels from 0 to 255
-    prediction: np.ndarray  # of the images as stored
-    prediction_float: np.ndarray  # as the attack left them
-    prediction_rounded: np.ndarray  # after plain rounding
-
-    @classmethod
-    def empty(cls, shape: tuple[int, ...], dtype: str) -> "Stored":
-        none = np.empty(0, np.int64)
-        return cls(np.empty((0, *shape), dtype), none, none, none)
-
-
-def store(
-    net: Classifier, clean: np.ndarray, attacked: Tensor, labels: Tensor, attack: Attack, settings: Store
-) -> Stored:
-    """Round attacked images (N, C, H, W) to `store.dtype`, never past the attack's eps; a minimal-norm attack's are
-    stretched or shrunk to the least change whose rounded image still fools `net`, where `store.faithful` asks for it.
-
-    net: the original model.  clean: (N, H, W, C) uint8.  labels: (N,), on the device of `attacked`.
-    """
-    device = attacked.device
-    with torch.no_grad():
-        floats = net.eval()(attacked.to(memory_format=torch.channels_last)).argmax(1).cpu().numpy()
-    image = as_stored(clean, attacked, attack, settings.dtype)
-    prediction = rounded = predict(net, image, len(image), device).argmax(1)
-    if settings.faithful and attack.minimal:
-        image = _faithful(net, clean, attacked, labels, settings.margin, image)
-        prediction = predict(net, image, len(image), device).argmax(1)
-    return Stored(image, prediction, floats, rounded)
-
-
-def as_stored(clean: np.ndarray, attacked: Tensor, attack: Attack, dtype: str) -> np.ndarray:
-    """Attacked images (N, C, H, W) as levels (N, H, W, C) in uint8 or float16, to nearest, never past the attack's eps.
-
-    clean: (N, H, W, C) uint8. An L2 ball is kept by shrinking the change and rounding again until it fits.
-    """
-    wanted = attacked.detach().permute(0, 2, 3, 1).cpu().numpy().astype(np.float32) * 255
-    start = clean.astype(np.float32)
-    levels = _rounded(wanted, dtype)
-    linf, l2 = attack.linf, attack.l2
-    if linf is not None:
-        radius = round(255 * linf)  # whole levels, so that its ends are values of either type
-        levels = np.clip(levels, start - radius, start + radius)
-    if l2 is not None:
-        scale = np.ones((len(clean), 1, 1, 1), np.float32)
-        while len(outside := np.flatnonzero(np.sqrt(np.square((levels - start) / 255).sum((1, 2, 3))) > l2)):
-            scale[outside] *= 0.98
-            shrunk = start[outside] + scale[outside] * (wanted[outside] - start[outside])
-            levels[outside] = _rounded(shrunk, dtype)
-    return levels.astype(dtype)
-
-
-def _rounded(levels: np.ndarray, dtype: str) -> np.ndarray:
-    """The nearest levels that `dtype` holds, as float32."""
-    levels = np.clip(levels, 0, 255)
-    return np.rint(levels) if dtype == "uint8" else levels.astype(dtype).astype(np.float32)
-
-
-@torch.no_grad()
-def _faithful(
-    net: Classifier, clean: np.ndarray, attacked: Tensor, labels: Tensor, margin: float, rounded: np.ndarray
-) -> np.ndarray:
-    """Each image at the least scale of its change at which it fools `net` by `margin` once rounded as `rounded` is.
-
-    For a change along one gradient, scaling and rounding is the least whole-numbered change that crosses a linear
-    boundary. Images that the attack left alone, or that no scale stores, are as in `rounded`.
-    """
-    start = torch.from_numpy(clean).to(attacked.device).float()
-    change = 255 * attacked.detach().permute(0, 2, 3, 1) - start
-    largest = change.abs().flatten(1).amax(1)
-    rows = (largest > 1e-3).nonzero()[:, 0]  # less is the arithmetic of an untouched image
-    whole = rounded.dtype == np.uint8
-    if whole:  # a change too small to move any pixel by a level begins where it moves its first
-        change *= (0.5 / largest).clamp(min=1).nan_to_num(1, 1, 1).view(-1, 1, 1, 1)
-    low, high = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
-    scale = torch.ones_like(largest)
-
-    def at(rows: Tensor, scale: Tensor) -> Tensor:
-        levels = (start[rows] + scale[rows].view(-1, 1, 1, 1) * change[rows]).clamp_(0, 255)
-        return levels.round_() if whole else levels.half().float()
-
-    while len(rows):
-        logits = net((at(rows, scale) / 255).permute(0, 3, 1, 2))
-        fooled = losses.margin(logits, labels[rows]) <= -margin
-        high[rows[fooled]] = scale[rows[fooled]]
-        low[rows[~fooled]] = scale[rows[~fooled]]
-        # Doubled or halved until both sides are known, then halved between them.
-        scale = torch.where(high.isinf(), 2 * low, torch.where(low == 0, high / 2, (low * high).sqrt()))
-        done = (high / low < NEAR_ENOUGH) | (low >= FARTHEST) | (high <= 1 / FARTHEST)
-        rows = rows[~done[rows]]
-    found = high.isfinite().nonzero()[:, 0]
-    image = rounded.copy()
-    image[found.cpu().numpy()] = at(found, high).cpu().numpy().astype(image.dtype)
-    return image

@@ -2,7 +2,8 @@
 
 import inspect
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sparring import attacks, checkpoints, progress, store
-from sparring.attacks import engine
-from sparring.device import channels_last, choose, precision, rng, torch_seed
+from sparring.attacks import engine, storage
+from sparring.data.draws import Draws
+from sparring.device import channels_last, choose, on_device, precision, rng, torch_seed
 from sparring.layout import HERE, Layout
 from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
@@ -56,37 +58,73 @@ def attack_splits(params: Params, name: str, layout: Layout = HERE, splits: Sequ
         if compiled := engine.worth_compiling(net, attack, train.image.shape[1:], count, device):
             engine.compile_below(unfinished / "compiled")
         model = engine.Fast(net, device, dtype, compiled=compiled)
+        make = partial(_judged, params, attack, name, net, model, pool=train, device=device)
+        bounds: dict[str, float] = {}
         with progress.bar(f"attack@{name}", count) as advance:
             for split in splits:
                 metadata = train.metadata | {"split": split} | origin
-                made = kept(
-                    unfinished / split,
-                    store.in_shards(clean[split], params.store.shard_size),
-                    lambda shard: attacked(params, attack, name, net, model, shard, train, device),
-                    metadata,
-                    advance,
-                )
+                made, facts = [], []
+                for shard, path in kept_paths(unfinished / split, clean[split], params.store.shard_size):
+                    kept(path, shard, partial(make, bounds=bounds), metadata, advance)
+                    made.append(path)
+                    facts.append(store.read(path, ()).metadata["decided"])
+                    bounds = bounds or {column: fact["bound"] for column, fact in facts[-1].items()}
+                metadata |= {"decided": _decided(facts, len(clean[split]))}
                 store.write(layout.attacked(params, name) / f"{split}.parquet", map(store.read, made), metadata)
         done(count, f"{count:,} images attacked")
         shutil.rmtree(unfinished)
 
 
+def _decided(facts: list[dict[str, dict[str, float]]], count: int) -> dict[str, dict[str, float]]:
+    """How the predictions of `count` images were found, by column: the bound of the fast copy, and the share of the
+    images that the net itself has decided.  facts: those of each shard."""
+    return {
+        column: {
+            "bound": facts[0][column]["bound"],
+            "in_float32": sum(fact[column]["exact"] for fact in facts) / count,
+        }
+        for column in facts[0]
+    }
+
+
+def _judged(
+    params: Params,
+    attack: Attack,
+    name: str,
+    net: Classifier,
+    model: engine.Fast,
+    shard: store.Images,
+    pool: store.Images,
+    device: torch.device,
+    bounds: dict[str, float],
+) -> store.Images:
+    """The stored images of a shard, with what the net says of them; other arguments as for `attacked`.
+
+    bounds: as for storage.Judge.
+    """
+    judge = storage.Judge(net, params.store.batch_size, attack.predictions, bounds)
+    images = attacked(params, attack, name, net, model, shard, pool, device, judge)
+    return replace(images, metadata={"decided": judge.facts()})
+
+
+def kept_paths(prefix: Path, images: store.Images, size: int) -> Iterator[tuple[store.Images, Path]]:
+    """Each shard of at most `size` images, with where it is kept: <prefix>-<number>.parquet."""
+    for number, shard in enumerate(store.in_shards(images, size)):
+        yield shard, prefix.with_name(f"{prefix.name}-{number}.parquet")
+
+
 def kept(
-    prefix: Path,
-    shards: Iterable[store.Images],
+    path: Path,
+    shard: store.Images,
     make: Callable[[store.Images], store.Images],
     metadata: dict[str, Any],
     advance: progress.Advance,
-) -> list[Path]:
-    """What `make` makes of each shard, as files <prefix>-<number>.parquet; one that a killed run had finished stays."""
-    made = []
-    for number, shard in enumerate(shards):
-        path = prefix.with_name(f"{prefix.name}-{number}.parquet")
-        if not _is_finished(path, shard):
-            store.write(path, [make(shard)], metadata)
-        made.append(path)
-        advance(len(shard))
-    return made
+) -> None:
+    """Write what `make` makes of a shard, with its own metadata too, unless a killed run had finished it."""
+    if not _is_finished(path, shard):
+        made = make(shard)
+        store.write(path, [made], metadata | made.metadata)
+    advance(len(shard))
 
 
 def _is_finished(path: Path, shard: store.Images) -> bool:
@@ -107,31 +145,28 @@ def attacked(
     shard: store.Images,
     pool: store.Images,
     device: torch.device,
+    judge: storage.Judge | None = None,
 ) -> store.Images:
-    """The stored images of a shard, with the columns prediction, prediction_float, prediction_rounded, l2 and linf.
+    """The stored images of a shard, with the columns l2 and linf, and those of the judge, where there is one.
 
-    net: the source model, on `device`; all predictions are its own.  model: its copy for the gradients.
-    pool: clean images among which NST's partners are drawn.  Raises InputError where an attack of torchattacks fails.
+    net: the source model, on `device`.  model: its copy for the gradients.  pool: clean images among which NST's
+    partners are drawn.  Raises InputError where an attack of torchattacks fails.
     """
-    parts = [engine.Stored.empty(shard.image.shape[1:], params.store.dtype)]
-    for start in range(0, len(shard), params.store.batch_size):
+    whole: dict[str, list[Tensor]] = {"image": [], "l2": [], "linf": []}
+    for start in range(0, max(len(shard), 1), params.store.batch_size):
         batch = shard[start : start + params.store.batch_size]
-        result = attack_batch(params, attack, name, model, batch, pool, device)
-        labels = torch.from_numpy(batch.label).to(device)
-        parts.append(engine.store(net, batch.image, result, labels, attack, params.store))
-    image, prediction, prediction_float, prediction_rounded = (
-        np.concatenate(part) for part in zip(*parts, strict=True)
-    )
-    change = (image.astype(np.float32) - shard.image) / 255
-    flat = change.reshape(len(shard), int(np.prod(image.shape[1:])))
-    columns = {
-        "prediction": prediction,
-        "prediction_float": prediction_float,
-        "prediction_rounded": prediction_rounded,
-        "l2": np.sqrt(np.square(flat, dtype=np.float64).sum(1)),
-        "linf": np.abs(flat).max(1, initial=0),
-    }
-    return store.Images(shard.index, shard.label, image, columns)
+        clean, labels = on_device(batch.image, device), on_device(batch.label, device)
+        found = clean
+        if len(batch):
+            result = attack_batch(params, attack, name, model, batch, pool, device)
+            found = storage.store(net, model, clean, result, labels, attack, params.store, judge)
+        whole["image"].append(found.to(getattr(torch, params.store.dtype)))
+        whole["l2"].append(storage.lengths(found, clean))
+        whole["linf"].append(storage.heights(found, clean))
+    # Fetched once a shard: whoever fetches after each batch waits for it.
+    image, l2, linf = (torch.cat(parts).cpu().numpy() for parts in whole.values())
+    predictions = judge.predictions() if judge is not None else {}
+    return store.Images(shard.index, shard.label, image, predictions | {"l2": l2, "linf": linf})
 
 
 def attack_batch(
@@ -150,14 +185,13 @@ def attack_batch(
     if arguments.get("seed", 0) is None:
         # Left alone, torchattacks would take the time of day.
         arguments["seed"] = int(rng(params.seed, "torchattacks", name).integers(2**31))
-    images = classifier.to_images(batch.image, device)
-    labels = torch.from_numpy(batch.label).to(device)
+    images, labels = classifier.to_images(batch.image, device), on_device(batch.label, device)
     extra: dict[str, Tensor] = {}
     if "noise" in wants:
-        extra["noise"] = _noise(params.seed, name, batch, tuple(images.shape[1:])).to(device)
+        extra["noise"] = _noise(params.seed, name, batch, tuple(images.shape[1:]), device)
     if "starts" in wants:
         shape = (arguments["restarts"], *images.shape[1:])
-        extra["starts"] = _noise(params.seed, name, batch, shape).to(device)
+        extra["starts"] = _noise(params.seed, name, batch, shape, device)
     if "partners" in wants:
         extra["partners"] = classifier.to_images(pool.image[_partners(params.seed, name, batch, pool)], device)
     with torch_seed(params.seed, "attack", name, int(batch.index[0])):
@@ -170,16 +204,16 @@ def attack_batch(
             raise InputError(f"{PARAMS_FILE}: {params.key(name, attack)}: {attack.method} failed: {words}") from error
 
 
-def _partners(seed: int, name: str, batch: store.Images, pool: store.Images) -> list[int]:
-    """For each image of the batch, a row of the pool that is of another class."""
-    others = {label: np.flatnonzero(pool.label != label) for label in np.unique(batch.label).tolist()}
-    return [
-        int(others[label][rng(seed, "partner", name, index).integers(len(others[label]))])
-        for index, label in zip(batch.index.tolist(), batch.label.tolist(), strict=True)
-    ]
+def _partners(seed: int, name: str, batch: store.Images, pool: store.Images) -> np.ndarray:
+    """For each image of the batch, a row (N,) of the pool that is of another class."""
+    drawn = Draws(seed, "partner", name).uniform(batch.index, 1)[:, 0]
+    partners = np.empty(len(batch), np.int64)
+    for label in np.unique(batch.label):
+        others, rows = np.flatnonzero(pool.label != label), batch.label == label
+        partners[rows] = others[(drawn[rows] * len(others)).astype(np.int64)]
+    return partners
 
 
-def _noise(seed: int, name: str, batch: store.Images, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal (N, *shape), drawn image by image."""
-    drawn = [rng(seed, "noise", name, index).standard_normal(shape, np.float32) for index in batch.index.tolist()]
-    return torch.from_numpy(np.stack(drawn))
+def _noise(seed: int, name: str, batch: store.Images, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard normal (N, *shape), a function of each image's number."""
+    return on_device(Draws(seed, "noise", name).normal(batch.index, shape), device)

@@ -114,14 +114,11 @@ def _attacked(
         aim = model
         if name == SINGLE_DRAW and isinstance(net, Averaged):
             aim = engine.Fast(net.of_one_draw(), device, torch.float32)
-        made = generation.kept(
-            folder / str(number),
-            store.in_shards(images[met & right], params.store.batch_size),
-            partial(generation.attacked, params, attack, name, net, aim, pool=test, device=device),
-            test.metadata | {"attack": name},
-            advance,
-        )
-        shards = [store.read(path) for path in made]
+        make = partial(generation.attacked, params, attack, name, net, aim, pool=test, device=device)
+        shards = []
+        for shard, path in generation.kept_paths(folder / str(number), images[met & right], params.store.batch_size):
+            generation.kept(path, shard, make, test.metadata | {"attack": name}, advance)
+            shards.append(store.read(path))
         index, label, image = (
             np.concatenate([getattr(shard, key) for shard in shards]) for key in ("index", "label", "image")
         )

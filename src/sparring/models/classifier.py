@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparring.device import on_device
+
 
 class Classifier(nn.Module):
     """What every network is to the others: images (N, 3, H, W) in [0, 1], not normalised → logits (N, classes)."""
@@ -43,8 +45,8 @@ def map_shapes(net: Classifier, size: int) -> dict[str, tuple[int, int, int]]:
 
 def to_images(stored: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """(N, H, W, C) as stored → (N, C, H, W) float32 in [0, 1]: a view in channels_last order, divided once."""
-    tensor = torch.from_numpy(stored) if isinstance(stored, np.ndarray) else stored
-    return tensor.to(device).permute(0, 3, 1, 2).float().div_(255)
+    tensor = on_device(stored, device) if isinstance(stored, np.ndarray) else stored.to(device)
+    return tensor.permute(0, 3, 1, 2).float().div_(255)
 
 
 @torch.no_grad()

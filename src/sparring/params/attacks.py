@@ -134,6 +134,13 @@ class Attack(Section):
         return self.method in MINIMAL_NORM and self.linf is None and self.l2 is None
 
     @property
+    def predictions(self) -> tuple[str, ...]:
+        """The columns of predictions in its store. A minimal-norm attack ends so near a boundary that rounding undoes
+        much of it, so its store also tells of the images before storage; of any other the three are one but for
+        rounding."""
+        return ("prediction", *(("prediction_float", "prediction_rounded") if self.minimal else ()))
+
+    @property
     def noise(self) -> bool:
         """Whether it is mere noise, which aims at nothing."""
         return self.method in NOISE

@@ -108,7 +108,8 @@ def table(results: Results) -> Table:
             "`success`: of the images that the pretrained net classifies correctly when clean, the share that it "
             "classifies wrongly: as the attack left them (floats), after mere rounding to 8 bits, and as stored. "
             "Minimal-norm attacks end right behind the boundary, so rounding undoes many; they are stored with the "
-            "least change that still fools the net after rounding, unless `store.faithful` is false. " + INTERVALS,
+            "least change that still fools the net after rounding, unless `store.faithful` is false. Of all others "
+            "the three are one but for rounding, so only the images as stored are shown to the net (`-`). " + INTERVALS,
             "`eps as stored`: the largest change of a pixel after rounding, floor(255 eps + 0.001)/255; two settings "
             "with the same value are the same radius. L2 and Linf are measured over all images of the split, with "
             "pixels in [0, 1]. `unchanged`: images that the attack left as they were; a detector is not expected to "

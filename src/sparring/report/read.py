@@ -26,6 +26,7 @@ DETECTION_COLUMNS = ["index", "split", "seed", "kind", "attack", "label", "predi
 CORRUPTION_COLUMNS = ["index", "split", "seed", "corruption", "strength", "label", "prediction"]
 WHITEBOX_COLUMNS = ["index", "seed", "attack", "label", "prediction", "l2", "linf"]
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "validation_accuracy"]
+STORED_COLUMNS = ["index", "label", "prediction", "prediction_float", "prediction_rounded", "l2", "linf"]
 STAGES = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate", "whitebox", "corruptions", "detect"]
 
 
@@ -53,11 +54,13 @@ def _image_path(params: Params, layout: Layout, split: str, version: str) -> Pat
 def stored(params: Params, layout: Layout, clean: dict[str, store.Images]) -> pd.DataFrame:
     """What every stored attack did to the test and held-out images."""
     parts = []
+    every = {**params.attacks, **params.unseen_attacks}
     for split, attack in itertools.product(EVALUATED_SPLITS, params.all_attacks):
-        columns = ("prediction", "prediction_float", "prediction_rounded", "l2", "linf")
+        columns = (*every[attack].predictions, "l2", "linf")
         attacked = images(params, layout, split, attack, columns)
         store.check_rows(clean[split], attacked, _image_path(params, layout, split, attack))
         rows = pd.DataFrame({"index": attacked.index, "label": attacked.label, **attacked.columns})
+        rows = rows.reindex(columns=STORED_COLUMNS)  # what a store does not tell is NaN
         parts.append(rows.assign(split=split, attack=attack))
     return pd.concat(parts, ignore_index=True)
 

@@ -142,8 +142,8 @@ def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFra
     stored: the stored attacks.  source_clean: the source model's predictions on the clean images.
     Columns: success (share of the images classified correctly when clean that are classified wrongly as stored),
     ci_low, ci_high, correct_before (its denominator), success_float and success_rounded (the same share before storage,
-    and after mere rounding), l2_median, linf_max (over all images, [0, 1] units), unchanged (images equal to the clean
-    one), images.
+    and after mere rounding; NaN where a store does not tell, as of bounded attacks), l2_median, linf_max (over all
+    images, [0, 1] units), unchanged (images equal to the clean one), images.
     """
     before = source_clean[["split", "index", "correct"]].drop_duplicates(["split", "index"])
     rows = stored.merge(before, on=["split", "index"], validate="many_to_one")
@@ -170,7 +170,9 @@ def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFra
     counts = list(zip(table["fooled"].astype(int), table["correct_before"].astype(int), strict=True))
     table["success"] = [fooled / correct if correct else float("nan") for fooled, correct in counts]
     for way in ("float", "rounded"):
-        table[f"success_{way}"] = grouped[f"fooled_{way}"].sum() / table["correct_before"].replace(0, np.nan)
+        told = grouped[f"prediction_{way}"].count() == table["images"]
+        share = grouped[f"fooled_{way}"].sum() / table["correct_before"].replace(0, np.nan)
+        table[f"success_{way}"] = share.where(told)
     table[["ci_low", "ci_high"]] = np.array([statistics.wilson(*count) for count in counts], float).reshape(-1, 2)
     return table[
         [
