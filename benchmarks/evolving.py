@@ -75,7 +75,7 @@ def stepper(settings: Params, width: int, size: int, on: torch.device) -> Callab
         view = views.of(rows)
         seen = images if structure.opponents == "none" else view.apply(images)
         batch = Batch(rows, seen, labels, torch.zeros(size, dtype=torch.bool, device=on))
-        shown = made.show(batch, view, lambda images: images, 0, 1)
+        shown = made.show(batch, view, lambda images: images, made.draw(batch, 0, 1))
         return step.run(shown.images, labels, shown.adversarial, shown.penalty)["loss"].item()
 
     return one

@@ -142,7 +142,8 @@ def online(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     settings = Online(eps=EPS, step=EPS / 4, steps=8, noise=1)
     opponents = OnlineOpponents(model, settings, torch.float32, 0)  # type: ignore[arg-type]
     batch = Batch(torch.arange(len(labels)), images, labels, torch.zeros(len(labels), dtype=torch.bool))
-    return opponents.show(batch, Augmentation(torch.empty(0), None), lambda shown: shown, 0, 0).images
+    drawn = opponents.draw(batch, 0, 0)
+    return opponents.show(batch, Augmentation(torch.empty(0), None), lambda shown: shown, drawn).images
 
 
 def ddn(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def test_the_update_is_that_of_the_method(frame: str, consistency: float) -> Non
     for _ in range(3):
         views = view.of(rows)
         batch = Batch(rows, views.apply(images[rows]), labels[rows], torch.zeros(4, dtype=torch.bool))
-        shown = following_net.show(batch, views, lambda batch: batch, 0, 1)
+        shown = following_net.show(batch, views, lambda batch: batch, None)
 
         moved, running = perturbation[rows].copy(), direction[rows].copy()
         if frame == "moving":
@@ -162,7 +162,7 @@ def test_black_and_white_pixels_move() -> None:
     following_net.versions(0, np.arange(COUNT))
     batch = Batch(torch.arange(COUNT), images, torch.arange(COUNT), torch.zeros(COUNT, dtype=torch.bool))
     before = torch.from_numpy(signs()).int()
-    following_net.show(batch, view_of("whole", COUNT), lambda batch: batch, 0, 1)
+    following_net.show(batch, view_of("whole", COUNT), lambda batch: batch, None)
     after = following_net.state_dict()["perturbation"].int()
     outwards = torch.cat([before[:4] < 0, before[4:] > 0])  # which the clip hides
     assert ((after != before) & outwards).sum() > 0.3 * outwards.sum()
@@ -348,7 +348,7 @@ def test_the_first_pass_makes_no_gradients_of_weights() -> None:
     clean = eight()
     images = torch.from_numpy(clean.image).permute(0, 3, 1, 2).float() / 255
     batch = Batch(torch.arange(COUNT), images, torch.from_numpy(clean.label), torch.zeros(COUNT, dtype=torch.bool))
-    following_net.show(batch, view_of("whole", COUNT), lambda batch: batch, 0, 1)
+    following_net.show(batch, view_of("whole", COUNT), lambda batch: batch, None)
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
@@ -362,7 +362,7 @@ def test_nfgsm_starts_outside_eps_and_is_not_brought_back(tiny: Callable[..., Pa
     labels = torch.arange(COUNT)
     batch = Batch(labels, images, labels, torch.zeros(COUNT, dtype=torch.bool))
     view = augmentation.draw(settings.training, COUNT, 0, 0, CPU)
-    shown = made.show(batch, view, lambda batch: batch, 3, 2).images
+    shown = made.show(batch, view, lambda batch: batch, made.draw(batch, 3, 2)).images
     generator = torch.Generator().manual_seed(int(rng(0, "online", 3, 2).integers(2**62)))
     noise = torch.erf(torch.randn((COUNT, 1, 3, SIZE, SIZE), generator=generator)[:, 0] / 2**0.5)
     at = (images + 0.2 * noise).clamp(0, 1).requires_grad_()

@@ -30,7 +30,7 @@ class Remembering(Opponents):
         self.visits = torch.zeros(8)
         self.seen: list[tuple[Tensor, ...]] = []
 
-    def show(self, batch: Batch, view: Augmentation, seen: Draw, epoch: int, number: int) -> Shown:
+    def show(self, batch: Batch, view: Augmentation, seen: Draw, drawn: Tensor | None) -> Shown:
         self.visits[batch.rows] += 1
         self.seen.append((batch.rows, batch.labels, view.boxes))
         return Shown(batch.images * (self.visits[batch.rows] / 10).view(-1, 1, 1, 1), batch.adversarial)

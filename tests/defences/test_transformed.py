@@ -81,7 +81,7 @@ def test_an_online_attacker_sees_the_net_through_the_draw_of_the_batch() -> None
     view = Augmentation(torch.empty(0), None)
 
     def attacked(seen: Callable[[Tensor], Tensor]) -> Tensor:
-        return opponents.show(batch, view, seen, 0, 1).images
+        return opponents.show(batch, view, seen, opponents.draw(batch, 0, 1)).images
 
     through = attacked(draw)
     # No step is made where the net sees nothing: the change there is that of the random start, which is smaller.
@@ -92,7 +92,7 @@ def test_an_online_attacker_sees_the_net_through_the_draw_of_the_batch() -> None
     plain = OnlineOpponents(
         nn.Sequential(_Drawn(draw), net), Online(eps=0.1, step=0.125, steps=1, noise=1), torch.float32, 0
     )
-    wanted = plain.show(batch, view, lambda shown: shown, 0, 1).images
+    wanted = plain.show(batch, view, lambda shown: shown, plain.draw(batch, 0, 1)).images
     assert torch.equal(through, wanted)
 
 

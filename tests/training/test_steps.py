@@ -203,7 +203,8 @@ def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, ste
 
     def attack(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
         batch = Batch(torch.arange(16), images, labels, torch.zeros(16, dtype=torch.bool))
-        return opponents.show(batch, Augmentation(torch.empty(0), None), lambda shown: shown, epoch, number).images
+        drawn = opponents.draw(batch, epoch, number)
+        return opponents.show(batch, Augmentation(torch.empty(0), None), lambda shown: shown, drawn).images
 
     attacked = attack(images, labels, 3, 7)
     assert net.training and all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

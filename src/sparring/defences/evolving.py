@@ -51,28 +51,30 @@ class EvolvingOpponents(Opponents):
         self._label_smoothing = label_smoothing
         self._drawn, self._start = drawn, start
         self._device = next(net.parameters()).device
-        self._evolves = torch.zeros(0, dtype=torch.bool)
-        self._begin(0)
+        self._began = 0
+        # Of the shape (N, H, W, 3), as the stores have images. All three stay where they are: see Opponents.show.
+        self._perturbation = torch.from_numpy(self._start(0)).to(self._device)
+        # Not float16, for which its numbers are too small.
+        self._direction = torch.zeros(self._perturbation.shape, dtype=torch.bfloat16, device=self._device)
+        self._evolves = torch.zeros(len(self._perturbation), dtype=torch.bool, device=self._device)
 
     def _begin(self, epoch: int) -> None:
         self._began = epoch
-        # Of the shape (N, H, W, 3), as the stores have images.
-        self._perturbation = torch.from_numpy(self._start(epoch)).to(self._device)
-        # Not float16, for which its numbers are too small.
-        self._direction = torch.zeros(self._perturbation.shape, dtype=torch.bfloat16, device=self._device)
+        self._perturbation.copy_(torch.from_numpy(self._start(epoch)))
+        self._direction.zero_()
 
     def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
         reset = self._settings.reset
         if reset and epoch % reset == 0 and epoch != self._began:  # or this is an epoch that is gone on with
             self._begin(epoch)
         version, evolves = self._drawn(epoch, visits)
-        self._evolves = torch.from_numpy(evolves).to(self._device)
+        self._evolves.copy_(torch.from_numpy(evolves))
         return version
 
-    def show(self, batch: Batch, view: Augmentation, seen: Draw, epoch: int, number: int) -> Shown:
+    def show(self, batch: Batch, view: Augmentation, seen: Draw, drawn: Tensor | None) -> Shown:
         settings, images = self._settings, batch.images
         eps, step = settings.whole
-        every = batch.rows.to(self._device)  # where images are too many for a GPU, they come with rows on the CPU
+        every = batch.rows
         rows = distributed.mine(every)
         evolves, labels = self._evolves[rows], distributed.mine(batch.labels)
         before = torch.cat([_as_images(self._perturbation[rows]), _as_images(self._direction[rows])], 1)

@@ -54,12 +54,16 @@ class OnlineOpponents(Opponents):
     def __init__(self, net: Classifier, settings: Online, dtype: torch.dtype, seed: int) -> None:
         self._net, self._settings, self._dtype, self._seed = net, settings, dtype, seed
 
-    def show(self, batch: Batch, view: Augmentation, seen: Draw, epoch: int, number: int) -> Shown:
-        settings, images = self._settings, batch.images
+    def draw(self, batch: Batch, epoch: int, number: int) -> Tensor:
+        images = batch.images
         generator = torch.Generator(images.device)
         generator.manual_seed(int(rng(self._seed, "online", epoch, number).integers(2**62)))
-        starts = torch.randn((len(batch.labels), 1, *images.shape[1:]), generator=generator, device=images.device)
-        starts, labels = distributed.mine(starts), distributed.mine(batch.labels)
+        return torch.randn((len(batch.labels), 1, *images.shape[1:]), generator=generator, device=images.device)
+
+    def show(self, batch: Batch, view: Augmentation, seen: Draw, drawn: Tensor | None) -> Shown:
+        settings, images = self._settings, batch.images
+        assert drawn is not None
+        starts, labels = distributed.mine(drawn), distributed.mine(batch.labels)
 
         def logits(attacked: Tensor) -> Tensor:
             return self._logits(seen(attacked))

@@ -158,6 +158,7 @@ class Training(Section):
     ema: BelowOne
     keep: Literal["last", "best", "best_robust"]
     devices: int | Literal["auto"]
+    graphs: Literal["auto", "off"]
 
     @field_validator("devices", mode="before")
     @classmethod

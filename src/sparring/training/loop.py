@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparring import checkpoints, distributed, progress, store
 from sparring.checkpoints import Checkpoint
@@ -20,6 +20,8 @@ from sparring.models.classifier import Classifier
 from sparring.params import Params
 from sparring.params.errors import InputError
 from sparring.params.sections import Training
+from sparring.training import graphs
+from sparring.training.average import MovingAverage
 from sparring.training.collapse import COLLAPSE, collapsed_at
 from sparring.training.gallery import Batch, Gallery, batch_stops
 from sparring.training.steps import Penalty, Step, scheduler
@@ -44,7 +46,7 @@ class Shown(NamedTuple):
 class Opponents:
     """Whom the net in training meets. These are none: every image comes clean. A kind overrides what it does otherwise.
 
-    The loop calls `versions` once an epoch and `show` once a batch, and keeps `state_dict` in the checkpoint.
+    The loop calls `versions` once an epoch, `draw` and `show` once a batch, and keeps `state_dict` in the checkpoint.
     """
 
     def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
@@ -52,11 +54,16 @@ class Opponents:
         gallery. visits: the images in the order in which the epoch visits them (N,)."""
         return np.zeros(len(visits), np.int64)
 
-    def show(self, batch: Batch, view: Augmentation, seen: Draw, epoch: int, number: int) -> Shown:
-        """What the net learns from in place of a batch, whose images were augmented.
+    def draw(self, batch: Batch, epoch: int, number: int) -> Tensor | None:
+        """Random numbers for `show`, which draws none itself.  number: the batch's place in the epoch, from 1."""
+        return None
+
+    def show(self, batch: Batch, view: Augmentation, seen: Draw, drawn: Tensor | None) -> Shown:
+        """What the net learns from in place of a batch, whose images were augmented. It may be in a CUDA graph, so what
+        changes from batch to batch is in its arguments, or in tensors that stay where they are.
 
         view: how, image by image.  seen: the batch's draw of the structure's transform, through which the net will see
-        what is returned.  number: the batch's place in the epoch, from 1.
+        what is returned.  drawn: by `draw`.
         """
         return Shown(batch.images, batch.adversarial)
 
@@ -78,11 +85,9 @@ class _State:
         self.name, self.epochs = name, settings.epochs
         steps = settings.epochs * len(batch_stops(count, settings.batch_size))
         self.schedulers = [scheduler(optimizer, settings, steps) for optimizer in step.optimizers]
-        self.average: AveragedModel | None = None
-        if settings.ema:
-            self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+        self.average = MovingAverage(net, settings.ema) if settings.ema else None
         self.trained = [net, *step.helpers]
-        self.watched: Classifier = self.average.module if self.average else net  # type: ignore[assignment]
+        self.watched: Classifier = self.average.net if self.average else net  # type: ignore[assignment]
         self.kept = [self.watched, *step.helpers]
         self.changing: list[Any] = [*self.trained, *step.optimizers, *self.schedulers, opponents]
         self.changing += [self.average] if self.average else []
@@ -176,6 +181,7 @@ def fit(
     _check_enough(name, settings, count, len(validation))
     state = _State(params, name, net, step, opponents, count)
     state.load(checkpoint, device)
+    learn = graphs.captured(partial(_learn, net, step, opponents, state.average), step.optimizers, settings, device)
     bar = progress.bar(name, settings.epochs * count, distributed.first())
     with checkpoint.stoppable() as stopped, bar as advance:
 
@@ -185,14 +191,12 @@ def fit(
 
         advance(state.epoch * count + min(state.batches * settings.batch_size, count))
         while state.epoch < settings.epochs:
-            _run_epoch(params, state, net, step, gallery, opponents, transform, after_batch)
+            _run_epoch(params, state, net, learn, gallery, opponents, transform, after_batch)
             means = {key: float(value) / count for key, value in distributed.total(state.totals).items()}
             _check_finite(name, state.epoch, means, settings, checkpoint)
             means |= _validate(params, state, validation, monitor, device)
             state.end_epoch(means, settings.keep)
-            print(f"{name}: epoch {state.epoch}/{settings.epochs}, " + _line(means), flush=True)
-            if collapsed_at(state.history) == state.epoch:
-                print(f"{name}: {COLLAPSE}", flush=True)
+            _tell(state, means)
             advance(0, f"PGD {pgd:.3f}" if (pgd := means.get("pgd_accuracy")) is not None else "")
             state.save(checkpoint, stopped, device)
     state.choose()
@@ -233,7 +237,7 @@ def _run_epoch(
     params: Params,
     state: _State,
     net: Classifier,
-    step: Step,
+    learn: graphs.Learn,
     gallery: Gallery,
     opponents: Opponents,
     transform: RandomTransform | None,
@@ -241,7 +245,7 @@ def _run_epoch(
 ) -> None:
     """Train on what is left of an epoch, and add up in state.totals what the step returns.
 
-    after_batch: told the number of images of each batch that is done.
+    learn: as `_learn`.  after_batch: told the number of images of each batch that is done.
     """
     settings, device, epoch = params.training, gallery.device, state.epoch
     windows = gallery.order(params.seed, epoch)
@@ -256,19 +260,17 @@ def _run_epoch(
             own = distributed.mine(batch.rows)
             view = views.of(own)
             batch = batch._replace(images=view.apply(batch.images))
-            seen: Draw = _as_it_is
+            through: dict[str, Draw] = {}
             if transform is not None and transform.settings.training:
                 shape = tuple(batch.images.shape[1:])
-                seen = transform.draw(shape, own.cpu().numpy(), params.seed, "transform", epoch)
-            shown = opponents.show(batch, view, seen, epoch, state.batches + 1)
-            sums = step.run(seen(shown.images), batch.labels, shown.adversarial, shown.penalty)
+                through["seen"] = transform.draw(shape, own.cpu().numpy(), params.seed, "transform", epoch)
+            rows = batch.rows.to(device)  # where images are too many for a GPU, they come with rows on the CPU
+            drawn = opponents.draw(batch, epoch, state.batches + 1)
+            sums = learn(rows, batch.images, batch.labels, batch.adversarial, *view, drawn, **through)
             for key, value in sums.items():
                 state.totals[key] = state.totals.get(key, 0) + value
-            distributed.average_norms(net)
             for each in state.schedulers:
                 each.step()
-            if state.average is not None:
-                state.average.update_parameters(net)
             state.batches += 1
             after_batch(len(batch.rows))
 
@@ -277,5 +279,33 @@ def _as_it_is(images: Tensor) -> Tensor:
     return images
 
 
-def _line(means: dict[str, float]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in means.items() if not np.isnan(value))
+def _learn(
+    net: Classifier,
+    step: Step,
+    opponents: Opponents,
+    average: MovingAverage | None,
+    rows: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    adversarial: Tensor,
+    boxes: Tensor,
+    shifts: Tensor | None,
+    drawn: Tensor | None,
+    seen: Draw = _as_it_is,
+) -> dict[str, Tensor]:
+    """Learn from a batch, whose parts are those of Batch and of Augmentation: sums over it, as Step has them."""
+    batch, view = Batch(rows, images, labels, adversarial), Augmentation(boxes, shifts)
+    shown = opponents.show(batch, view, seen, drawn)
+    sums = step.run(seen(shown.images), labels, shown.adversarial, shown.penalty)
+    distributed.average_norms(net)
+    if average is not None:
+        average.update(net)
+    return sums
+
+
+def _tell(state: _State, means: dict[str, float]) -> None:
+    """Print the epoch's means, and where the net has collapsed in it."""
+    line = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in means.items() if not np.isnan(value))
+    print(f"{state.name}: epoch {state.epoch}/{state.epochs}, {line}", flush=True)
+    if collapsed_at(state.history) == state.epoch:
+        print(f"{state.name}: {COLLAPSE}", flush=True)

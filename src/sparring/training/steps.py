@@ -53,8 +53,9 @@ def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
 
 
 def sgd(module: nn.Module, learning_rate: float, settings: Training) -> torch.optim.SGD:
+    fused = next(module.parameters()).device.type == "cuda"  # a fifth faster there; on a CPU it saves nothing
     return torch.optim.SGD(
-        module.parameters(), learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+        module.parameters(), learning_rate, settings.momentum, weight_decay=settings.weight_decay, fused=fused
     )
 
 
@@ -77,4 +78,5 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    # Without its cache of weights in the other precision, which must not be in one CUDA graph and used outside of it.
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=device.type != "cuda")
