@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparring import device, store
 from sparring.attacks import engine, generation, storage
+from sparring.attacks.losses import loss_gradient
 from sparring.data import augmentation
 from sparring.defences.joint import joint_step
 from sparring.layout import HERE, replacing
@@ -57,7 +58,7 @@ def rates(settings: Params, start: float) -> planning.Rates:
     }
     images, labels = classifier.to_images(shown.image, on), torch.from_numpy(shown.label).to(on)
     exact = engine.Fast(net, on, torch.float32)
-    gradient = _seconds(lambda: engine.losses.loss_gradient(exact, images, labels), on)
+    gradient = _seconds(lambda: loss_gradient(exact, images, labels), on)
     prediction = _seconds(lambda: classifier.predict(net, shown.image, settings.store.batch_size, on), on)
     return planning.Rates(
         source=f"measured on {device.hardware(on)}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}",
