@@ -166,9 +166,9 @@ def test_unfinished_shards_belong_to_their_inputs(
     monkeypatch.setattr(store, "write", write)
     attacked = generation.attacked
 
-    def counts(*arguments: Any) -> Images:
+    def counts(*arguments: Any, **keywords: Any) -> Images:
         made.append(1)
-        return attacked(*arguments)
+        return attacked(*arguments, **keywords)
 
     monkeypatch.setattr(generation, "attacked", counts)
     generation.attack_splits(tiny(seed=1), "fgsm")  # another seed: nothing of the other run is taken

@@ -3,7 +3,6 @@
 import inspect
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,14 +57,15 @@ def attack_splits(params: Params, name: str, layout: Layout = HERE, splits: Sequ
         if compiled := engine.worth_compiling(net, attack, train.image.shape[1:], count, device):
             engine.compile_below(unfinished / "compiled")
         model = engine.Fast(net, device, dtype, compiled=compiled)
-        make = partial(_judged, params, attack, name, net, model, pool=train, device=device)
+        make = partial(attacked, params, attack, name, net, model, pool=train, device=device)
         bounds: dict[str, float] = {}
         with progress.bar(f"attack@{name}", count) as advance:
             for split in splits:
                 metadata = train.metadata | {"split": split} | origin
                 made, facts = [], []
                 for shard, path in kept_paths(unfinished / split, clean[split], params.store.shard_size):
-                    kept(path, shard, partial(make, bounds=bounds), metadata, advance)
+                    judge = storage.Judge(net, params.store.batch_size, attack.predictions, bounds)
+                    kept(path, shard, partial(make, judge=judge), metadata, advance)
                     made.append(path)
                     facts.append(store.read(path, ()).metadata["decided"])
                     bounds = bounds or {column: fact["bound"] for column, fact in facts[-1].items()}
@@ -85,26 +85,6 @@ def _decided(facts: list[dict[str, dict[str, float]]], count: int) -> dict[str, 
         }
         for column in facts[0]
     }
-
-
-def _judged(
-    params: Params,
-    attack: Attack,
-    name: str,
-    net: Classifier,
-    model: engine.Fast,
-    shard: store.Images,
-    pool: store.Images,
-    device: torch.device,
-    bounds: dict[str, float],
-) -> store.Images:
-    """The stored images of a shard, with what the net says of them; other arguments as for `attacked`.
-
-    bounds: as for storage.Judge.
-    """
-    judge = storage.Judge(net, params.store.batch_size, attack.predictions, bounds)
-    images = attacked(params, attack, name, net, model, shard, pool, device, judge)
-    return replace(images, metadata={"decided": judge.facts()})
 
 
 def kept_paths(prefix: Path, images: store.Images, size: int) -> Iterator[tuple[store.Images, Path]]:
@@ -147,7 +127,8 @@ def attacked(
     device: torch.device,
     judge: storage.Judge | None = None,
 ) -> store.Images:
-    """The stored images of a shard, with the columns l2 and linf, and those of the judge, where there is one.
+    """The stored images of a shard, with the columns l2 and linf. A judge, which is new for each shard, adds what the
+    net says of them, and to the metadata, as `decided`, how it found that.
 
     net: the source model, on `device`.  model: its copy for the gradients.  pool: clean images among which NST's
     partners are drawn.  Raises InputError where an attack of torchattacks fails.
@@ -161,12 +142,14 @@ def attacked(
             result = attack_batch(params, attack, name, model, batch, pool, device)
             found = storage.store(net, model, clean, result, labels, attack, params.store, judge)
         whole["image"].append(found.to(getattr(torch, params.store.dtype)))
-        whole["l2"].append(storage.lengths(found, clean))
-        whole["linf"].append(storage.heights(found, clean))
+        whole["l2"].append(storage.l2_lengths(found, clean))
+        whole["linf"].append(storage.largest_changes(found, clean))
     # Fetched once a shard: whoever fetches after each batch waits for it.
     image, l2, linf = (torch.cat(parts).cpu().numpy() for parts in whole.values())
-    predictions = judge.predictions() if judge is not None else {}
-    return store.Images(shard.index, shard.label, image, predictions | {"l2": l2, "linf": linf})
+    columns, metadata = {"l2": l2, "linf": linf}, {}
+    if judge is not None:
+        columns, metadata = judge.predictions() | columns, {"decided": judge.facts()}
+    return store.Images(shard.index, shard.label, image, columns, metadata)
 
 
 def attack_batch(

@@ -72,20 +72,20 @@ def as_stored(clean: Tensor, attacked: Tensor, attack: Attack, dtype: str) -> Te
         levels = levels.clamp(start - radius, start + radius)
     if l2 is not None:
         scale = torch.ones(len(clean), 1, 1, 1, device=clean.device)
-        while len(outside := (lengths(levels, start) > l2).nonzero()[:, 0]):
+        while len(outside := (l2_lengths(levels, start) > l2).nonzero()[:, 0]):
             scale[outside] *= 0.98
             shrunk = start[outside] + scale[outside] * (wanted[outside] - start[outside])
             levels[outside] = _rounded(shrunk, dtype)
     return levels.to(getattr(torch, dtype))
 
 
-def lengths(levels: Tensor, clean: Tensor) -> Tensor:
+def l2_lengths(levels: Tensor, clean: Tensor) -> Tensor:
     """The L2 length of each image's change (N,), in [0, 1] units, float64; both in levels (N, H, W, C)."""
     change = levels.float() - clean.float()
     return change.square().flatten(1).sum(1, dtype=torch.float64).sqrt() / 255
 
 
-def heights(levels: Tensor, clean: Tensor) -> Tensor:
+def largest_changes(levels: Tensor, clean: Tensor) -> Tensor:
     """The largest change of a pixel of each image (N,), in [0, 1] units; both in levels (N, H, W, C)."""
     return (levels.float() - clean.float()).abs().flatten(1).amax(1) / 255
 

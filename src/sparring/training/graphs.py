@@ -14,7 +14,8 @@ Sums = dict[str, Tensor]
 Learn = Callable[..., Sums]
 """Learns from a batch, given as tensors or None in a fixed order, and returns sums over it."""
 Capture = Callable[[Callable[[], Sums]], tuple[Sums, Callable[[], Sums]]]
-"""Runs a function once; returns what it returned, and what does the same work again on the same memory."""
+"""Runs a function once and records it. Returns its result, and a function that repeats the recorded work, which reads
+and writes the same memory as the first time."""
 
 # Batches that are run as they are before a capture: by then optimizers have their momenta and libraries have chosen.
 WARM_UP = 3
@@ -61,12 +62,13 @@ class Captured:
         self._failed = False
 
     def __call__(self, rows: Tensor, *inputs: Tensor | None, **through: Any) -> Sums:
-        """through: what is no tensor, such as a transform that is drawn on the host; with it nothing is captured."""
+        """rows, inputs: the batch.  through: a transform's draw, where there is one. The host makes it anew for each
+        batch, so a graph cannot repeat it, and nothing is captured."""
         if self._failed or through or len(rows) != self._size:
             return self._learn(rows, *inputs, **through)
         if self._warm < WARM_UP:
             self._warm += 1
-            return _beside(self._learn, rows, *inputs)
+            return _on_another_stream(self._learn, rows, *inputs)
         if self._replay is None:
             return self._first(rows, *inputs)
         self._fill(rows, *inputs)
@@ -97,7 +99,7 @@ class Captured:
             rate.fill_(group["lr"])
 
 
-def _beside(learn: Learn, *inputs: Tensor | None) -> Sums:
+def _on_another_stream(learn: Learn, *inputs: Tensor | None) -> Sums:
     """Learns on a stream of its own, as PyTorch asks for what is captured later."""
     if _device(inputs).type != "cuda":
         return learn(*inputs)
