@@ -37,13 +37,13 @@ from sparring import attacks, device, params, store
 from sparring.attacks import engine, storage
 from sparring.layout import HERE
 from sparring.models import classifier, networks
-from sparring.models.resnet import ResNet
+from sparring.models.classifier import Classifier
 from sparring.params.attacks import Attack
 from sparring.params.errors import InputError
 
 EPS, STEP, STEPS = 6 / 255, 0.005, 10
-DEEPFOOL = {"steps": 5, "overshoot": 0.02}
-CW = {"c": 1.0, "kappa": 0.0, "steps": 50, "learning_rate": 0.01}
+DEEPFOOL: dict[str, Any] = {"steps": 5, "overshoot": 0.02}
+CW: dict[str, Any] = {"c": 1.0, "kappa": 0.0, "steps": 50, "learning_rate": 0.01}
 NST = {"steps": 10, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "style": "maps"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "gaussian": {"std": 0.1},
@@ -57,7 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 Run = Callable[[Tensor, Tensor], Tensor]
 
 
-def ours(attack: str, net: ResNet, dtype: torch.dtype, on: torch.device, batch_size: int | None = None) -> Run:
+def ours(attack: str, net: Classifier, dtype: torch.dtype, on: torch.device, batch_size: int | None = None) -> Run:
     """Sparring's attack, all images at a time or `batch_size`."""
 
     model = engine.Fast(net, on, dtype)
@@ -85,7 +85,7 @@ def ours(attack: str, net: ResNet, dtype: torch.dtype, on: torch.device, batch_s
     return run
 
 
-def with_torchattacks(attack: str, net: ResNet) -> Run:
+def with_torchattacks(attack: str, net: Classifier) -> Run:
     import torchattacks
 
     made = {
@@ -98,7 +98,7 @@ def with_torchattacks(attack: str, net: ResNet) -> Run:
     return lambda images, labels: made(images, labels)
 
 
-def with_foolbox(attack: str, net: ResNet) -> Run:
+def with_foolbox(attack: str, net: Classifier) -> Run:
     import foolbox
 
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device=next(net.parameters()).device)
@@ -114,11 +114,12 @@ def with_foolbox(attack: str, net: ResNet) -> Run:
     return lambda images, labels: made(model, images, labels, epsilons=radius)[1]
 
 
-def with_art(attack: str, net: ResNet) -> Run:
+def with_art(attack: str, net: Classifier) -> Run:
     from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
 
-    shape, classes = (3, 32, 32), net.fc.out_features
+    shape = (3, 32, 32)
+    classes = net(torch.zeros(1, *shape, device=next(net.parameters()).device)).shape[1]
     model = PyTorchClassifier(net, torch.nn.CrossEntropyLoss(), shape, classes, clip_values=(0.0, 1.0))
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ def with_art(attack: str, net: ResNet) -> Run:
     return run
 
 
-def with_adv_lib(attack: str, net: ResNet) -> Run:
+def with_adv_lib(attack: str, net: Classifier) -> Run:
     from adv_lib import attacks as peer
 
     return {
@@ -238,7 +239,7 @@ def measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
 
 
 def stored(
-    net: ResNet,
+    net: Classifier,
     model: engine.Fast,
     clean: store.Images,
     found: Tensor,
@@ -275,8 +276,10 @@ def chart(rows: pd.DataFrame, path: Path) -> None:
     wide = wide.reindex(index=list(dict.fromkeys(rows["attack"])), columns=list(dict.fromkeys(rows["library"])))
     axes = wide.plot.bar(logy=True, rot=0, figsize=(9, 4), width=0.8)
     axes.set(xlabel="", ylabel="attacked and stored, images per second (log)")
-    axes.figure.tight_layout()
-    axes.figure.savefig(path, dpi=120)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def main(

@@ -60,7 +60,7 @@ def of_part(part: str, settings: Params, out: Path) -> dict[str, Task]:
 
     methods = {name: attack.method for name, attack in (settings.attacks | settings.unseen_attacks).items()}
     slowest_first = sorted(methods, key=lambda name: SLOWEST.index(methods[name]) if methods[name] in SLOWEST else 9)
-    return {
+    parts: dict[str, dict[str, Task]] = {
         "prepare": {"prepare": partial(prepare.prepare, settings)},
         "measure": {"measure": partial(measuring.write, settings, out / "rates.json", time.time())},
         "pretrain": {"pretrain": partial(pretrain_baseline, settings)},
@@ -71,7 +71,8 @@ def of_part(part: str, settings: Params, out: Path) -> dict[str, Task]:
         "detect": each(detect.detect, settings.structures),
         "corruptions": each(corruptions.evaluate, settings.structures),
         "benchmark": {"benchmark": partial(measuring.benchmark, settings, out / "benchmark.json")},
-    }[part]
+    }
+    return parts[part]
 
 
 def pretrain_baseline(settings: Params) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import attacks as attack_benchmark
+import numpy as np
 import planning
 import torch
 import training as training_benchmark
@@ -18,14 +19,18 @@ from sparring import device, store
 from sparring.attacks import engine, generation, storage
 from sparring.attacks.losses import loss_gradient
 from sparring.data import augmentation
+from sparring.defences import evolving
+from sparring.defences.evolving import EvolvingOpponents
 from sparring.defences.joint import joint_step
 from sparring.layout import HERE, replacing
 from sparring.models import classifier, networks
 from sparring.models.detector import TransformerDetector
 from sparring.params import Params
 from sparring.params.attacks import Attack
+from sparring.training import graphs
+from sparring.training.loop import Opponents, learn_from
 from sparring.training.results import new_net
-from sparring.training.steps import plain_step
+from sparring.training.steps import Step, plain_step
 
 LARGER = 512  # images a batch, beside the profile's own, where there is a GPU
 BESIDE = 2.5  # how much faster three attacks were side by side than one after another on an H100
@@ -104,27 +109,45 @@ def _seconds(work: Callable[[], object], on: torch.device, times: int = 3) -> fl
 
 
 def _steps(settings: Params, clean: store.Images, size: int, on: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Images a second of a plain and of a joint step, crops included."""
-    batch = clean[:size]
+    """Images a second of a plain step, of a joint one, and of one with evolving opponents, as a training makes them:
+    with crops, and on a GPU as a graph."""
+    training = settings.training.model_copy(update={"batch_size": size})
+    settings, batch = settings.model_copy(update={"training": training}), clean[:size]
     pixels, labels = classifier.to_images(batch.image, on), torch.from_numpy(batch.label).to(on)
-    adversarial = torch.arange(len(labels), device=on) % 2 == 0
-    view = augmentation.draw(settings.training, len(labels), 0, 0, on)
-    classes = len(clean.metadata["classes"])
-    net, pretrained = (new_net(settings, name, classes) for name in ("target", "pretrained"))
+    rows = torch.arange(size, device=on)
+    adversarial = rows % 2 == 0
+    view = augmentation.draw(training, size, 0, 0, on)
+    rates = {}
+    for name in ("adv", "ours", "evolving"):
+        step, opponents, net = _trained(settings, name, batch, on, dtype)
+        learn = graphs.captured(partial(learn_from, net, step, opponents, None), step.optimizers, training, on)
+
+        def several(learn: graphs.Learn = learn) -> None:
+            for _ in range(TIMED):
+                learn(rows, view.apply(pixels), labels, adversarial, *view, None)
+
+        rates[name] = size * TIMED / _seconds(several, on)
+    return rates
+
+
+def _trained(
+    settings: Params, name: str, images: store.Images, on: torch.device, dtype: torch.dtype
+) -> tuple[Step, Opponents, classifier.Classifier]:
+    """A random net of a kind of structure, how it learns, and whom it meets.  images: all that it learns from."""
+    classes = len(images.metadata["classes"])
+    net, pretrained = (new_net(settings, each, classes) for each in ("target", "pretrained"))
     device.channels_last(net, on).train()
-    plain = plain_step(net, settings.training, dtype)
-    helper = device.channels_last(networks.frozen(pretrained), on)
-    detector = TransformerDetector(settings.detector, classifier.map_shapes(net, settings.data.image_size)).to(on)
-    joint = joint_step(net, helper, detector, settings.training, settings.detector, dtype)
-
-    def several(run: Callable[[Tensor, Tensor, Tensor], object]) -> None:
-        for _ in range(TIMED):
-            run(view.apply(pixels), labels, adversarial)
-
-    return {
-        name: len(labels) * TIMED / _seconds(partial(several, step.run), on)
-        for name, step in (("adv", plain), ("ours", joint))
-    }
+    step, opponents = plain_step(net, settings.training, dtype), Opponents()
+    if name == "ours":
+        helper = device.channels_last(networks.frozen(pretrained), on)
+        detector = TransformerDetector(settings.detector, classifier.map_shapes(net, settings.data.image_size)).to(on)
+        step = joint_step(net, helper, detector, settings.training, settings.detector, dtype)
+    if name == "evolving":
+        still = np.zeros_like(images.image, np.int8)
+        drawn = evolving.alone(settings.evolving, settings.seed)
+        opponents = EvolvingOpponents(net, settings.evolving, 0.0, dtype, drawn, lambda epoch: still)
+        opponents.versions(0, np.arange(len(images)))
+    return step, opponents, net
 
 
 def _attack(

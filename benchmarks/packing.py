@@ -69,7 +69,9 @@ def pack(out: Path) -> Path:
     behind.unlink(missing_ok=True)
     files = [file for pattern in WANTED for file in _files(out, pattern)]
     # A byte of a file takes about a byte at most once packed, but for the names and 512 bytes around each.
-    size, packed, left = 0, [], []
+    size = 0
+    packed: list[Path] = []
+    left: list[Path] = []
     for file in files:
         size += file.stat().st_size + 1024
         (packed if size < LIMIT else left).append(file)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparring.params import PLAIN_PASSES, Params
 from sparring.params.attacks import Attack
-from sparring.params.names import EVALUATED_SPLITS
+from sparring.params.names import EVALUATED_SPLITS, EVOLVING
 
 LEAST_EPOCHS = 8
 LEAST_CW_STEPS = 20
@@ -45,7 +45,7 @@ class Rates:
     """What a machine does, in images a second unless said otherwise.
 
     source: where the figures come from.  at_once: tasks that a GPU has room for side by side; 1 on a CPU.
-    steps: by batch size, of `adv` (plain training, the pretrained net's too) and `ours`.
+    steps: by batch size, of `adv` (plain training, the pretrained net's too), `ours`, and `evolving` without detector.
     attacks: by name, `attack` and `store`; C&W's attack for 100 steps.
     gradients, predict: gradients and predictions of single images, in float32.
     prepare: images decoded and stored.  start: seconds until a process computes.
@@ -179,7 +179,6 @@ def seconds_of(chosen: Plan, rates: Rates, params: Params) -> dict[str, float]:
     shown = sum(int(getattr(data, split)) for split in EVALUATED_SPLITS)
     structures = len(params.structures)
     training = chosen.epochs * data.train
-    slower = {name: params.passes(name) / PLAIN_PASSES - 1 for name in params.trained}  # by their opponents
     with_detector = [name for name, structure in params.structures.items() if structure.detector != "none"]
     each = [images * _per_image(name, attack, chosen, rates) for name, attack in params.attacks.items()]
     versions = 1 + len(params.attacks)
@@ -190,11 +189,7 @@ def seconds_of(chosen: Plan, rates: Rates, params: Params) -> dict[str, float]:
         "measure": rates.start + 10,
         "pretrain": rates.start + training / step["adv"],
         "attacks": starts + max([sum(each) / rates.beside, *each]),
-        "train": rates.start
-        + sum(
-            training / step["ours" if name in with_detector else "adv"] + slower[name] * training / step["adv"]
-            for name in params.trained
-        ),
+        "train": rates.start + sum(training * _per_visit(params, name, step) for name in params.trained),
         "evaluate": starts + structures * shown * versions / rates.predict / rates.beside,
         "whitebox": starts + structures * aimed / rates.beside,
         # Each image passes the net as it is and squeezed in two ways, and the net under the detector.
@@ -203,6 +198,15 @@ def seconds_of(chosen: Plan, rates: Rates, params: Params) -> dict[str, float]:
         "benchmark": rates.start + BENCHMARK,
         "report": rates.start + REPORT,
     }
+
+
+def _per_visit(params: Params, name: str, step: Mapping[str, float]) -> float:
+    """Seconds for learning from one image.  step: images a second, by kind of structure."""
+    structure = params.structures[name]
+    if structure.opponents == EVOLVING and structure.detector == "none":
+        return 1 / step["evolving"]
+    slower = params.passes(name) / PLAIN_PASSES - 1  # by whoever is attacked in training
+    return 1 / step["adv" if structure.detector == "none" else "ours"] + slower / step["adv"]
 
 
 def _per_image(name: str, attack: Attack, chosen: Plan, rates: Rates) -> float:

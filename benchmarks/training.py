@@ -44,6 +44,7 @@ from sparring.defences import sampler
 from sparring.defences.joint import joint_step
 from sparring.layout import HERE
 from sparring.models import classifier, networks
+from sparring.models.classifier import Classifier
 from sparring.models.detector import HEADS, MLP_RATIO, TransformerDetector
 from sparring.params import Params
 from sparring.params.errors import InputError
@@ -169,7 +170,9 @@ class PlainLayer(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
-def plain_joint(settings: Params, chosen: Detector, net: nn.Module, pretrained: nn.Module, detector: nn.Module) -> Any:
+def plain_joint(
+    settings: Params, chosen: Detector, net: Classifier, pretrained: Classifier, detector: TransformerDetector
+) -> Any:
     """Joint training in two passes of gradients: first the detector's, then the net's."""
     optimizer = sgd(net, settings.training.learning_rate, settings.training)
     second = sgd(detector, chosen.learning_rate, settings.training)

@@ -19,7 +19,7 @@ from sparring import device, params
 from sparring.data.transforms import RandomTransform
 from sparring.models import networks
 from sparring.params.sections import Network
-from sparring.training.steps import plain_step
+from sparring.training.steps import Step, plain_step
 
 NETS = {
     "resnet34/4": Network(name="resnet", blocks=[3, 4, 6, 3], width=16),
@@ -49,7 +49,11 @@ def main(batch: Annotated[int, typer.Option()] = 64, repeats: Annotated[int, typ
     for name, network in NETS.items():
         net = device.channels_last(networks.create(network, 10, 32), on).train()
         step = plain_step(net, values.training, dtype)
-        steps[name] = median(lambda step=step: step.run(images, labels, none)["loss"].item(), repeats)
+
+        def run(step: Step = step) -> None:
+            step.run(images, labels, none)["loss"].item()
+
+        steps[name] = median(run, repeats)
     print(f"{device.hardware(on)}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}, batch {batch}")
     print("steps: " + ", ".join(f"{name} {taken:.1f} ms" for name, taken in steps.items()))
     numbers = np.random.default_rng(0).permutation(50_000)[:batch]

@@ -236,7 +236,7 @@ def test_a_run_at_toy_size_killed_and_gone_on_with_ends_in_a_report(tmp_path: Pa
     wanted |= {"run/reports/summary.json", "run/data/predictions/ours.parquet", "run/data/history/pretrained.csv"}
     assert wanted <= names
     summary = json.loads((out / "run" / "reports" / "summary.json").read_text())
-    assert set(summary["mixture"]) == set(summary["whitebox"]) == {"baseline", "adv", "ours"}
+    assert set(summary["mixture"]) == set(summary["whitebox"]) == {"baseline", "adv", "ours", "evolving"}
     rates = json.loads((out / "rates.json").read_text())
     assert all(rate > 0 for steps in rates["steps"].values() for rate in steps.values())
 

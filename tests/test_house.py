@@ -24,7 +24,7 @@ TESTS = 500
 FLOORS = [
     {"params"},
     {"layout", "report/escape", "report/lettering"},
-    {"device", "store", "data/sources", "evaluation/programs"},
+    {"capture", "device", "store", "data/sources", "evaluation/programs"},
     {"progress", "checkpoints", "distributed", "data/decode", "data/splits", "data/draws", "data/augmentation"},
     {"data/transforms"},
     {"models"},

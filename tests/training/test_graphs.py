@@ -1,4 +1,4 @@
-"""A captured step does what the step does, by a stand-in for CUDA's capture that, like it, knows memory alone."""
+"""A captured step does what the step does, by a stand-in for CUDA's capture."""
 
 import copy
 import os
@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recording import recorded
 from small_nets import small
 from structures import words
-from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sparring import store
 from sparring.checkpoints import Checkpoint
@@ -32,47 +30,6 @@ from sparring.training.steps import plain_step
 
 CPU = torch.device("cpu")
 SIZE, COUNT = 16, 22
-HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}  # a capture breaks at them
-
-
-class _Recorder(TorchDispatchMode):
-    """Notes every operation with the memory that it reads and writes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[tuple[Any, Any, Any, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name in HOST:
-            raise RuntimeError(f"the host is asked: {func}")
-        out = func(*args, **(kwargs or {}))
-        self.operations.append((func, args, kwargs or {}, out))
-        return out
-
-
-def recorded(work: Callable[[], graphs.Sums]) -> tuple[graphs.Sums, Callable[[], graphs.Sums]]:
-    with _Recorder() as recorder:
-        sums = work()
-
-    def replay() -> graphs.Sums:
-        with torch.no_grad():
-            for func, args, kwargs, out in recorder.operations:
-                given = {storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
-                old = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
-                if old and all(storage(each) in given for each in old) and not func._schema.is_mutable:
-                    continue  # a view of memory that is there
-                new = [each for each in tree_leaves(func(*args, **kwargs)) if isinstance(each, Tensor)]
-                for mine, made in zip(old, new, strict=True):
-                    if storage(mine) not in given:
-                        mine.detach().copy_(made.detach())
-        return sums
-
-    return sums, replay
-
-
-def storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
 
 STRUCTURES = {
     "stored": words("sampler"),

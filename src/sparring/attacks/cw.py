@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from sparring.attacks.losses import margin
+from sparring.attacks.graphs import in_a_graph, staying
+from sparring.attacks.losses import logits_of, margin
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's own defaults
 FAR = 1e6  # more than any margin: an image with a success is nearer than one without
@@ -30,15 +33,14 @@ def cw(
     Returns each image's own nearest success, or the image itself where there was none.
     """
     best, best_distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
-    with torch.no_grad():
-        start = margin(model(images), labels)
     # The image itself is the nearest success there can be.
-    best_distance[start <= -kappa] = 0
+    best_distance[margin(logits_of(model, images), labels) <= -kappa] = 0
     low, high = torch.zeros_like(best_distance), torch.full_like(best_distance, torch.inf)
     weight = torch.full_like(best_distance, c)
     for _ in range(search_steps):
-        rows = (best_distance > 0).nonzero()[:, 0]
-        won = _minimise(model, images, labels, rows, weight, kappa, steps, learning_rate, best, best_distance)
+        won, best, best_distance = _minimise(
+            model, images, labels, weight, kappa, steps, learning_rate, best, best_distance
+        )
         high = torch.where(won, weight, high)
         low = torch.where(won, low, weight)
         weight = torch.where(high.isinf(), 10 * low, (low + high) / 2)
@@ -49,55 +51,88 @@ def _minimise(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    rows: Tensor,
     weight: Tensor,
     kappa: float,
     steps: int,
     learning_rate: float,
     best: Tensor,
     best_distance: Tensor,
-) -> Tensor:
-    """Adam on the images `rows`, each at its own weight; renews best and best_distance; returns who won (N,)."""
-    won = torch.zeros_like(labels, dtype=torch.bool)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adam on the images that are not nearest to themselves, each at its own weight: who won (N,), and the nearest
+    successes so far with their squared distances."""
     patience = max(steps // 5, PATIENCE)
-    start, own, c = images[rows], labels[rows], weight[rows]
-    # atanh of exactly ±1 is infinite; the float32 neighbours of the ends are as near as tanh space allows.
-    flow = torch.atanh((2 * start - 1).clamp(-1 + 1e-6, 1 - 1e-6))
-    mean, square = torch.zeros_like(flow), torch.zeros_like(flow)
-    least, since, age = torch.full_like(c, torch.inf), torch.zeros_like(c), torch.zeros_like(c)
-    beyond = torch.zeros_like(own, dtype=torch.bool)
-    for number in range(1, steps + 1):
+    whole = torch.zeros_like(labels, dtype=torch.bool), best.clone(), best_distance.clone()
+    rows = torch.arange(len(labels), device=labels.device)
+    now = _begin(images, labels, weight, best, best_distance)
+    for number in range(steps):
+        stay = staying(now["going"], number)
+        if stay is not None:
+            for each, name in zip(whole, ("won", "best", "nearest"), strict=True):
+                each[rows] = now[name]
+            rows, now = rows[stay], {name: part[stay] for name, part in now.items()}
         if len(rows) == 0:
-            break
-        adversarial, lead, distance, gradient = _descent(model, flow, start, own, c, kappa)
-        success = lead <= -kappa
-        won[rows[success]] = True
-        nearer = success & (distance < best_distance[rows])
-        best[rows[nearer]] = adversarial[nearer]
-        best_distance[rows[nearer]] = distance[nearer]
-        crossing = success & ~beyond
-        beyond = success
-        mean[crossing] = 0
-        age = torch.where(crossing, 1, age + 1)
-        mean.mul_(BETA1).add_(gradient, alpha=1 - BETA1)
-        square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        root = (square / (1 - BETA2**number)).sqrt_().add_(TINY)
-        rate = learning_rate / (1 - BETA1**age)
-        flow = flow.addcdiv_(mean.mul(rate.view(-1, 1, 1, 1)), root, value=-1)
-        # Before its first success an image is judged by its margin, then by its nearest success.
-        score = torch.where(won[rows], best_distance[rows] - FAR, lead)
-        since = torch.where(score < least, 0, since + 1)
-        least = torch.minimum(score, least)
-        going = since < patience
-        if not going.all():
-            rows, start, own, c, least, since = (part[going] for part in (rows, start, own, c, least, since))
-            flow, mean, square, age, beyond = (part[going] for part in (flow, mean, square, age, beyond))
-    return won
+            return whole
+        _step(model, now, number + 1, kappa, learning_rate, patience)
+    for each, name in zip(whole, ("won", "best", "nearest"), strict=True):
+        each[rows] = now[name]
+    return whole
 
 
+def _begin(images: Tensor, labels: Tensor, weight: Tensor, best: Tensor, nearest: Tensor) -> dict[str, Tensor]:
+    """All that Adam and the judgement of its steps know of each image, (N, …) each."""
+    # atanh of exactly ±1 is infinite; the float32 neighbours of the ends are as near as tanh space allows.
+    flow = torch.atanh((2 * images - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+    never = torch.zeros_like(labels, dtype=torch.bool)
+    return {
+        "start": images,
+        "own": labels,
+        "c": weight,
+        "flow": flow,
+        "mean": torch.zeros_like(flow),
+        "square": torch.zeros_like(flow),
+        "age": torch.zeros_like(weight),
+        "beyond": never,
+        "least": torch.full_like(weight, torch.inf),
+        "since": torch.zeros_like(weight),
+        "going": nearest > 0,
+        "won": never,
+        "best": best,
+        "nearest": nearest,
+    }
+
+
+def _step(
+    model: nn.Module, now: dict[str, Tensor], number: int, kappa: float, learning_rate: float, patience: int
+) -> None:
+    """One step of Adam, the `number`-th; an image that is not going any more stays in the batch to no effect."""
+    adversarial, lead, distance, gradient = _descent(
+        model, now["flow"], now["start"], now["own"], now["c"], kappa=kappa
+    )
+    success = now["going"] & (lead <= -kappa)
+    now["won"] = now["won"] | success
+    nearer = success & (distance < now["nearest"])
+    now["best"] = torch.where(nearer.view(-1, 1, 1, 1), adversarial, now["best"])
+    now["nearest"] = torch.where(nearer, distance, now["nearest"])
+    crossing = success & ~now["beyond"]
+    now["beyond"] = success
+    now["age"] = torch.where(crossing, 1, now["age"] + 1)
+    mean = torch.where(crossing.view(-1, 1, 1, 1), 0, now["mean"]).mul_(BETA1).add_(gradient, alpha=1 - BETA1)
+    square = (now["square"] * BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    root = (square / (1 - BETA2**number)).sqrt_().add_(TINY)
+    rate = learning_rate / (1 - BETA1 ** now["age"])
+    now["flow"] = now["flow"].addcdiv(mean.mul(rate.view(-1, 1, 1, 1)), root, value=-1)
+    now["mean"], now["square"] = mean, square
+    # Before its first success an image is judged by its margin, then by its nearest success.
+    score = torch.where(now["won"], now["nearest"] - FAR, lead)
+    now["since"] = torch.where(score < now["least"], 0, now["since"] + 1)
+    now["least"] = torch.minimum(score, now["least"])
+    now["going"] = now["going"] & (now["since"] < patience)
+
+
+@in_a_graph
 def _descent(
-    model: nn.Module, flow: Tensor, start: Tensor, labels: Tensor, c: Tensor, kappa: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    model: Callable[[Tensor], Tensor], flow: Tensor, start: Tensor, labels: Tensor, c: Tensor, *, kappa: float
+) -> tuple[Tensor, ...]:
     """The images (N, 3, H, W) that stand at `flow` in tanh space, their margins (N,), their squared distances from
     `start` (N,), and the gradient of the loss by `flow`."""
     flow = flow.detach().requires_grad_()

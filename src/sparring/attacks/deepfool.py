@@ -1,5 +1,10 @@
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from sparring.attacks.graphs import in_a_graph, staying
+from sparring.attacks.losses import logits_of
 
 # After its first step an image is compared with so many classes only: those whose boundaries were nearest then.
 # On ten classes the nearest boundary of a later step was always among them (docs/attacks.md has the measurement).
@@ -14,35 +19,49 @@ def deepfool(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, ov
     is lengthened, to end behind the boundary.  An image that the model takes for another class than its label is
     finished and leaves the batch; one that it got wrong to begin with comes back unchanged.
     """
-    adversarial, change = images.clone(), torch.zeros_like(images)
+    best = images.clone()
     rows = torch.arange(len(images), device=images.device)
+    going = torch.ones_like(labels, dtype=torch.bool)
+    start, current, change = images, images, torch.zeros_like(images)
     others: Tensor | None = None
     for _ in range(steps):
         # A pass without gradient first: it is cheap beside the gradients that finished images then do without.
-        with torch.no_grad():
-            logits = model(adversarial[rows])
-        going = logits.argmax(1) == labels[rows]
-        rows = rows[going]
+        logits = logits_of(model, current)
+        going = going & (logits.argmax(1) == labels)
+        others = _other_classes(labels, logits.shape[1]) if others is None else others
+        stay = staying(going, 0)
+        if stay is not None:
+            best[rows] = current
+            rows, going, labels, start, current, change, others = (
+                part[stay] for part in (rows, going, labels, start, current, change, others)
+            )
         if len(rows) == 0:
             break
-        if others is None:
-            classes = torch.arange(logits.shape[1], device=labels.device).expand(len(rows), -1)
-            others = classes[classes != labels[rows, None]].view(len(rows), -1)
-        else:
-            others = others[going]
         # The next step starts from the change as it is; only what is judged, and returned, is lengthened.
-        current = (images[rows] + change[rows]).clamp(0, 1).requires_grad_()
-        step, distance = _to_boundary(current, model(current), labels[rows], others)
-        change[rows] += step
-        adversarial[rows] = (images[rows] + (1 + overshoot) * change[rows]).clamp(0, 1)
+        step, distance = _to_boundary(model, (start + change).clamp(0, 1), labels, others)
+        change = change + step
+        lengthened = (start + (1 + overshoot) * change).clamp(0, 1)
+        current = torch.where(going.view(-1, 1, 1, 1), lengthened, current)
         others = others.gather(1, distance.topk(min(NEAREST, distance.shape[1]), largest=False).indices)
-    return adversarial
+    best[rows] = current
+    return best
 
 
-def _to_boundary(images: Tensor, logits: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+def _other_classes(labels: Tensor, count: int) -> Tensor:
+    """All of `count` classes but each image's own, in their order (N, count - 1)."""
+    classes = torch.arange(count - 1, device=labels.device).expand(len(labels), -1)
+    return classes + (classes >= labels[:, None])
+
+
+@in_a_graph
+def _to_boundary(
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, others: Tensor
+) -> tuple[Tensor, ...]:
     """The step (N, 3, H, W) to the nearest of the linearised boundaries to the classes `others` (N, K), and the
     distance (N, K) of each of them: one backward pass a column, each image with its own class in it.
     """
+    images = images.detach().requires_grad_()
+    logits = model(images)
     gaps = logits.gather(1, labels[:, None]) - logits.gather(1, others)
     distances = []
     best = torch.zeros_like(images)

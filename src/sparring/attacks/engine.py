@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparring.attacks.graphs import Graphs
 from sparring.device import channels_last
 from sparring.models.averaged import Averaged
 from sparring.models.classifier import Classifier
 from sparring.models.networks import frozen
 from sparring.params.attacks import Attack
 
-# Floating-point operations of a run from which on torch.compile pays (docs/attacks.md).
-WORTH_COMPILING = {"cpu": 2e14, "cuda": 1e16}
+# Floating-point operations of a run on a CPU from which on torch.compile pays (docs/attacks.md).
+WORTH_COMPILING = 2e14
 
 
 class Fast(nn.Module):
@@ -28,12 +29,15 @@ class Fast(nn.Module):
 
     compiled: by torch.compile, when first used; where that is impossible, as without a C++ compiler, standard error
     says so and the copy works as it is.
+    graphs: what repeats passes through this copy on a GPU (attacks/graphs.py). None on a CPU, and for a net that draws
+    at random, whose draws a graph would repeat.
     """
 
     def __init__(self, net: Classifier, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> None:
         super().__init__()
         self.net = channels_last(frozen(net), device)
         self.dtype = dtype
+        self.graphs = Graphs() if device.type == "cuda" and not isinstance(net, Averaged) else None
         self.compiled = compiled
         if compiled:
             # DeepFool goes back through one pass several times, so its buffers must outlive the first.
@@ -77,24 +81,25 @@ class Fast(nn.Module):
 
 
 def worth_compiling(net: Classifier, attack: Attack, shape: tuple[int, ...], count: int, device: torch.device) -> bool:
-    """Whether attacking `count` images (H, W, C) is so much work that torch.compile earns its own time back.
+    """Whether attacking `count` images (H, W, C) is so much work that torch.compile earns its own time back: never on a
+    GPU, where graphs save the launches without it.
 
     Judged by the whole run, also where a part of it is done already: both parts must compute alike.
     """
-    if isinstance(net, Averaged):  # its draws are made in numpy, at which the compiler would stop
+    if device.type == "cuda" or isinstance(net, Averaged):  # whose draws are made in numpy, where the compiler stops
         return False
     passes = math.prod(int(attack.arguments.get(name, 1)) for name in ("steps", "restarts", "search_steps"))
     runs = 2 * count * passes  # forward and back
     # First by a bound, as counting takes two seconds: a weight multiplies and adds at each pixel once at most.
     weights = sum(weight.numel() for weight in net.parameters())
-    if runs * 2 * weights * shape[0] * shape[1] < WORTH_COMPILING[device.type]:
+    if runs * 2 * weights * shape[0] * shape[1] < WORTH_COMPILING:
         return False
     from torch.utils.flop_counter import FlopCounterMode  # as loading it loads Triton, a third of a stage's own start
 
     probe = torch.zeros(1, shape[2], *shape[:2], device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.eval()(probe)
-    return runs * counter.get_total_flops() >= WORTH_COMPILING[device.type]
+    return runs * counter.get_total_flops() >= WORTH_COMPILING
 
 
 def compile_below(folder: Path) -> None:

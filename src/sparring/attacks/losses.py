@@ -3,6 +3,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sparring.attacks.graphs import in_a_graph
+
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     """The log odds against each image's label (N,): logsumexp of the other logits minus its own.
@@ -22,8 +24,16 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
 
 
+@in_a_graph
+@torch.no_grad()
+def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The logits (N, classes), without gradient."""
+    return model(images)
+
+
+@in_a_graph
 def loss_gradient(
-    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, loss: str = "cross_entropy"
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *, loss: str = "cross_entropy"
 ) -> Tensor:
     """The gradient (N, 3, H, W) up which each image's own loss rises: of the log odds for `cross_entropy`, whose
     gradient has the same direction; of the highest other logit minus its own for `margin`."""

@@ -1,6 +1,7 @@
 import torch
 from torch import Tensor
 
+from sparring.attacks.graphs import in_a_graph
 from sparring.models.classifier import Classifier, layers
 
 
@@ -25,24 +26,33 @@ def nst(
     Each image has its own loss, so its result does not depend on its neighbours. Returns images in [0, 1].
     """
 
-    def look(batch: Tensor) -> tuple[Tensor, Tensor]:
-        maps = model.maps(batch)
-        names = layers(maps)
-        first = maps[names[0]].flatten(2)
-        if style == "gram":
-            first = first @ first.transpose(1, 2) / first.shape[2]
-        return first.flatten(1), maps[names[-1]].flatten(1)
-
     with torch.no_grad():
-        wanted = look(partners)
+        wanted = _look(model, partners, style)
     flow = images.clone().requires_grad_()
     optimizer = torch.optim.SGD([flow], learning_rate, momentum=momentum, weight_decay=weight_decay)
     for _ in range(steps):
-        have = look(flow)
-        # The mean is over an image's own map; the sum over images keeps their gradients apart.
-        loss = (have[0] - wanted[0]).square().mean(1).sum() + (have[1] - wanted[1]).square().mean(1).sum()
-        flow.grad = torch.autograd.grad(loss, flow)[0]
+        flow.grad = _gradient(model, flow, *wanted, style=style)
         optimizer.step()
         with torch.no_grad():
             flow.clamp_(0, 1)
     return flow.detach()
+
+
+def _look(model: Classifier, images: Tensor, style: str) -> tuple[Tensor, Tensor]:
+    """What style and content are judged by, (N, …) each."""
+    maps = model.maps(images)
+    names = layers(maps)
+    first = maps[names[0]].flatten(2)
+    if style == "gram":
+        first = first @ first.transpose(1, 2) / first.shape[2]
+    return first.flatten(1), maps[names[-1]].flatten(1)
+
+
+@in_a_graph
+def _gradient(model: Classifier, flow: Tensor, first: Tensor, last: Tensor, *, style: str) -> Tensor:
+    """The gradient by the images `flow` of how far their style and content are from `first` and `last`."""
+    flow = flow.detach().requires_grad_()
+    have = _look(model, flow, style)
+    # The mean is over an image's own map; the sum over images keeps their gradients apart.
+    loss = (have[0] - first).square().mean(1).sum() + (have[1] - last).square().mean(1).sum()
+    return torch.autograd.grad(loss, flow)[0]

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparring.attacks.losses import loss_gradient, margin, unit
+from sparring.attacks.losses import logits_of, loss_gradient, margin, unit
 
 
 def pgd(
@@ -33,14 +33,13 @@ def pgd(
         change = torch.erf(start / 2**0.5) if norm == "linf" else unit(start)
         adversarial = (images + eps * change).clamp(0, 1)
         for _ in range(steps):
-            gradient = loss_gradient(model, adversarial, labels, loss)
+            gradient = loss_gradient(model, adversarial, labels, loss=loss)
             change = adversarial + step * (gradient.sign() if norm == "linf" else unit(gradient)) - images
             change = change.clamp(-eps, eps) if norm == "linf" else _into_ball(change, eps)
             adversarial = (images + change).clamp(0, 1)
         if restarts == 1:
             return adversarial
-        with torch.no_grad():
-            lead = margin(model(adversarial), labels)
+        lead = margin(logits_of(model, adversarial), labels)
         better = lead < least
         least = torch.where(better, lead, least)
         best = torch.where(better.view(-1, 1, 1, 1), adversarial, best)

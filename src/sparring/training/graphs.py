@@ -1,13 +1,14 @@
-"""A training step as one CUDA graph: a GPU gets its thousand kernels by one launch, and waits for no Python."""
+"""A training step as one CUDA graph."""
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparring import distributed
+from sparring import capture, distributed
 from sparring.params.sections import Training
 
 Sums = dict[str, Tensor]
@@ -27,19 +28,7 @@ def captured(
     """`learn` as a CUDA graph: on one CUDA GPU, unless `training.graphs` is off; else as it is."""
     if settings.graphs == "off" or device.type != "cuda" or distributed.size() > 1:
         return learn
-    return Captured(learn, optimizers, settings.batch_size, on_cuda)
-
-
-def on_cuda(work: Callable[[], Sums]) -> tuple[Sums, Callable[[], Sums]]:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # in which nothing runs; the generators that dropout draws from are registered
-        sums = work()
-
-    def replay() -> Sums:
-        graph.replay()
-        return sums
-
-    return replay(), replay
+    return Captured(learn, optimizers, settings.batch_size, capture.on_cuda)
 
 
 class Captured:
@@ -68,7 +57,7 @@ class Captured:
             return self._learn(rows, *inputs, **through)
         if self._warm < WARM_UP:
             self._warm += 1
-            return _on_another_stream(self._learn, rows, *inputs)
+            return capture.on_another_stream(partial(self._learn, rows, *inputs), rows.device)
         if self._replay is None:
             return self._first(rows, *inputs)
         self._fill(rows, *inputs)
@@ -84,7 +73,7 @@ class Captured:
         try:
             sums, self._replay = self._capture(lambda: self._learn(*self._inputs))
         except RuntimeError as error:
-            print(f"going on without a CUDA graph: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+            print(capture.failure(error), file=sys.stderr)
             self._failed = True
         finally:  # schedules go on with numbers, which checkpoints keep
             for group, number in zip(self._groups, rates, strict=True):
@@ -97,18 +86,6 @@ class Captured:
                 mine.copy_(given)
         for group, rate in zip(self._groups, self._rates, strict=True):
             rate.fill_(group["lr"])
-
-
-def _on_another_stream(learn: Learn, *inputs: Tensor | None) -> Sums:
-    """Learns on a stream of its own, as PyTorch asks for what is captured later."""
-    if _device(inputs).type != "cuda":
-        return learn(*inputs)
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        sums = learn(*inputs)
-    current.wait_stream(stream)
-    return sums
 
 
 def _device(inputs: Sequence[Tensor | None]) -> torch.device:

@@ -181,7 +181,7 @@ def fit(
     _check_enough(name, settings, count, len(validation))
     state = _State(params, name, net, step, opponents, count)
     state.load(checkpoint, device)
-    learn = graphs.captured(partial(_learn, net, step, opponents, state.average), step.optimizers, settings, device)
+    learn = graphs.captured(partial(learn_from, net, step, opponents, state.average), step.optimizers, settings, device)
     bar = progress.bar(name, settings.epochs * count, distributed.first())
     with checkpoint.stoppable() as stopped, bar as advance:
 
@@ -245,7 +245,7 @@ def _run_epoch(
 ) -> None:
     """Train on what is left of an epoch, and add up in state.totals what the step returns.
 
-    learn: as `_learn`.  after_batch: told the number of images of each batch that is done.
+    learn: as `learn_from`.  after_batch: told the number of images of each batch that is done.
     """
     settings, device, epoch = params.training, gallery.device, state.epoch
     windows = gallery.order(params.seed, epoch)
@@ -279,7 +279,7 @@ def _as_it_is(images: Tensor) -> Tensor:
     return images
 
 
-def _learn(
+def learn_from(
     net: Classifier,
     step: Step,
     opponents: Opponents,
