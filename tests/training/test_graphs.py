@@ -101,9 +101,6 @@ def capturing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return sums, again
 
-    # As on a GPU, where the learning rate may be a tensor; a CPU's plain one asks the host for it.
-    plain = torch.optim.SGD
-    monkeypatch.setattr(torch.optim, "SGD", lambda *values, **keys: plain(*values, **keys | {"fused": True}))
     pretend(monkeypatch, capture)
     return noted
 

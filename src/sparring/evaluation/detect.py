@@ -19,7 +19,6 @@ from sparring import progress, store
 from sparring.device import channels_last, choose
 from sparring.evaluation import corruptions, predict
 from sparring.evaluation.adaptive import aimed_rows, detector_score, rows_of
-from sparring.evaluation.known_detectors import fit_known_detectors
 from sparring.layout import HERE, Layout, replacing
 from sparring.models import classifier, model_files, networks
 from sparring.models.classifier import Classifier
@@ -56,6 +55,9 @@ def detect(params: Params, name: str, layout: Layout = HERE) -> None:
             _write(layout.detection(name), pd.DataFrame(), {})
             done(0, "it has no detector")
             return
+        # Imported here, as it takes two seconds, which only a structure with a detector should pay.
+        from sparring.evaluation.known_detectors import fit_known_detectors
+
         clean = {
             split: store.read(layout.clean / f"{split}.parquet") for split in ("train", "validation", *EVALUATED_SPLITS)
         }
