@@ -150,3 +150,11 @@ def test_a_batch_shrinks_by_halves(going: list[bool], step: int) -> None:
     assert size // 2 < count or size == 0
     if rows is not None:
         assert len(set(rows.tolist())) == size and mask[rows].sum() == count
+
+
+def test_a_replay_keeps_no_history_of_what_it_was_given(net: ResNet, images: Tensor, labels: Tensor) -> None:
+    """NST hands over images that take a gradient; copied as they are, each step would hold on to the last."""
+    model = engine.Fast(net, CPU, torch.float32)
+    model.graphs = Graphs(Counting())
+    batches(model, images, labels, FIXED["nst maps"])
+    assert all(not each.requires_grad for inputs, _ in model.graphs._recorded.values() for each in inputs)

@@ -32,7 +32,7 @@ class Graphs:
         self._failed = False
 
     def run(self, name: str, work: Callable[..., Any], tensors: tuple[Tensor, ...], settings: dict[str, Any]) -> Any:
-        """work(*tensors, **settings): one tensor, or several.  name: its own."""
+        """work(*tensors, **settings): one tensor, or several.  name: by which no other work goes."""
         key = (name, *settings.items(), *map(_size, tensors))
         if key not in self._recorded:
             self._calls[key] = self._calls.get(key, 0) + 1
@@ -41,7 +41,7 @@ class Graphs:
             return self._first(key, work, tensors, settings)
         inputs, replay = self._recorded[key]
         for mine, given in zip(inputs, tensors, strict=True):
-            mine.copy_(given)
+            mine.copy_(given.detach())
         return _copied(replay())
 
     def _first(self, key: Any, work: Callable[..., Any], tensors: tuple[Tensor, ...], settings: dict[str, Any]) -> Any:
@@ -77,7 +77,7 @@ def in_a_graph(work: Callable[..., Tensors]) -> Callable[..., Tensors]:
         graphs = getattr(model, "graphs", None)
         if graphs is None:
             return work(model, *tensors, **settings)
-        return graphs.run(work.__qualname__, partial(work, model), tensors, settings)
+        return graphs.run(f"{work.__module__}.{work.__qualname__}", partial(work, model), tensors, settings)
 
     return run
 
