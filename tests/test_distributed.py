@@ -159,6 +159,16 @@ def distance(folder: Path, other: Path, name: str) -> float:
     return max(float((two[key] - one[key]).abs().max()) for key in weights)
 
 
+def losses_distance(folder: Path, other: Path, name: str) -> float:
+    """The largest difference between any two losses of a case's histories, as a share of the loss. Accuracies, which
+    rounding moves by an image or not at all, have to be within two of the fewest images, the 20 of the validation."""
+    one, two = (pd.read_csv(place / f"{name}.csv", index_col=0) for place in (folder, other))
+    assert list(one) == list(two) and len(one) == len(two)
+    losses = [column for column in one if column.endswith("loss")]
+    assert ((two - one).drop(columns=losses).abs() <= 0.1 + 1e-6).all(axis=None)
+    return float((two[losses] / one[losses] - 1).abs().max(axis=None))
+
+
 def stopped_and_resumed(folder: Path) -> None:
     """Writes what a training came to that was not stopped, and one that the last process alone stops twice."""
     folder = folder / f"{distributed.rank()}-of-{distributed.size()}"
@@ -232,8 +242,10 @@ def test_two_processes_at_half_the_batch_follow_one(
             assert (found["perturbation"] == wanted["perturbation"]).float().mean() > 0.99
         assert all(torch.equal(found[key], other[key]) for key in wanted), name
         assert distance(one, first, name) <= ROUNDING * rounding, name
-        histories = [pd.read_csv(folder / f"{name}.csv") for folder in (one, first)]
-        pd.testing.assert_frame_equal(*histories, rtol=1e-2 if name == "online" else 1e-4)
+        wander = max(losses_distance(one, tmp_path / nudge, name) for nudge in NUDGES)
+        assert wander < 5e-3, name
+        least = 1e-2 if name == "online" else 1e-4
+        assert losses_distance(one, first, name) <= max(least, ROUNDING * wander), name
     for folder in (first, second):
         undisturbed, resumed = (load_file(folder / f"{name}.safetensors") for name in ("undisturbed", "resumed"))
         assert all(torch.equal(resumed[key], tensor) for key, tensor in undisturbed.items())
