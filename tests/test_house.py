@@ -48,6 +48,7 @@ FLOORS = [
     {"report/masking_curve", "report/masking_words"},
     {"report"},  # its sections
     {"report/render", "report/compare"},
+    {"audit"},
 ]
 # They check, name, tell and resume, and decide no byte of a stage's results.
 PLUMBING = {"params", "layout", "progress", "checkpoints"}

@@ -123,12 +123,12 @@ def evaluate_model(
     It takes images (N, 3, H, W) in [0, 1], normalised by --mean and --std where you give them, and gives logits.
     """
     from sparring import statistics
-    from sparring.evaluation import exchange
+    from sparring.evaluation import exchange, foreign
     from sparring.report import table
 
     values = params.load()
     chosen = None if network is None else params.network(network, "--network")
-    scaling = exchange.scaling(mean, std)
+    scaling = foreign.scaling(mean, std)
     rows = exchange.evaluate(values, path, chosen, scaling, Layout(images=data))
     rows = rows.assign(correct=rows["label"] == rows["prediction"])
     accuracy = statistics.accuracies(rows, ["split", "attack"])
@@ -144,6 +144,76 @@ def evaluate_model(
         with replacing(to) as temporary:
             figures = accuracy[["accuracy", "ci_low", "ci_high", "images"]].reset_index().to_dict("records")
             temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command(
+    epilog="For example: python -m sparring audit mine.safetensors --network resnet18 --data photos/ --image-size 224 "
+    "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+)
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A .safetensors file, a .pt2 file of torch.export, or python:MODULE:FUNCTION, your own code, which is "
+            "run and gives a torch.nn.Module."
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(help="A folder with one folder a class, a .parquet file, or a data set as cifar10:FOLDER."),
+    ],
+    network: Annotated[
+        str | None,
+        typer.Option(help="What a safetensors file holds: vgg11_bn (of torchvision), or {name: resnet, …}."),
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="What the model wants subtracted from each channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="What it wants each channel divided by after that.")] = None,
+    eps: Annotated[str, typer.Option(help="How far an attacker may go: 8/255, or a length for l2.")] = "8/255",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    images: Annotated[int, typer.Option(help="How many images, evenly from the classes.", min=1)] = 1000,
+    image_size: Annotated[
+        int | None, typer.Option(help="The side in pixels at which the model reads them; as they are.", min=8)
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="How long it may take; what does not fit is named.")] = 10,
+    batch_size: Annotated[str, typer.Option(help="Images at a time; auto: what caches or memory like.")] = "auto",
+    transfer_from: Annotated[
+        str | None, typer.Option(help="Another model of these images: what breaks it is shown to yours, too.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for index.html, audit.md and audit.json.")] = Path("audit"),
+    fail_under: Annotated[
+        float | None, typer.Option(help="End with exit status 3 where the robust accuracy is below.", min=0, max=1)
+    ] = None,
+) -> None:
+    """Attack a model of your own and write a page on how robust it is.
+
+    It takes images (N, 3, H, W) in [0, 1], normalised by --mean and --std where you give them, and gives logits.
+    Stopped or out of time, it keeps what it has: the same command goes on from there.
+    """
+    import shlex
+
+    from sparring import audit as audits
+    from sparring.evaluation import foreign
+
+    chosen = None if network is None else params.network(network, "--network")
+    options = audits.Options(
+        model=model,
+        data=data,
+        network=chosen,
+        scaling=foreign.scaling(mean, std),
+        norm=norm,
+        eps=audits.radius(eps, norm),
+        images=images,
+        minutes=audits.positive("--minutes", minutes),
+        out=out,
+        batch_size=audits.batch_size(batch_size),
+        image_size=image_size,
+        transfer_from=transfer_from,
+        command=f"python -m sparring {shlex.join(sys.argv[1:])}",
+    )
+    found = audits.audit(options)
+    if fail_under is not None and found.worst["accuracy"] < fail_under:
+        print(f"robust accuracy {found.worst['accuracy']:.3f} is below --fail-under {fail_under:g}", file=sys.stderr)
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,16 @@ from sparring.params import Params
 from sparring.params.errors import InputError
 
 Net = TypeVar("Net", bound=nn.Module)
+
+
+class Asked(Protocol):
+    """What of params.yaml says on what to run."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def deterministic(self) -> bool: ...
 
 
 def rng(seed: int, *what: str | int) -> np.random.Generator:
@@ -39,7 +49,7 @@ def torch_seed(seed: int, *what: str | int) -> Iterator[None]:
             np.random.set_state(before)
 
 
-def choose(params: Params) -> torch.device:
+def choose(params: Asked) -> torch.device:
     """The device that `device` names; auto is CUDA where there is a GPU. Raises InputError where it is absent.
 
     Also sets float32 to mean float32: no TF32, as images on a decision boundary flip otherwise; and deterministic

@@ -8,7 +8,7 @@ file's metadata (key `sparring`, JSON) tells shape, classes and origin.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ COLUMN_TYPES = {
     "prediction_rounded": pa.int32(),
     "l2": pa.float32(),
     "linf": pa.float32(),
+    "seconds": pa.float32(),
 }
 
 
@@ -94,6 +95,23 @@ def in_shards(images: Images, size: int) -> Iterator[Images]:
     """Slices of at most `size` rows; one empty slice where there are no rows."""
     for start in range(0, max(len(images), 1), size):
         yield images[start : start + size]
+
+
+def is_one(path: Path) -> bool:
+    """Whether a Parquet file is one of our stores."""
+    try:
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def joined(parts: Sequence[Images]) -> Images:
+    """The rows of several stores, at least one, in their order; columns and metadata are those of the first."""
+    index, label, image = (
+        np.concatenate([getattr(part, key) for part in parts]) for key in ("index", "label", "image")
+    )
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+    return Images(index, label, image, columns, parts[0].metadata)
 
 
 def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:

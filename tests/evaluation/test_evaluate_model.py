@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import sparring
 from sparring import __main__ as command_line
 from sparring import store
-from sparring.evaluation import exchange, predict, programs
+from sparring.evaluation import foreign, predict, programs
 from sparring.layout import HERE
 from sparring.models import classifier, model_files, networks
 from sparring.params import Params
@@ -85,8 +85,8 @@ def test_no_number_for_one_stored_image_is_refused(project: Path) -> None:
         return images / (off > 1e-5)
 
     path = Path(exported(Told(before=spoil)))
-    model = exchange._Model(programs.read(path, CPU), path, 10, None, CPU)
-    exchange._check(model, path, store.read(HERE.clean / "test.parquet").image, CPU)
+    model = foreign.Model(programs.read(path, CPU), path, 10, None, CPU)
+    foreign.check(model, path, store.read(HERE.clean / "test.parquet").image, CPU)
     refused(r"^mine\.pt2 gives (NaN|infinity) for an image", str(path))
 
 
@@ -247,7 +247,7 @@ def test_a_normalisation_that_is_none_is_one_line(project: Path, options: list[s
 def test_of_no_images_there_are_predictions_of_every_class(project: Path, digits: store.Images) -> None:
     none = digits[:0]
     path = exported(Told())
-    model = exchange._Model(programs.read(Path(path), CPU), Path(path), 10, None, CPU)
+    model = foreign.Model(programs.read(Path(path), CPU), Path(path), 10, None, CPU)
     for net in (sparring.load(HERE.pretrained), model):
         found = classifier.predict(net, none.image, 7, CPU)
         assert found.shape == (0, 10) and found.dtype == np.float32

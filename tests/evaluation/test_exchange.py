@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import sparring
 from sparring import __main__ as command_line
 from sparring import statistics
-from sparring.evaluation import exchange, predict, programs
+from sparring.evaluation import foreign, predict, programs
 from sparring.layout import HERE
 from sparring.models import model_files, networks
 from sparring.params import Params
@@ -170,8 +170,8 @@ def test_a_program_for_other_images_is_one_line(program: Path, project: Path) ->
     net = programs.read(program, cpu)
     for classes, size, says in ((7, 16, "tells 10 classes apart"), (10, 24, "cannot read 2 images of 3×24×24")):
         with pytest.raises(InputError, match=says) as caught:
-            model = exchange._Model(net, program, classes, None, cpu)
-            exchange._check(model, program, np.empty((0, size, size, 3), np.uint8), cpu)
+            model = foreign.Model(net, program, classes, None, cpu)
+            foreign.check(model, program, np.empty((0, size, size, 3), np.uint8), cpu)
         assert "\n" not in str(caught.value)
 
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,15 @@ from sparring.params.attacks import Attack
 
 # Floating-point operations of a run on a CPU from which on torch.compile pays (docs/attacks.md).
 WORTH_COMPILING = 2e14
+
+
+class Aim(Protocol):
+    """What an attack asks: images (N, 3, H, W) in [0, 1] → logits (N, classes)."""
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+    def quick(self, images: Tensor) -> Tensor:
+        """The logits without gradient."""
 
 
 class Fast(nn.Module):
@@ -112,7 +121,11 @@ def compile_below(folder: Path) -> None:
 
 
 def run(
-    attack: Callable[..., Tensor], model: nn.Module, images: Tensor, labels: Tensor, extra: dict[str, Tensor]
+    attack: Callable[..., Tensor],
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    extra: dict[str, Tensor],
 ) -> Tensor:
     """Attacked images (N, 3, H, W), in halves and halves of halves where memory runs out for the whole batch.
 
@@ -121,7 +134,7 @@ def run(
     try:
         return attack(model, images, labels, **extra)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if len(images) < 2 or not _is_memory(error):
+        if len(images) < 2 or not is_memory(error):
             raise
     # Outside of the handler, whose traceback would keep the failed attempt's tensors alive.
     if images.device.type == "cuda":
@@ -134,5 +147,6 @@ def run(
     return torch.cat(parts)
 
 
-def _is_memory(error: RuntimeError) -> bool:
+def is_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

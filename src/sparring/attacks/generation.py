@@ -5,11 +5,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparring import attacks, checkpoints, progress, store
 from sparring.attacks import engine, storage
@@ -17,11 +17,24 @@ from sparring.data.draws import Draws
 from sparring.device import channels_last, choose, on_device, precision, rng, torch_seed
 from sparring.layout import HERE, Layout
 from sparring.models import classifier, model_files, networks
-from sparring.models.classifier import Classifier
 from sparring.params import Params, check_classes
 from sparring.params.attacks import Attack
 from sparring.params.errors import InputError
-from sparring.params.names import EVALUATED_SPLITS, PARAMS_FILE, SPLITS
+from sparring.params.names import EVALUATED_SPLITS, SPLITS
+from sparring.params.sections import Store
+
+
+class Settings(Protocol):
+    """What of params.yaml decides how attacked images are made."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def store(self) -> Store: ...
+
+    def told(self, name: str, attack: Attack) -> str:
+        """How an error names an attack."""
 
 
 def attack_splits(params: Params, name: str, layout: Layout = HERE, splits: Sequence[str] | None = None) -> None:
@@ -101,13 +114,14 @@ def kept(
     advance: progress.Advance,
 ) -> None:
     """Write what `make` makes of a shard, with its own metadata too, unless a killed run had finished it."""
-    if not _is_finished(path, shard):
+    if not is_finished(path, shard):
         made = make(shard)
         store.write(path, [made], metadata | made.metadata)
     advance(len(shard))
 
 
-def _is_finished(path: Path, shard: store.Images) -> bool:
+def is_finished(path: Path, shard: store.Images) -> bool:
+    """Whether a shard was attacked before."""
     if not path.exists():
         return False
     try:
@@ -117,11 +131,11 @@ def _is_finished(path: Path, shard: store.Images) -> bool:
 
 
 def attacked(
-    params: Params,
+    params: Settings,
     attack: Attack,
     name: str,
-    net: Classifier,
-    model: engine.Fast,
+    net: nn.Module,
+    model: engine.Aim,
     shard: store.Images,
     pool: store.Images,
     device: torch.device,
@@ -130,8 +144,8 @@ def attacked(
     """The stored images of a shard, with the columns l2 and linf. A judge, which is new for each shard, adds what the
     net says of them, and to the metadata, as `decided`, how it found that.
 
-    net: the source model, on `device`.  model: its copy for the gradients.  pool: clean images among which NST's
-    partners are drawn.  Raises InputError where an attack of torchattacks fails.
+    net: the source model, on `device`.  model: what the attack asks instead, such as its copy for the gradients.
+    pool: clean images among which NST's partners are drawn.  Raises InputError where an attack of torchattacks fails.
     """
     whole: dict[str, list[Tensor]] = {"image": [], "l2": [], "linf": []}
     for start in range(0, max(len(shard), 1), params.store.batch_size):
@@ -153,10 +167,10 @@ def attacked(
 
 
 def attack_batch(
-    params: Params,
+    params: Settings,
     attack: Attack,
     name: str,
-    model: engine.Fast,
+    model: engine.Aim,
     batch: store.Images,
     pool: store.Images,
     device: torch.device,
@@ -184,7 +198,7 @@ def attack_batch(
             if not attack.of_library:
                 raise
             words = " ".join(f"{type(error).__name__} {error}".split())
-            raise InputError(f"{PARAMS_FILE}: {params.key(name, attack)}: {attack.method} failed: {words}") from error
+            raise InputError(f"{params.told(name, attack)}: {attack.method} failed: {words}") from error
 
 
 def _partners(seed: int, name: str, batch: store.Images, pool: store.Images) -> np.ndarray:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparring.attacks import losses
-from sparring.attacks.engine import Fast
-from sparring.models.classifier import Classifier, to_images
+from sparring.attacks.engine import Aim
+from sparring.models.classifier import to_images
 from sparring.params.attacks import Attack
 from sparring.params.sections import Store
 
@@ -24,8 +24,8 @@ SAFETY = 4.0
 
 
 def store(
-    net: Classifier,
-    model: Fast,
+    net: nn.Module,
+    model: Aim,
     clean: Tensor,
     attacked: Tensor,
     labels: Tensor,
@@ -110,7 +110,7 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def least_change(
-    net: Classifier, model: Fast, clean: Tensor, attacked: Tensor, labels: Tensor, margin: float, rounded: Tensor
+    net: nn.Module, model: Aim, clean: Tensor, attacked: Tensor, labels: Tensor, margin: float, rounded: Tensor
 ) -> Found:
     """Each image at the least scale of its change at which it fools `net` by `margin` once rounded as `rounded` is.
 
@@ -201,7 +201,7 @@ class Judge:
     """
 
     def __init__(
-        self, net: Classifier, batch_size: int, columns: Sequence[str], bounds: Mapping[str, float] | None = None
+        self, net: nn.Module, batch_size: int, columns: Sequence[str], bounds: Mapping[str, float] | None = None
     ) -> None:
         self._net, self._batch_size, self._given = net.eval(), batch_size, bounds or {}
         self._found = {column: [torch.empty(0, dtype=torch.int64)] for column in columns}

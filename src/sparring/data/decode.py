@@ -63,6 +63,22 @@ def decoded(
         raise InputError(_told(broken))
 
 
+def native_size(encoded: Encoded) -> tuple[int, int] | None:
+    """Width and height in pixels of an image as it is seen, before it is brought to a size; None where it cannot be
+    read, which `decoded` tells of."""
+    if isinstance(encoded, np.ndarray):
+        return encoded.shape[1], encoded.shape[0]
+    if isinstance(encoded, Region):
+        left, top, right, bottom = encoded.box
+        return right - left, bottom - top
+    try:
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else str(encoded)) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.height, image.width) if turned else image.size
+    except Exception:  # whatever a broken file provokes
+        return None
+
+
 def _told(broken: dict[str, list[str]]) -> str:
     """One line on all broken images, by why they are: the names of the first ten, and their number."""
     number = sum(len(names) for names in broken.values())

@@ -8,27 +8,23 @@ in two splits turn out equal, the split is drawn again, and only the images that
 import os
 import shutil
 import sys
-import tarfile
-from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sparring import progress, store
-from sparring.data import decode, faces, parquet, signs, splits
+from sparring.data import decode, faces, known, parquet, signs, splits
 from sparring.data import folder as folders
-from sparring.data.sources import BATCH, Encoded, Source, location, some
+from sparring.data.sources import Source, some
 from sparring.layout import HERE, Layout
 from sparring.params import Params
-from sparring.params.errors import InputError, one_line, reason
+from sparring.params.errors import InputError, one_line
 from sparring.params.names import SPLITS, outputs
 from sparring.params.sections import Data
 
-DOWNLOADS = "data/downloads"
 FEW_LEVELS = 16  # an image whose levels span no more is nearly constant, as 12 bits are that are kept in 16
 
 
@@ -55,22 +51,7 @@ def open_source(data: Data) -> Source:
 
     Raises InputError for a source that is missing or broken, or whose labels do not number the classes 0, 1, 2, …
     """
-    readers = {
-        "digits": _digits,
-        "cifar10": _cifar10,
-        "parquet": parquet.read,
-        "folder": folders.read,
-        "gtsrb": signs.gtsrb,
-        "belgium": signs.belgium,
-        "orl": faces.orl,
-        "yale": faces.yale,
-    }
-    try:
-        source = readers[data.source](data)
-    except PermissionError as error:
-        raise InputError(f"{error.filename} may not be read; change its permissions") from error
-    if not len(source.label):
-        raise InputError(f"{source.name} holds no images; name a data set that does in data.path")
+    source = read_labels(data)
     if source.heldout.all():
         raise InputError(f"{source.name} has no training images, only others; add some, or call those `train`")
     if len(source.classes) < 2:
@@ -82,6 +63,31 @@ def open_source(data: Data) -> Source:
             f"{source.name} has no training image of {splits.class_list(missing)}; add some, or number the classes "
             f"from 0 without gaps"
         )
+    return source
+
+
+def read_labels(data: Data, download: bool = True) -> Source:
+    """The same, but for anything that only training asks of it: it may have test images alone, and where neither they
+    nor a file tell how many classes there are, `classes` is empty.
+
+    download: whether a data set of torchvision that is not there is fetched.
+    """
+    readers = {
+        "digits": known.digits,
+        "parquet": parquet.read,
+        "folder": folders.read,
+        "gtsrb": signs.gtsrb,
+        "belgium": signs.belgium,
+        "orl": faces.orl,
+        "yale": faces.yale,
+    }
+    readers |= dict.fromkeys(known.TORCHVISION, partial(known.of_torchvision, download=download))
+    try:
+        source = readers[data.source](data)
+    except PermissionError as error:
+        raise InputError(f"{error.filename} may not be read; change its permissions") from error
+    if not len(source.label):
+        raise InputError(f"{source.name} holds no images; name a data set that does in data.path")
     return source
 
 
@@ -162,36 +168,3 @@ def _write_all(params: Params, folder: Path, source: Source, rows: dict[str, np.
             os.replace(staging / f"{name}.parquet", folder / f"{name}.parquet")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _digits(data: Data) -> Source:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    label = digits.target.astype(np.int64)
-    names = [str(name) for name in digits.target_names]
-    read = partial(_from_pixels, pixels)
-    return Source("data.source digits", label, np.zeros(len(label), bool), names, None, read)
-
-
-def _cifar10(data: Data) -> Source:
-    from torchvision.datasets import CIFAR10
-
-    folder = location(data.path or DOWNLOADS)
-    try:
-        train, test = (CIFAR10(root=str(folder), train=part, download=True) for part in (True, False))
-    except (RuntimeError, OSError, EOFError, HTTPException, tarfile.TarError) as error:
-        raise InputError(
-            f"data.source cifar10: no download of {CIFAR10.url} into {folder} ({reason(error)}); put the "
-            f"archive there yourself, or read a copy with data.source parquet or folder"
-        ) from error
-    label = np.array([*train.targets, *test.targets], np.int64)
-    heldout = np.arange(len(label)) >= len(train.targets)
-    read = partial(_from_pixels, np.concatenate([train.data, test.data]))
-    return Source("data.source cifar10", label, heldout, [str(name) for name in train.classes], None, read)
-
-
-def _from_pixels(pixels: np.ndarray, rows: np.ndarray) -> Iterator[list[tuple[str, Encoded]]]:
-    for start in range(0, len(rows), BATCH):
-        yield [(f"image {row}", pixels[row]) for row in rows[start : start + BATCH]]

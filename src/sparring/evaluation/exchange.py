@@ -5,42 +5,22 @@ Nothing is unpickled, and no file that is read can run code of its own.
 
 import io
 import json
-import math
-import shlex
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from sparring import progress, store
-from sparring.device import channels_last, choose, rng
-from sparring.evaluation import predict, programs
+from sparring.device import choose
+from sparring.evaluation import foreign, predict
 from sparring.evaluation.programs import FACTS
 from sparring.layout import HERE, Layout, replacing
-from sparring.models import classifier, model_files, networks
+from sparring.models import model_files, networks
 from sparring.models.classifier import Classifier
 from sparring.params import Params
-from sparring.params.errors import InputError, reason
+from sparring.params.errors import InputError
 from sparring.params.names import EVALUATED_SPLITS
 from sparring.params.sections import Network
-
-PROGRAM = ".pt2"
-TENSORS = ".safetensors"
-# What DataParallel, DistributedDataParallel and torch.compile put before the name of every tensor.
-PREFIXES = ("module.", "_orig_mod.")
-# Of all dictionaries in a checkpoint, the one with most tensors, each with memory of its own.
-CONVERT = (
-    "import sys, torch, safetensors.torch as s; "
-    "a = [torch.load(sys.argv[1], map_location='cpu', weights_only=True)]; "
-    "[a.extend(v for v in d.values() if isinstance(v, dict)) for d in a]; "
-    "d = max(a, key=lambda d: sum(map(torch.is_tensor, d.values()))); "
-    "s.save_file({k: v.detach().clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"
-)
-PROBE = 8  # stored images that a model is tried on, and as many of noise
-
-Scaling = tuple[list[float], list[float]]  # mean and standard deviation, of each channel or of all
 
 
 def load(path: str | Path) -> Classifier:
@@ -54,8 +34,8 @@ def load(path: str | Path) -> Classifier:
     classes, size = facts.get("classes"), facts.get("image_size")
     if not isinstance(classes, list) or not isinstance(size, int):
         raise InputError(f"{path} does not say its classes and image_size; train it again with `dvc repro`")
-    net = networks.create(_network(facts, path), len(classes), size)
-    _fill(net, path, len(classes), size)
+    net = networks.create(foreign.network_of(facts, path), len(classes), size)
+    foreign.fill(net, path, len(classes), size)
     return net.eval()
 
 
@@ -65,8 +45,8 @@ def export(source: Path, target: Path) -> None:
     images (N, 3, H, W) float32 in [0, 1], for any N, → logits (N, classes). What is known of the model is beside it,
     as the extra file sparring.json. Raises InputError as `load` does, and for a name that does not end in .pt2.
     """
-    if target.suffix != PROGRAM:
-        raise InputError(f"{target} should end in {PROGRAM}, as programs of torch.export do")
+    if target.suffix != foreign.PROGRAM:
+        raise InputError(f"{target} should end in {foreign.PROGRAM}, as programs of torch.export do")
     net, facts = load(source), model_files.facts(source)
     size = int(str(facts["image_size"]))
     batch = torch.export.Dim("batch", min=1)
@@ -79,34 +59,8 @@ def export(source: Path, target: Path) -> None:
         temporary.write_bytes(written.getvalue())
 
 
-def scaling(mean: str | None, std: str | None) -> Scaling | None:
-    """The options --mean and --std as numbers, one or three each; None where neither is given.
-
-    Raises InputError for one without the other, for anything else than such numbers, and for a std that is not above 0.
-    """
-    if mean is None and std is None:
-        return None
-    if mean is None or std is None:
-        given, absent, neutral = ("--std", "--mean", 0) if mean is None else ("--mean", "--std", 1)
-        raise InputError(f"{given} is given without {absent}; give both ({absent} {neutral} leaves the images alone)")
-    numbers = _numbers("--mean", mean), _numbers("--std", std)
-    if min(numbers[1]) <= 0:
-        raise InputError(f"--std is {std}; give numbers above 0, by which the images are divided")
-    return numbers
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        raise InputError(f"{option} is {text}; give three numbers, as in 0.5,0.4,0.3, or one for all channels")
-    return numbers
-
-
 def evaluate(
-    params: Params, path: Path, network: Network | None, scaling: Scaling | None = None, layout: Layout = HERE
+    params: Params, path: Path, network: Network | None, scaling: foreign.Scaling | None = None, layout: Layout = HERE
 ) -> pd.DataFrame:
     """Predict all clean and attacked test and held-out images with the model in a file, as `evaluation.evaluate` does.
 
@@ -118,9 +72,9 @@ def evaluate(
     device = choose(params)
     clean = {split: store.read(layout.clean / f"{split}.parquet") for split in EVALUATED_SPLITS}
     facts = clean["test"].metadata
-    net, names = _read(path, network, len(facts["classes"]), int(facts["shape"][0]), device)
-    model = _Model(net, path, len(facts["classes"]), scaling, device)
-    _check(model, path, clean["test"].image, device)
+    net, names = foreign.read(path, network, len(facts["classes"]), int(facts["shape"][0]), device)
+    model = foreign.Model(net, path, len(facts["classes"]), scaling, device)
+    foreign.check(model, path, clean["test"].image, device)
     mend = "use a model of these classes, or, where the two mean the same, a file that does not name them"
     model.order = model_files.class_order(path, names, facts["classes"], mend)
     parts = []
@@ -131,145 +85,3 @@ def evaluate(
             parts.append(rows.assign(split=split, attack=attack, seed=0))
             advance(len(rows))
     return pd.concat(parts, ignore_index=True)
-
-
-class _Model(nn.Module):
-    """A model from elsewhere as evaluation wants it: images (N, 3, H, W) in [0, 1] → logits (N, classes), float32.
-
-    order: where the model has each of the data's classes; None where it has them in the same order.
-    Raises InputError where the model cannot read the images, or gives anything else than a number for each class.
-    """
-
-    def __init__(self, net: nn.Module, path: Path, classes: int, scaling: Scaling | None, device: torch.device) -> None:
-        super().__init__()
-        self.run = [net]  # in a list, so that it is no part of this module: a program refuses to be set to eval mode
-        self.path, self.classes = path, classes
-        self.scaling = [torch.tensor(numbers, device=device).view(-1, 1, 1) for numbers in scaling or ()]
-        self.order: list[int] | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        count, size = len(images), images.shape[-1]
-        if self.scaling:
-            images = (images - self.scaling[0]) / self.scaling[1]
-        try:
-            logits = self.run[0](images)
-        except Exception as error:  # whatever a program raises
-            raise InputError(
-                f"{self.path} cannot read {count} images of 3×{size}×{size} at a time ({reason(error)}); "
-                "export it for that size, with a dynamic batch"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
-            raise InputError(f"{self.path} does not give one row of logits for each image")
-        if logits.shape[1] != self.classes:
-            raise InputError(
-                f"{self.path} tells {logits.shape[1]} classes apart; the stored images have {self.classes}"
-            )
-        logits = logits.float()
-        if not logits.isfinite().all():
-            raise InputError(
-                f"{self.path} gives {model_files.no_number(logits)} for an image in [0, 1]; a model to be measured has "
-                "to give a number for each class"
-            )
-        return logits if self.order is None else logits[:, self.order]
-
-
-@torch.no_grad()
-def _check(model: _Model, path: Path, stored: np.ndarray, device: torch.device) -> None:
-    """Raise InputError unless the model is a fixed function of each image, whatever stands before it or beside it.
-
-    stored: (N, H, W, 3) clean images, of which the first are tried; N may be 0.
-    """
-    noise = rng(0, "evaluate-model", "noise").integers(0, 256, (PROBE, *stored.shape[1:]), np.uint8)
-    images = torch.cat([classifier.to_images(part, device) for part in (noise, stored[:PROBE])])
-    for count in (2, 3):
-        model(images[:count])
-    logits = model(images)
-    # Sums in another order differ in their last digits, and a whole net's in more of them: half of all are left to it.
-    bound = math.sqrt(_rounding(model.run[0])) * float(logits.abs().max())
-    asked = [("when it is asked again", "dropout is", len(images))]
-    asked += [("beside other images", "statistics of the batch are", count) for count in (2, 1)]
-    for when, what, count in asked:
-        off = float((torch.cat([model(part) for part in images.split(count)]) - logits).abs().max())
-        if off > bound:
-            raise InputError(
-                f"{path} gives an image other logits {when} (by up to {off:.2g}; rounding explains {bound:.1g}): "
-                f"{what} left on; set the model to eval mode before it is exported"
-            )
-
-
-def _rounding(net: nn.Module) -> float:
-    """The step from 1 to the next number in the coarsest floating-point format that a net or program computes in."""
-    values = [*net.state_dict().values()]
-    if isinstance(net, torch.fx.GraphModule):
-        values += [node.meta.get("val") for node in net.graph.nodes]
-    formats = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
-    return max(torch.finfo(dtype).eps for dtype in formats | {torch.float32})
-
-
-def _read(
-    path: Path, network: Network | None, classes: int, size: int, device: torch.device
-) -> tuple[nn.Module, object]:
-    """The model in a file, in eval mode, and what the file says its classes are."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing; name a {TENSORS} or a {PROGRAM} file")
-    if path.suffix == PROGRAM:
-        if network is not None:
-            raise InputError(f"{path} is a program, which has its architecture in it; leave out --network")
-        return programs.read(path, device), programs.facts(path).get("classes")
-    if path.suffix != TENSORS:
-        arguments = f"{shlex.quote(str(path))} {shlex.quote(str(path.with_suffix(TENSORS)))}"
-        raise InputError(
-            f"{path} is neither {TENSORS} nor {PROGRAM}; a pickle can run any code when it is read, so convert it "
-            f'where you trust it: python -c "{CONVERT}" {arguments}'
-        )
-    try:
-        facts = model_files.noted(path)
-    except InputError as error:
-        raise InputError(f"{path} is not a safetensors file ({reason(error.__cause__ or error)})") from error
-    if network is None:
-        if facts is None:
-            raise InputError(f"{path} does not say its architecture; name it, as in --network vgg11_bn")
-        network = _network(facts, path)
-    trained, names = (facts or {}).get("image_size"), (facts or {}).get("classes")
-    if isinstance(names, list) and len(names) != classes:
-        raise InputError(f"{path} tells {len(names)} classes apart; the stored images have {classes}")
-    if isinstance(trained, int) and trained != size:
-        raise InputError(f"{path} is for images of {trained} pixels; the stored ones have {size}")
-    net = networks.create(network, classes, size)
-    _fill(net, path, classes, size)
-    return channels_last(net.eval(), device), names
-
-
-def _network(facts: dict[str, object], path: Path) -> Network:
-    try:
-        return Network.model_validate(facts["network"])
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path} does not say its architecture; name it, as in --network vgg11_bn") from error
-
-
-def _fill(net: nn.Module, path: Path, classes: int, size: int) -> None:
-    """The file's tensors into the net, whose last layer tells `classes` apart."""
-    tensors = _plain(model_files.read(path))
-    # How many batches BatchNorm has averaged over, which older files leave out and evaluation does not read.
-    counters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith("num_batches_tracked")}
-    tensors = counters | tensors
-    wrong = model_files.misfits(net, tensors)
-    if not wrong:
-        net.load_state_dict(tensors)
-        return
-    last = [(found, wanted) for found, wanted in wrong.values() if found and wanted and found[1:] == wanted[1:]]
-    if len(last) == len(wrong) and all(wanted[0] == classes for _, wanted in last):
-        raise InputError(f"{path} tells {last[0][0][0]} classes apart; the stored images have {classes}")
-    name, (found, wanted) = next(iter(wrong.items()))
-    raise InputError(
-        f"{path} holds another architecture (of images of {size} pixels and {classes} classes): {name} is "
-        f"{model_files.words(found)}, not {model_files.words(wanted)}; name its own with --network"
-    )
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their names in the net itself, without what wrappers put before each of them."""
-    for prefix in PREFIXES * 2:  # in either order
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors

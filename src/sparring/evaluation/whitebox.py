@@ -1,7 +1,6 @@
 """Attacks aimed at a structure itself: every image is made against the very net whose predictions are stored."""
 
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import pandas as pd
 import torch
 
 from sparring import checkpoints, progress, store
-from sparring.attacks import engine, generation
+from sparring.attacks import engine
 from sparring.device import channels_last, choose, rng
+from sparring.evaluation import aimed
 from sparring.evaluation import predict as evaluation
 from sparring.layout import HERE, Layout, replacing
 from sparring.models import networks
@@ -87,7 +87,7 @@ def runs_of(params: Params, at_random: bool) -> dict[str, tuple[Attack, int]]:
 def _attacked(
     params: Params,
     net: Classifier,
-    predict: Callable[[store.Images], pd.DataFrame],
+    predict: aimed.Predict,
     test: store.Images,
     order: np.ndarray,
     device: torch.device,
@@ -108,23 +108,15 @@ def _attacked(
     clean = predict(images).assign(l2=np.float32(0), linf=np.float32(0))
     right = (clean["prediction"] == clean["label"]).to_numpy(bool)
     parts = [clean.assign(attack=CLEAN)]
-    for number, (name, (attack, count)) in enumerate(runs.items()):
+    for name, (attack, count) in runs.items():
         met = rank < count
         advance(int((met & ~right).sum()))
         aim = model
         if name == SINGLE_DRAW and isinstance(net, Averaged):
             aim = engine.Fast(net.of_one_draw(), device, torch.float32)
-        make = partial(generation.attacked, params, attack, name, net, aim, pool=test, device=device)
-        shards = []
-        for shard, path in generation.kept_paths(folder / str(number), images[met & right], params.store.batch_size):
-            generation.kept(path, shard, make, test.metadata | {"attack": name}, advance)
-            shards.append(store.read(path))
-        index, label, image = (
-            np.concatenate([getattr(shard, key) for shard in shards]) for key in ("index", "label", "image")
+        rows, _ = aimed.attack_images(
+            params, attack, name, net, aim, predict, images, met & right, test, folder, device, advance
         )
-        rows = predict(store.Images(index, label, image))
-        for key in ("l2", "linf"):
-            rows[key] = np.concatenate([shard.columns[key] for shard in shards])
         rows = pd.concat([rows, clean[met & ~right]]).sort_values("index")
         parts.append(rows.assign(attack=name))
     return pd.concat(parts, ignore_index=True)

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sparring.models import facenet, signs_and_faces
+from sparring.models.adapted import Adapted
 from sparring.models.averaged import Averaged
 from sparring.models.classifier import Classifier
 from sparring.models.model_files import class_order, facts, load_into, reorder
@@ -36,7 +37,7 @@ def frozen(net: Classifier) -> Classifier:
     """A copy for attacks: in eval mode, parameters without gradient, every BatchNorm that follows a convolution folded
     into it."""
     net = copy.deepcopy(net).eval().requires_grad_(False)
-    if isinstance(net, Averaged):
+    if isinstance(net, Averaged | Adapted):
         net.net = frozen(net.net)
     if isinstance(net, Torchvision):
         _fold(net.net)

@@ -209,6 +209,10 @@ class Params(Section):
                 return f"{section}.{name}"
         return "whitebox.autoattack" if name == AUTOATTACK else "whitebox.checks"
 
+    def told(self, name: str, attack: Attack) -> str:
+        """How an error names an attack that is run under a name."""
+        return f"{PARAMS_FILE}: {self.key(name, attack)}"
+
 
 def load(path: str | Path = PARAMS_FILE) -> Params:
     """Read and validate a parameter file, the way DVC reads it (YAML 1.2).

@@ -32,7 +32,19 @@ READ_FROM_PATH = ("parquet", "folder", "gtsrb", "belgium", "orl", "yale")
 
 
 class Data(Section):
-    source: Literal["digits", "cifar10", "parquet", "folder", "gtsrb", "belgium", "orl", "yale"]
+    source: Literal[
+        "digits",
+        "cifar10",
+        "parquet",
+        "folder",
+        "gtsrb",
+        "belgium",
+        "orl",
+        "yale",
+        "cifar100",
+        "mnist",
+        "fashion_mnist",
+    ]
     path: str | None
     group_pattern: str | None
     background: str

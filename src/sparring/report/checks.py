@@ -56,7 +56,7 @@ def verdicts(params: Params, rows: pd.DataFrame, transfer: pd.DataFrame) -> pd.D
         own, stored = rows[rows["structure"] == structure], transfer[transfer["structure"] == structure]
         for check, compared, lower, other, tolerance in _comparisons(params, own, stored):
             decided.append(
-                {"check": check, "compared": compared, "structure": structure, **_paired(lower, other, tolerance)}
+                {"check": check, "compared": compared, "structure": structure, **paired(lower, other, tolerance)}
             )
         line = curve(params, own)
         if len(line):
@@ -108,7 +108,7 @@ def _comparisons(
         yield "the whole transform beats one draw", compared, reference, under.get(SINGLE_DRAW, none), 0
 
 
-def _paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[str, Any]:
+def paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[str, Any]:
     """Both accuracies on the images that both have, and whether the first is higher by more than chance allows."""
     keys = ["seed", "index"]
     both = lower[[*keys, "correct"]].merge(other[[*keys, "correct"]], on=keys, suffixes=("", "_other"))

@@ -10,6 +10,7 @@ from sparring.statistics.accuracy import (
     paired_difference,
     wilson,
 )
+from sparring.statistics.calibration import calibration_error
 from sparring.statistics.detectors import (
     ALL,
     accuse,
@@ -33,6 +34,7 @@ __all__ = [
     "accuse",
     "as_if_guessed",
     "auroc",
+    "calibration_error",
     "comparisons",
     "detector_metrics",
     "detector_rows",

@@ -1,0 +1,226 @@
+"""The numbers of an audit, from rows of predictions: no model is asked. They are what audit.json holds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sparring import statistics
+from sparring.audit import plan
+from sparring.audit.plan import CHECKS, CURVE, LEAST, WORST, Planned
+from sparring.audit.run import Work
+from sparring.params.names import CLEAN
+from sparring.report import checks as rules
+
+POINTS = 60  # of the curve over L2 lengths
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an audit found.
+
+    images: a row an image: index, label, correct (clean), standing, confidence (clean), attack (that broke it first),
+    attacked_confidence, attacked_correct, least (change in the audit's norm that broke it), least_l2.
+    attacks: a row an attack of the worst case, in its order.  curve: eps, accuracy, ci_low, ci_high, images.
+    lengths: the same by L2 length.  checks: as `report.checks.verdicts`, without structures.
+    corruptions: corruption, strength, accuracy, ci_low, ci_high, images.  classes: names.
+    """
+
+    images: pd.DataFrame
+    attacks: pd.DataFrame
+    curve: pd.DataFrame
+    lengths: pd.DataFrame
+    checks: pd.DataFrame
+    corruptions: pd.DataFrame
+    classes: Sequence[str]
+    norm: str
+    eps: float
+    autoattack: bool
+    left_out: dict[str, str]
+    gradients: bool
+
+    @property
+    def clean(self) -> dict[str, Any]:
+        return share(self.images["correct"])
+
+    @property
+    def worst(self) -> dict[str, Any]:
+        return share(self.images["standing"])
+
+    @property
+    def median_least(self) -> float:
+        """Of the images that are right when clean and on the curve: the change that breaks half of them."""
+        return _median(self.images, "least", self.on_curve)
+
+    @property
+    def median_length(self) -> float:
+        return _median(self.images, "least_l2", self.measured)
+
+    @property
+    def on_curve(self) -> pd.Series:
+        return self.images["on_curve"]
+
+    @property
+    def measured(self) -> pd.Series:
+        return self.images["measured"]
+
+    @property
+    def by_class(self) -> pd.DataFrame:
+        """A row a class that has images, the worst first: class, clean, standing, ci_low, ci_high, images."""
+        rows = []
+        for number, own in self.images.groupby("label"):
+            found = share(own["standing"])
+            rows.append({"class": self.classes[int(str(number))], "clean": own["correct"].mean(), **found})
+        table = pd.DataFrame(rows).rename(columns={"accuracy": "standing"})
+        return table.sort_values(["standing", "clean"], kind="stable", ignore_index=True)
+
+    @property
+    def calibration(self) -> dict[str, float]:
+        """The expected calibration error, clean and under the worst case."""
+        images = self.images
+        return {
+            "clean": statistics.calibration_error(images["confidence"].to_numpy(), images["correct"].to_numpy(bool)),
+            "attacked": statistics.calibration_error(
+                images["attacked_confidence"].to_numpy(), images["attacked_correct"].to_numpy(bool)
+            ),
+            "confidence": float(images["confidence"].mean()),
+            "attacked_confidence": float(images["attacked_confidence"].mean()),
+        }
+
+
+def share(right: pd.Series) -> dict[str, Any]:
+    """An accuracy with its 95 % interval over images."""
+    low, high = statistics.wilson(int(right.sum()), len(right))
+    return {"accuracy": float(right.mean()), "ci_low": low, "ci_high": high, "images": len(right)}
+
+
+def _median(images: pd.DataFrame, column: str, chosen: pd.Series) -> float:
+    least = images.loc[chosen & images["correct"], column].to_numpy(float)
+    return float(np.median(least)) if len(least) else float("nan")
+
+
+def gather(
+    work: Work, classes: Sequence[str], waiting: Sequence[Planned], corruptions: pd.DataFrame, transferred: bool
+) -> Facts:
+    """waiting: attacks of the worst case that had no time.  corruptions: from `run.corrupted`.  transferred: whether
+    images made on another net were shown."""
+    empty = pd.DataFrame(columns=["index", "attack", "part", "correct", "inside", "l2", "linf", "confidence"])
+    rows = pd.concat(work.frames, ignore_index=True) if work.frames else empty
+    images = _images(work, rows)
+    gradients = work.subject.gradients
+    planned = plan.ladder(work.norm, work.eps, len(classes), gradients)
+    missing = {step.key for step in waiting} | set(plan.AUTOATTACK) - {step.key for step in planned}
+    return Facts(
+        images=images,
+        attacks=pd.DataFrame(work.ran),
+        curve=_curve(work, images, rows),
+        lengths=_lengths(images),
+        checks=_checks(work, rows, transferred),
+        corruptions=_corruptions(corruptions),
+        classes=classes,
+        norm=work.norm,
+        eps=work.eps,
+        autoattack=not missing & set(plan.AUTOATTACK),
+        left_out=dict(work.left_out),
+        gradients=gradients,
+    )
+
+
+def _images(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
+    images = work.clean[["index", "label", "confidence"]].assign(correct=work.right, standing=work.standing)
+    by_index = images.set_index("index")
+    broken = rows[~rows["correct"].astype(bool)]
+    at = {"linf": "linf", "l2": "l2"}[work.norm]
+    for column, change in (("least", at), ("least_l2", "l2")):
+        least = broken.groupby("index")[change].min().reindex(by_index.index)
+        by_index[column] = least.where(by_index["correct"], 0.0).astype(float).fillna(np.inf)
+    fooled = broken[broken["inside"].astype(bool)].drop_duplicates("index").set_index("index")
+    by_index["attack"] = fooled["attack"].reindex(by_index.index)
+    # Of an image that stands, what the last attack on it left.
+    last = rows[rows["part"] == WORST].drop_duplicates("index", keep="last").set_index("index")
+    for name, default in (("confidence", by_index["confidence"]), ("correct", by_index["correct"])):
+        seen = fooled[name].reindex(by_index.index).astype(object)
+        seen = seen.where(seen.notna(), last[name].reindex(by_index.index))
+        by_index[f"attacked_{name}"] = seen.where(seen.notna(), default)
+    by_index["attacked_confidence"] = by_index["attacked_confidence"].astype(float)
+    by_index["attacked_correct"] = by_index["attacked_correct"].astype(bool)
+    for name, part in (("on_curve", CURVE), ("measured", LEAST)):
+        met = rows.loc[rows["part"] == part, "index"]
+        place = np.flatnonzero(by_index.index.isin(met))
+        by_index[name] = np.arange(len(by_index)) <= (place.max() if len(place) else -1)
+    return by_index.reset_index()
+
+
+def _curve(work: Work, images: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy by radius, from 0; an image falls at the least change by which any attack of the audit broke it."""
+    columns = ["eps", "accuracy", "ci_low", "ci_high", "images"]
+    on_curve = images[images["on_curve"]]
+    met = set(rows.loc[rows["part"] == CURVE, "attack"])
+    steps = plan.curve(work.norm, work.eps, work.images.image.shape[1], True)
+    radii = [0.0, *(plan.radius_of(step, work.norm) for step in steps if step.key in met)]
+    if on_curve.empty:
+        return pd.DataFrame(columns=columns)
+    slack = 1e-3 / 255 if work.norm == "linf" else 1e-4
+    found = [share(on_curve["least"] > radius + slack * (radius > 0)) for radius in radii]
+    return pd.DataFrame([{"eps": radius, **row} for radius, row in zip(radii, found, strict=True)], columns=columns)
+
+
+def _lengths(images: pd.DataFrame) -> pd.DataFrame:
+    measured = images[images["measured"]]
+    finite = measured.loc[np.isfinite(measured["least_l2"]), "least_l2"]
+    columns = ["eps", "accuracy", "ci_low", "ci_high", "images"]
+    if measured.empty or not len(finite):
+        return pd.DataFrame(columns=columns)
+    lengths = np.linspace(0, float(finite.max()), POINTS)
+    return pd.DataFrame(
+        [{"eps": length, **share(measured["least_l2"] > length)} for length in lengths], columns=columns
+    )
+
+
+def _checks(work: Work, rows: pd.DataFrame, transferred: bool) -> pd.DataFrame:
+    """The sanity checks (Carlini et al., 2019, arXiv 1902.06705); columns check, compared, images, accuracy, against,
+    passed."""
+    own = rows[rows["part"] == CHECKS].assign(seed=0)
+    # An image that an attack only broke outside of the ball withstood it.
+    own["correct"] = own["correct"].astype(bool) | ~own["inside"].astype(bool)
+    under = dict(list(own.groupby("attack")))
+    none = own.iloc[:0]
+    reference = under.get(plan.REFERENCE, none)
+    compared = [
+        ("iterative beats single step", "PGD of 20 steps, one step", plan.SINGLE, 0.0),
+        ("more steps do not help much", "PGD of 20 steps, of 100", plan.LONGER, rules.MUCH),
+        ("black box does not beat white box", "PGD of 20 steps, Square of 500 queries", plan.BLACK_BOX, 0.0),
+    ]
+    if transferred:
+        compared.append(("white box beats transfer", "PGD of 20 steps, on the other net", plan.TRANSFER, 0.0))
+    decided = [
+        {"check": check, "compared": words, **rules.paired(reference, under.get(other, none), tolerance)}
+        for check, words, other, tolerance in compared
+        if len(reference) and len(under.get(other, none))
+    ]
+    curve = rows[rows["part"] == CURVE]
+    if len(curve):
+        fell = curve.groupby("index")["correct"].all()
+        radius = curve["attack"].iloc[-1]
+        title = next(
+            step.title
+            for step in plan.curve(work.norm, work.eps, work.images.image.shape[1], True)
+            if step.key == radius
+        )
+        end = {"images": len(fell), "accuracy": float(fell.mean()), "passed": bool(not fell.any())}
+        decided.append({"check": rules.UNBOUNDED, "compared": f"{title} and below", **end})
+    return pd.DataFrame(decided, columns=["check", "compared", "images", "accuracy", "against", "passed"])
+
+
+def _corruptions(rows: pd.DataFrame) -> pd.DataFrame:
+    columns = ["corruption", "strength", "accuracy", "ci_low", "ci_high", "images"]
+    if rows.empty:
+        return pd.DataFrame(columns=columns)
+    return statistics.accuracies(rows, ["corruption", "strength"]).reset_index()[columns]
+
+
+def mean_under_corruptions(table: pd.DataFrame) -> float:
+    """The mean accuracy over all kinds and strengths; nan where none was seen."""
+    return float(table.loc[table["corruption"] != CLEAN, "accuracy"].mean()) if len(table) else float("nan")

@@ -1,0 +1,171 @@
+"""The images of an audit: those of a data set that nobody should have trained on, at the size that the model reads."""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from sparring import store
+from sparring.data import decode, known, prepare
+from sparring.data.sources import Source, location, some
+from sparring.evaluation.whitebox import draw
+from sparring.params.errors import InputError, one_line
+from sparring.params.names import PARAMS_FILE
+from sparring.params.sections import Data
+
+NAMES = ("digits", *known.TORCHVISION, "gtsrb", "belgium", "orl", "yale")
+"""Data sets that --data may call by their names, as `gtsrb:FOLDER`; the first ones also without a folder."""
+SMALLEST = 8  # pixels of an image's side
+LOOKED_AT = 100  # images whose size is looked at where nobody tells it
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set before its images are read.
+
+    source: its labels.  rows: the images that may be audited, those of its official test set where it has one.
+    name: one of NAMES, or `folder`, `parquet` or `store`.
+    classes: their names; empty where nothing tells them.  numbered: whether they are only numbers that labels have.
+    """
+
+    source: Source
+    rows: np.ndarray
+    name: str
+    classes: list[str]
+    numbered: bool
+
+
+def open_data(text: str) -> DataSet:
+    """The data set that --data names: a path, or one of NAMES, alone or before a colon and a folder.
+
+    Nothing is downloaded. Raises InputError where there is no such data set or it cannot be read.
+    """
+    name, path = _named(text)
+    if name == "store":
+        return _store(Path(str(path)))
+    try:
+        # Only some of what `prepare` is told matters here, and an image may have any size.
+        source = prepare.read_labels(_data(name, path, SMALLEST), download=False)
+    except InputError as error:
+        raise InputError(_as_option(str(error))) from error
+    for remark in source.remarks:
+        print(f"warning: {one_line(remark)}", file=sys.stderr)
+    rows = np.flatnonzero(source.heldout)
+    if not len(rows):
+        rows = np.arange(len(source.label))
+        print(
+            f"warning: {text} has no official test images, so all of its {len(rows):,} may be taken; of images that "
+            "the model was trained on it knows more than of others",
+            file=sys.stderr,
+        )
+    numbered = source.classes in ([], [str(number) for number in range(len(source.classes))])
+    return DataSet(source, rows, name, source.classes, numbered)
+
+
+def _named(text: str) -> tuple[str, str | None]:
+    """The kind of a data set, and its path where it has one."""
+    word, colon, rest = text.partition(":")
+    if word in NAMES and not (Path(text).exists() and not colon):
+        if word not in ("digits", *known.TORCHVISION) and not rest:
+            raise InputError(f"--data is {text}; name its folder too, as in {word}:FOLDER")
+        return word, rest or None
+    path = location(text)
+    if not path.exists():
+        raise InputError(f"--data is {text}; there is no {path}, and no data set of that name ({', '.join(NAMES)})")
+    if path.is_dir() and (path / "cifar-10-batches-py").is_dir():
+        return "cifar10", text
+    if path.is_dir() and (path / "cifar-100-python").is_dir():
+        return "cifar100", text
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise InputError(f"--data is {text}; name a .parquet file, or a folder with one folder a class")
+        return ("store" if store.is_one(path) else "parquet"), text
+    files = next(path.rglob("*.parquet"), None)
+    return ("folder" if files is None else "parquet"), text
+
+
+def _data(name: str, path: str | None, size: int) -> Data:
+    fields = {"source": name, "path": path, "group_pattern": None, "background": "white", "image_size": size}
+    return Data.model_construct(**fields)  # type: ignore[arg-type]
+
+
+def _store(path: Path) -> DataSet:
+    """The images of a store of the pipeline, as data/clean/test.parquet is one."""
+    images = store.read(path)
+    if "attack" in images.metadata:
+        raise InputError(f"{path} holds attacked images; name clean ones, as in data/clean/test.parquet")
+    read = partial(known.in_batches, images.image)
+    classes = [str(name) for name in images.metadata["classes"]]
+    label = images.label
+    source = Source(str(path), label, np.ones(len(label), bool), classes, None, read)
+    numbered = classes == [str(number) for number in range(len(classes))]
+    name = str(images.metadata.get("source", "store"))
+    return DataSet(source, np.arange(len(label)), name if name in NAMES else "store", classes, numbered)
+
+
+def choose(data: DataSet, classes: int, count: int, seed: int) -> np.ndarray:
+    """Rows of at most so many images (N,), every beginning of which has the classes in their shares.
+
+    classes: how many the model tells apart.  Raises InputError where the data set has others.
+    A line on standard error says which classes have no image at all.
+    """
+    source = data.source
+    if data.classes and len(data.classes) != classes and not (data.numbered and len(data.classes) < classes):
+        raise InputError(
+            f"the model tells {classes} classes apart, {source.name} has {len(data.classes)}; name the data set that "
+            "it was trained for, or a folder with one folder for each of its classes"
+        )
+    label = source.label[data.rows]
+    if label.min() < 0 or label.max() >= classes:
+        wrong = label.max() if label.max() >= classes else label.min()
+        raise InputError(
+            f"{source.name} has the label {wrong}; the model tells {classes} classes apart, so labels are 0 to "
+            f"{classes - 1}"
+        )
+    absent = np.setdiff1d(np.arange(classes), label)
+    if len(absent):
+        names = [data.classes[number] if number < len(data.classes) else str(number) for number in absent]
+        print(
+            f"warning: {source.name} has no images of the class{'es' * (len(names) > 1)} {some(names)}, of which the "
+            "audit can say nothing",
+            file=sys.stderr,
+        )
+    return data.rows[draw(data.rows, label, seed)[:count]]
+
+
+def read(data: DataSet, rows: np.ndarray, size: int) -> store.Images:
+    """The images of these rows in their order, (N, S, S, 3) uint8. Raises InputError for images that cannot be read."""
+    order = np.argsort(rows, kind="stable")
+    several: list[str] = []
+    batches = list(decode.decoded(data.source.read(rows[order]), size, "white", several))
+    if several:
+        print(f"warning: several frames or pages, of which the first is taken: {some(several, 3)}", file=sys.stderr)
+    image = np.empty((len(rows), size, size, 3), np.uint8)
+    image[order] = np.concatenate(batches)
+    return store.Images(rows, data.source.label[rows], image)
+
+
+def native_size(data: DataSet, rows: np.ndarray) -> int:
+    """The side in pixels of the images as they lie there. Raises InputError where they have several sizes or are not
+    square."""
+    looked_at = np.sort(rows)[:LOOKED_AT]
+    found = [decode.native_size(encoded) for batch in data.source.read(looked_at) for _, encoded in batch]
+    sizes = sorted({size for size in found if size is not None})
+    if not sizes:
+        raise InputError(f"no image of {data.source.name} can be read; look at {data.source.name}")
+    if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
+        shown = some([f"{width}×{height}" for width, height in sizes], 3)
+        raise InputError(
+            f"the images of {data.source.name} have {shown} pixels; say at which size the model reads them, as in "
+            "--image-size 224"
+        )
+    return sizes[0][0]
+
+
+def _as_option(text: str) -> str:
+    """An error of `prepare` in the words of the command line."""
+    for before in (f"{PARAMS_FILE}: data.path", "data.path", "data.source"):
+        text = text.replace(before, "--data")
+    return text

@@ -1,0 +1,223 @@
+"""Which attacks an audit runs, what each costs, and what of them fits the time."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparring.attacks import engine, losses
+from sparring.params.attacks import Attack, attack_entry
+
+APGD, APGD_T, FAB_T, SQUARE = "apgd_ce", "apgd_t", "fab_t", "square"
+AUTOATTACK = (APGD, APGD_T, FAB_T, SQUARE)
+"""The four parts of AutoAttack's standard version (Croce and Hein, 2020, arXiv 2003.01690)."""
+TARGETS = 9  # classes that the targeted parts of AutoAttack try
+SUBSET = 100  # images of the checks, the least norms and the curve
+FEWEST = 20  # images on which such a part still says something
+FEWEST_AUDITED = 50
+FOR_PARTS = 0.4  # of the time, at most, goes to what is not the worst case
+LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)  # of the curve in L∞; at 128 any image can be made grey
+LENGTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of the curve in L2, at images of 32 pixels
+WORST, CHECKS, LEAST, CURVE = "worst case", "checks", "least norms", "curve"  # the parts of an audit
+STANDING_ON_CURVE = 0.4  # of the images, in the mean over the radii
+REFERENCE, SINGLE, LONGER, BLACK_BOX = "pgd", "one_step", "more_steps", "random_search"  # in the checks
+TRANSFER = "transfer"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An attack of an audit.
+
+    key: its name in files.  title: for reading.  gradients, forwards: passes that an image takes, most often at most.
+    white_box: whether it needs the model's gradient.
+    """
+
+    key: str
+    title: str
+    attack: Attack
+    gradients: int
+    forwards: int = 0
+
+    @property
+    def white_box(self) -> bool:
+        return self.gradients > 0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a pass of one image takes, in seconds."""
+
+    gradient: float
+    forward: float
+
+    def seconds(self, planned: Planned, images: int = 1) -> float:
+        return images * (planned.gradients * self.gradient + planned.forwards * self.forward)
+
+
+class Clock:
+    """The time that an audit has: `left` until its end, but for `reserved` seconds that later parts need."""
+
+    def __init__(self, seconds: float) -> None:
+        self.start = time.monotonic()
+        self.seconds = seconds
+        self.reserved = 0.0
+
+    @property
+    def used(self) -> float:
+        return time.monotonic() - self.start
+
+    @property
+    def left(self) -> float:
+        return self.seconds - self.used - self.reserved
+
+    def allows(self, each: float) -> Callable[[int], bool]:
+        """Whether so many more images fit, of which each takes so long."""
+        return lambda count: count * each <= self.left
+
+
+def measured(aim: engine.Aim, images: Tensor, labels: Tensor, gradients: bool) -> Rates:
+    """Seconds of a pass of one image, in batches of these images (N, 3, H, W)."""
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()  # the first pass loads and chooses kernels
+        began, times = time.perf_counter(), 0
+        while times < 2 or time.perf_counter() - began < 0.5:
+            work()
+            times += 1
+        if images.device.type == "cuda":
+            torch.cuda.synchronize(images.device)
+        return (time.perf_counter() - began) / times / len(images)
+
+    forward = seconds(lambda: aim.quick(images))
+    return Rates(seconds(lambda: losses.loss_gradient(aim, images, labels)) if gradients else forward, forward)
+
+
+def pgd(norm: str, eps: float, steps: int, restarts: int, loss: str) -> Attack:
+    """PGD whose steps reach two and a half times across the ball."""
+    step = max(2.5 * eps / steps, 1 / 255 if norm == "linf" else 0.0)
+    settings = {"eps": eps, "step": step, "steps": steps, "norm": norm, "restarts": restarts, "loss": loss}
+    return attack_entry("pgd", settings)
+
+
+def one_step(norm: str, eps: float) -> Attack:
+    """FGSM, or in L2 one step along the gradient."""
+    if norm == "linf":
+        return attack_entry("fgsm", {"eps": eps})
+    settings = {"eps": eps, "step": eps, "steps": 1, "norm": norm, "restarts": 1, "loss": "cross_entropy"}
+    return attack_entry("pgd", settings)
+
+
+def _library(name: str, norm: str, eps: float, **arguments: object) -> Attack:
+    settings = {"method": f"torchattacks.{name}", "norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": eps}
+    return attack_entry(name, settings | arguments)
+
+
+def square(norm: str, eps: float, queries: int) -> Attack:
+    # As in AutoAttack, whose schedule is that of the whole budget; a shorter one is brought to its length.
+    return _library("Square", norm, eps, n_queries=queries, resc_schedule=queries != 5000)
+
+
+def ladder(norm: str, eps: float, classes: int, gradients: bool) -> list[Planned]:
+    """The attacks of the worst case, the cheapest first.
+
+    eps: in [0, 1] units.  gradients: without them, Square is all there is.
+    """
+    targets = min(TARGETS, classes - 1)
+    few = min(3, targets)
+
+    def apgd_t(count: int) -> Attack:
+        return _library("APGDT", norm, eps, steps=100, n_restarts=1, n_classes=count + 1)
+
+    single = "FGSM" if norm == "linf" else "one step"
+    steps = [
+        Planned(SINGLE, single, one_step(norm, eps), 1),
+        Planned("pgd_ce", "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
+        Planned("pgd_margin", "PGD on the margin, 20 steps, 2 starts", pgd(norm, eps, 20, 2, "margin"), 40, 2),
+        Planned(APGD, "APGD-CE, 100 steps", _library("APGD", norm, eps, steps=100, loss="ce"), 100),
+    ]
+    if classes >= 4:  # its loss compares four logits
+        if few < targets:
+            title = f"APGD-T, 100 steps, the {few} nearest classes"
+            steps.append(Planned("apgd_t_few", title, apgd_t(few), 100 * few, few))
+        title = f"APGD-T, 100 steps, {targets} classes"
+        steps.append(Planned(APGD_T, title, apgd_t(targets), 100 * targets, targets))
+    fab = _library("FAB", norm, eps, steps=100, n_restarts=1, multi_targeted=True, n_classes=targets + 1)
+    steps.append(Planned(FAB_T, f"FAB-T, 100 steps, {targets} classes", fab, 100 * targets, 200 * targets))
+    steps = steps if gradients else []
+    short = Planned("square_short", "Square, 500 queries", square(norm, eps, 500), 0, 500)
+    whole = Planned(SQUARE, "Square, 5,000 queries", square(norm, eps, 5000), 0, 5000)
+    before = [step for step in steps if step.key not in (APGD_T, FAB_T)]
+    after = [step for step in steps if step.key in (APGD_T, FAB_T)]
+    return [*before, short, *after[:1], whole, *after[1:]] if gradients else [short, whole]
+
+
+def checks(norm: str, eps: float, gradients: bool) -> list[Planned]:
+    """The attacks that the sanity checks compare, each on all images of a subset."""
+    white = [
+        Planned(SINGLE, "one step", one_step(norm, eps), 1),
+        Planned(REFERENCE, "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
+        Planned(LONGER, "PGD, 100 steps", pgd(norm, eps, 100, 1, "cross_entropy"), 100),
+    ]
+    return [*(white if gradients else []), Planned(BLACK_BOX, "Square, 500 queries", square(norm, eps, 500), 0, 500)]
+
+
+def least_norms(gradients: bool) -> list[Planned]:
+    """The attacks that look for the least change of each image, in L2."""
+    ddn = attack_entry("ddn", {"steps": 100, "gamma": 0.05, "start": 1.0})
+    cw = attack_entry("cw", {"c": 1.0, "kappa": 0.0, "steps": 50, "learning_rate": 0.01, "search_steps": 4})
+    # Storing looks for the least scale that fools, some 12 passes of the net itself. From C&W images leave early.
+    found = [Planned("ddn", "DDN, 100 steps", ddn, 101, 12), Planned("cw", "C&W, 4 × 50 steps", cw, 120, 16)]
+    return found if gradients else []
+
+
+def curve(norm: str, eps: float, size: int, gradients: bool) -> list[Planned]:
+    """PGD at rising radii, up to one at which any image can be made grey."""
+    if norm == "linf":
+        radii = sorted({level / 255 for level in LEVELS} | {eps})
+    else:
+        radii = sorted({length * size / 32 for length in LENGTHS} | {eps})
+    shown = {radius: f"{round(255 * radius)}/255" if norm == "linf" else f"{radius:g}" for radius in radii}
+    planned = [
+        Planned(f"radius_{number}", f"PGD at {shown[radius]}", pgd(norm, radius, 20, 1, "margin"), 20)
+        for number, radius in enumerate(radii)
+    ]
+    return planned if gradients else []
+
+
+def transfer(norm: str, eps: float) -> Planned:
+    """What is made against another net and shown to the model."""
+    return Planned(TRANSFER, "PGD on another net, 40 steps", pgd(norm, eps, 40, 1, "margin"), 40)
+
+
+def images_that_fit(wanted: int, seconds: float, rates: Rates, steps: list[Planned]) -> int:
+    """How many images the time allows to meet the attacks up to APGD-CE, which half of them live to see; without
+    gradients, Square's short version."""
+    by_key = {step.key: rates.seconds(step) for step in steps}
+    first = by_key.get(SINGLE, 0.0) + by_key.get("pgd_ce", 0.0)
+    later = by_key.get("pgd_margin", 0.0) + by_key.get(APGD, 0.0)
+    fits = int((1 - FOR_PARTS) * seconds / ((first + later / 2) or by_key["square_short"]))
+    return min(wanted, max(fits, FEWEST_AUDITED))
+
+
+def part_seconds(name: str, steps: list[Planned], rates: Rates) -> float:
+    """What a part of the audit takes an image. At the radii of the curve fewer and fewer images stand."""
+    return sum(rates.seconds(step) for step in steps) * (STANDING_ON_CURVE if name == CURVE else 1.0)
+
+
+def sizes(parts: dict[str, list[Planned]], most: int, seconds: float, rates: Rates) -> dict[str, int]:
+    """How many images each part takes, of `most` that there are, so that all keep to their share of the time; 0 for one
+    that would be left with fewer than FEWEST."""
+    whole = sum(part_seconds(name, steps, rates) for name, steps in parts.items()) * min(most, SUBSET)
+    share = min(1.0, FOR_PARTS * seconds / whole) if whole else 1.0
+    count = int(min(most, SUBSET) * share)
+    enough = count if count >= min(FEWEST, most) else 0
+    return {name: enough if steps else 0 for name, steps in parts.items()}
+
+
+def radius_of(planned: Planned, norm: str) -> float:
+    """The radius of an attack of the curve, in [0, 1] units."""
+    found = planned.attack.linf if norm == "linf" else planned.attack.l2
+    return float(np.nan if found is None else found)

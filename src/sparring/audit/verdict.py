@@ -1,0 +1,134 @@
+"""What an audit found, in sentences made from its numbers."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from sparring.audit.facts import Facts
+from sparring.params.values import fraction
+from sparring.report.table import number, with_interval
+
+LEADERBOARD = Path(__file__).with_name("robustbench.csv")
+SOURCE = (
+    "[RobustBench](https://robustbench.github.io) (Croce et al., 2021, arXiv 2010.09670), records of 31 March 2025: "
+    "the lowest accuracy that AutoAttack, or an adaptive attack on record there, left on 10,000 test images (ImageNet: "
+    "5,000)"
+)
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
+SURPRISE = 0.02  # of the images that gradient attacks left, that Square may still break
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """sentences: in Markdown, the most important first.  masked: whether something suggests masked gradients."""
+
+    sentences: list[str]
+    masked: bool
+
+
+def ball(facts: Facts) -> str:
+    """The threat model, for reading."""
+    if facts.norm == "linf":
+        return f"an L∞ radius of {round(255 * facts.eps)}/255"
+    return f"an L2 radius of {facts.eps:g}"
+
+
+def verdict(facts: Facts, data: str) -> Verdict:
+    """data: the data set's name, by which published models of it are found."""
+    signs = masking_signs(facts)
+    sentences = [_headline(facts), _breakers(facts), _gradients(facts, signs), _autoattack(facts)]
+    published = beside(facts, data)
+    return Verdict([sentence for sentence in [*sentences, published] if sentence], bool(signs))
+
+
+def _headline(facts: Facts) -> str:
+    clean, worst = facts.clean, facts.worst
+    shown = (with_interval(each["accuracy"], each["ci_low"], each["ci_high"]) for each in (worst, clean))
+    return (
+        "**Robust accuracy {}** within {}, against {} of the same {:,} images clean. In brackets: 95 % intervals over "
+        "images. It is an upper bound: a stronger attacker may find more.".format(
+            next(shown), ball(facts), next(shown), worst["images"]
+        )
+    )
+
+
+def _breakers(facts: Facts) -> str:
+    fell = facts.images[facts.images["correct"] & ~facts.images["standing"]]
+    if fell.empty:
+        return "No attack broke any image that is right when clean."
+    ladder = facts.attacks.set_index("key")
+    counts = fell["attack"].value_counts()
+    titles = ladder["attack"].to_dict()
+    first = [f"{titles.get(key, key)} {count:,}" for key, count in counts.items()]
+    return f"What broke the {len(fell):,} images that fell: {'; '.join(first)}."
+
+
+def masking_signs(facts: Facts) -> list[str]:
+    """What suggests that gradients mislead the attacker, or that attacks were too weak; empty where nothing does."""
+    if not facts.gradients:
+        return []
+    failed = facts.checks[facts.checks["passed"] == False]  # noqa: E712 - it may be None
+    signs = [f"the check “{check}” failed" for check in failed["check"]]
+    for row in facts.attacks.to_dict("records") if len(facts.attacks) else []:
+        if str(row["key"]).startswith("square") and row["met"] and row["fooled"] > max(1, SURPRISE * row["met"]):
+            signs.append(
+                f"{row['attack']} broke {row['fooled']:,} of {row['met']:,} images that attacks with gradients had left"
+            )
+    return signs
+
+
+def _gradients(facts: Facts, signs: list[str]) -> str:
+    if not facts.gradients:
+        return (
+            "**The model has no gradient** that an attacker could follow (it is quantised, or decides inside), so only "
+            "attacks without one were run. That says little about its robustness: attack the model before that step, "
+            "or a net like it, and show this one the images (`--transfer-from`)."
+        )
+    if signs:
+        return f"**Gradients may be masked**, so the true figure may be far lower: {'; '.join(signs)}."
+    decided = int(facts.checks["passed"].notna().sum())
+    if not decided:
+        return "Whether gradients are masked was not checked, as the time did not allow it."
+    few = f" on {int(facts.checks['images'].max())} images"
+    return f"Nothing suggests masked gradients: all {decided} sanity checks passed{few}."
+
+
+def _autoattack(facts: Facts) -> str:
+    if not facts.images["standing"].any():
+        return "No image was left for further attacks, among them those of AutoAttack."
+    if facts.autoattack:
+        return "All four parts of AutoAttack's standard version ran whole, each on what the attacks before had left."
+    late = [what.removeprefix("worst case: ") for what in facts.left_out if what.startswith("worst case: ")]
+    if late:
+        return f"This is **not AutoAttack**: the time left out {'; '.join(late)}. More `--minutes` go on from here."
+    return "This is **not AutoAttack**, whose four parts are not all defined for this model."
+
+
+@cache
+def leaderboard() -> pd.DataFrame:
+    """RobustBench's figures: data, norm, eps (as text), model, architecture, more_data, clean, robust, link."""
+    return pd.read_csv(LEADERBOARD, dtype={"eps": str})
+
+
+def published(facts: Facts, data: str) -> pd.DataFrame:
+    """The published models of this data set and threat model, the most robust first."""
+    table = leaderboard()
+    same = (table["data"] == data) & (table["norm"] == facts.norm)
+    radius = table["eps"].map(fraction).astype(float)
+    return table[same & ((radius - facts.eps).abs() < 1e-3)].sort_values("robust", ascending=False, kind="stable")
+
+
+def beside(facts: Facts, data: str) -> str:
+    """What published models of this data set and threat model reach; empty where nothing is known of any."""
+    models = published(facts, data)
+    if models.empty:
+        return ""
+    best, accuracy = models.iloc[0], facts.worst["accuracy"]
+    below = int((models["robust"] < accuracy).sum())
+    return (
+        f"Of {len(models)} published models of {TITLES[data]} in this ball, {below} have less; the best, "
+        f"{best['model']}, has {number(best['robust'])} (clean {number(best['clean'])}), the one in the middle "
+        f"{number(models['robust'].median())}. Source: {SOURCE}."
+    )
