@@ -188,10 +188,11 @@ def _checks(work: Work, rows: pd.DataFrame, transferred: bool) -> pd.DataFrame:
     under = dict(list(own.groupby("attack")))
     none = own.iloc[:0]
     reference = under.get(plan.REFERENCE, none)
+    square = f"Square of {plan.FEW_QUERIES} queries"
     compared = [
         ("iterative beats single step", "PGD of 20 steps, one step", plan.SINGLE, 0.0),
-        ("more steps do not help much", "PGD of 20 steps, of 100", plan.LONGER, rules.MUCH),
-        ("black box does not beat white box", "PGD of 20 steps, Square of 500 queries", plan.BLACK_BOX, 0.0),
+        ("more steps do not help much", f"PGD of 20 steps, of {plan.STEPS}", plan.LONGER, rules.MUCH),
+        ("black box does not beat white box", f"PGD of 20 steps, {square}", plan.BLACK_BOX, 0.0),
     ]
     if transferred:
         compared.append(("white box beats transfer", "PGD of 20 steps, on the other net", plan.TRANSFER, 0.0))

@@ -1,5 +1,6 @@
 """The images of an audit: those of a data set that nobody should have trained on, at the size that the model reads."""
 
+import re
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from sparring.params.sections import Data
 
 NAMES = ("digits", *known.TORCHVISION, "gtsrb", "belgium", "orl", "yale")
 """Data sets that --data may call by their names, as `gtsrb:FOLDER`; the first ones also without a folder."""
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SMALLEST = 8  # pixels of an image's side
 LOOKED_AT = 100  # images whose size is looked at where nobody tells it
 
@@ -26,7 +28,7 @@ class DataSet:
     """A data set before its images are read.
 
     source: its labels.  rows: the images that may be audited, those of its official test set where it has one.
-    name: one of NAMES, or `folder`, `parquet` or `store`.
+    name: one of NAMES, `imagenet`, or the kind of its files: `folder`, `parquet` or `store`.
     classes: their names; empty where nothing tells them.  numbered: whether they are only numbers that labels have.
     """
 
@@ -61,7 +63,16 @@ def open_data(text: str) -> DataSet:
             file=sys.stderr,
         )
     numbered = source.classes in ([], [str(number) for number in range(len(source.classes))])
-    return DataSet(source, rows, name, source.classes, numbered)
+    return DataSet(source, rows, _recognised(name, source.classes), source.classes, numbered)
+
+
+def _recognised(name: str, classes: list[str]) -> str:
+    """A data set's name, also where only its class names tell it."""
+    if [word.lower() for word in classes] == CIFAR10:
+        return "cifar10"
+    if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", word) for word in classes):
+        return "imagenet"
+    return name
 
 
 def _named(text: str) -> tuple[str, str | None]:
@@ -102,7 +113,8 @@ def _store(path: Path) -> DataSet:
     source = Source(str(path), label, np.ones(len(label), bool), classes, None, read)
     numbered = classes == [str(number) for number in range(len(classes))]
     name = str(images.metadata.get("source", "store"))
-    return DataSet(source, np.arange(len(label)), name if name in NAMES else "store", classes, numbered)
+    known_name = _recognised(name if name in NAMES else "store", classes)
+    return DataSet(source, np.arange(len(label)), known_name, classes, numbered)
 
 
 def choose(data: DataSet, classes: int, count: int, seed: int) -> np.ndarray:

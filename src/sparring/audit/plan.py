@@ -14,7 +14,8 @@ from sparring.params.attacks import Attack, attack_entry
 APGD, APGD_T, FAB_T, SQUARE = "apgd_ce", "apgd_t", "fab_t", "square"
 AUTOATTACK = (APGD, APGD_T, FAB_T, SQUARE)
 """The four parts of AutoAttack's standard version (Croce and Hein, 2020, arXiv 2003.01690)."""
-TARGETS = 9  # classes that the targeted parts of AutoAttack try
+STEPS, TARGETS, QUERIES = 100, 9, 5000  # of AutoAttack: its steps, the classes that are aimed at, Square's queries
+FEW_TARGETS, FEW_QUERIES = 3, 500  # of what comes before
 SUBSET = 100  # images of the checks, the least norms and the curve
 FEWEST = 20  # images on which such a part still says something
 FEWEST_AUDITED = 50
@@ -117,7 +118,7 @@ def _library(name: str, norm: str, eps: float, **arguments: object) -> Attack:
 
 def square(norm: str, eps: float, queries: int) -> Attack:
     # As in AutoAttack, whose schedule is that of the whole budget; a shorter one is brought to its length.
-    return _library("Square", norm, eps, n_queries=queries, resc_schedule=queries != 5000)
+    return _library("Square", norm, eps, n_queries=queries, resc_schedule=queries != QUERIES)
 
 
 def ladder(norm: str, eps: float, classes: int, gradients: bool) -> list[Planned]:
@@ -126,29 +127,29 @@ def ladder(norm: str, eps: float, classes: int, gradients: bool) -> list[Planned
     eps: in [0, 1] units.  gradients: without them, Square is all there is.
     """
     targets = min(TARGETS, classes - 1)
-    few = min(3, targets)
+    few = min(FEW_TARGETS, targets)
 
     def apgd_t(count: int) -> Attack:
-        return _library("APGDT", norm, eps, steps=100, n_restarts=1, n_classes=count + 1)
+        return _library("APGDT", norm, eps, steps=STEPS, n_restarts=1, n_classes=count + 1)
 
     single = "FGSM" if norm == "linf" else "one step"
     steps = [
         Planned(SINGLE, single, one_step(norm, eps), 1),
         Planned("pgd_ce", "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
         Planned("pgd_margin", "PGD on the margin, 20 steps, 2 starts", pgd(norm, eps, 20, 2, "margin"), 40, 2),
-        Planned(APGD, "APGD-CE, 100 steps", _library("APGD", norm, eps, steps=100, loss="ce"), 100),
+        Planned(APGD, f"APGD-CE, {STEPS} steps", _library("APGD", norm, eps, steps=STEPS, loss="ce"), STEPS),
     ]
     if classes >= 4:  # its loss compares four logits
         if few < targets:
-            title = f"APGD-T, 100 steps, the {few} nearest classes"
-            steps.append(Planned("apgd_t_few", title, apgd_t(few), 100 * few, few))
-        title = f"APGD-T, 100 steps, {targets} classes"
-        steps.append(Planned(APGD_T, title, apgd_t(targets), 100 * targets, targets))
-    fab = _library("FAB", norm, eps, steps=100, n_restarts=1, multi_targeted=True, n_classes=targets + 1)
-    steps.append(Planned(FAB_T, f"FAB-T, 100 steps, {targets} classes", fab, 100 * targets, 200 * targets))
+            title = f"APGD-T, {STEPS} steps, the {few} nearest classes"
+            steps.append(Planned("apgd_t_few", title, apgd_t(few), STEPS * few, few))
+        title = f"APGD-T, {STEPS} steps, {targets} classes"
+        steps.append(Planned(APGD_T, title, apgd_t(targets), STEPS * targets, targets))
+    fab = _library("FAB", norm, eps, steps=STEPS, n_restarts=1, multi_targeted=True, n_classes=targets + 1)
+    steps.append(Planned(FAB_T, f"FAB-T, {STEPS} steps, {targets} classes", fab, STEPS * targets, 2 * STEPS * targets))
     steps = steps if gradients else []
-    short = Planned("square_short", "Square, 500 queries", square(norm, eps, 500), 0, 500)
-    whole = Planned(SQUARE, "Square, 5,000 queries", square(norm, eps, 5000), 0, 5000)
+    short = Planned("square_short", f"Square, {FEW_QUERIES:,} queries", square(norm, eps, FEW_QUERIES), 0, FEW_QUERIES)
+    whole = Planned(SQUARE, f"Square, {QUERIES:,} queries", square(norm, eps, QUERIES), 0, QUERIES)
     before = [step for step in steps if step.key not in (APGD_T, FAB_T)]
     after = [step for step in steps if step.key in (APGD_T, FAB_T)]
     return [*before, short, *after[:1], whole, *after[1:]] if gradients else [short, whole]
@@ -159,17 +160,21 @@ def checks(norm: str, eps: float, gradients: bool) -> list[Planned]:
     white = [
         Planned(SINGLE, "one step", one_step(norm, eps), 1),
         Planned(REFERENCE, "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
-        Planned(LONGER, "PGD, 100 steps", pgd(norm, eps, 100, 1, "cross_entropy"), 100),
+        Planned(LONGER, f"PGD, {STEPS} steps", pgd(norm, eps, STEPS, 1, "cross_entropy"), STEPS),
     ]
-    return [*(white if gradients else []), Planned(BLACK_BOX, "Square, 500 queries", square(norm, eps, 500), 0, 500)]
+    return [*(white if gradients else []), Planned(BLACK_BOX, "Square", square(norm, eps, FEW_QUERIES), 0, FEW_QUERIES)]
 
 
 def least_norms(gradients: bool) -> list[Planned]:
     """The attacks that look for the least change of each image, in L2."""
-    ddn = attack_entry("ddn", {"steps": 100, "gamma": 0.05, "start": 1.0})
-    cw = attack_entry("cw", {"c": 1.0, "kappa": 0.0, "steps": 50, "learning_rate": 0.01, "search_steps": 4})
+    steps = STEPS // 2
+    ddn = attack_entry("ddn", {"steps": STEPS, "gamma": 0.05, "start": 1.0})
+    cw = {"c": 1.0, "kappa": 0.0, "steps": steps, "learning_rate": 0.01, "search_steps": 4}
     # Storing looks for the least scale that fools, some 12 passes of the net itself. From C&W images leave early.
-    found = [Planned("ddn", "DDN, 100 steps", ddn, 101, 12), Planned("cw", "C&W, 4 × 50 steps", cw, 120, 16)]
+    found = [
+        Planned("ddn", f"DDN, {STEPS} steps", ddn, STEPS, 12),
+        Planned("cw", f"C&W, 4 × {steps} steps", attack_entry("cw", cw), 2 * steps, 16),
+    ]
     return found if gradients else []
 
 

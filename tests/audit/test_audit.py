@@ -1,0 +1,314 @@
+"""An audit by its command: what it finds agrees with closed forms and with peers, and it says what it left out."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import MagicMock, Mock
+
+import numpy as np
+import pytest
+import torch
+import torchattacks
+from audited import DATA, NET, audited, grey, write_models, write_store
+
+import sparring
+from sparring import store
+from sparring.attacks import generation
+from sparring.audit import plan, sections
+from sparring.models import classifier
+from sparring.params.errors import InputError
+
+QUICK = ("--images", "24", "--minutes", "5")
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoAttack's own numbers take a minute an audit, so only the comparison with it has them."""
+    if "whole" not in request.fixturenames:
+        for name, value in (("STEPS", 10), ("QUERIES", 60), ("FEW_QUERIES", 30), ("TARGETS", 4)):
+            monkeypatch.setattr(plan, name, value)
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes half of an audit as small as these, so only the test of what is written has it."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(sections, "canvas", not_drawn)
+
+
+@contextmanager
+def not_drawn(folder: Path, name: str, *_: object, **__: object) -> Iterator[MagicMock]:
+    figure = MagicMock()
+    figure.subplots.side_effect = lambda rows=0, columns=0, **_: (
+        np.array([Mock() for _ in range(columns)]) if columns else Mock()
+    )
+    yield figure
+    for path in (folder / "vector" / f"{name}.svg", folder / "figures" / f"{name}.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"<svg></svg>")
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Asked for by tests of the figures."""
+
+
+@pytest.fixture
+def whole() -> None:
+    """Asked for by tests that need all of AutoAttack."""
+
+
+@pytest.fixture
+def models(project: Path) -> None:
+    write_models()
+
+
+@pytest.fixture
+def linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
+    """80 grey images of two classes in images.parquet, and a linear model that gets them right: the weights of its
+    margin, and each image's margin."""
+    monkeypatch.chdir(tmp_path)
+    write_models()
+    namespace: dict = {}
+    exec(compile(Path("audited_models.py").read_text(), "models", "exec"), namespace)
+    net = namespace["linear"]()
+    images = grey(80)
+    with torch.no_grad():
+        margin = net(classifier.to_images(images.image, torch.device("cpu")))[:, 1].numpy()
+    labelled = store.Images(images.index, (margin > 0).astype(np.int64), images.image)
+    write_store(Path("images.parquet"), labelled, ["below", "above"])
+    return net.weight.detach().numpy(), np.abs(margin)
+
+
+def test_the_worst_case_of_a_linear_model_is_its_closed_form(linear: tuple[np.ndarray, np.ndarray]) -> None:
+    weights, margin = linear
+    for levels in (1, 2):
+        stands = float((margin > levels / 255 * np.abs(weights).sum()).mean())
+        assert 0.05 < stands < 0.95
+        found = audited("python:audited_models:linear", "--data", "images.parquet", "--eps", f"{levels}/255")
+        assert found["clean"]["accuracy"] == 1
+        assert found["worst_case"]["accuracy"] == pytest.approx(stands, abs=1e-6)
+
+
+def test_the_least_change_of_a_linear_model_is_its_closed_form(
+    linear: tuple[np.ndarray, np.ndarray], whole: None
+) -> None:
+    weights, margin = linear
+    distance = margin / np.linalg.norm(weights)
+    eps = float(np.median(distance))
+    found = audited("python:audited_models:linear", "--data", "images.parquet", "--eps", f"{eps}", "--norm", "l2")
+    # To store a change costs a little, as it is rounded: images that near to the boundary may stand.
+    near = np.abs(distance / eps - 1) < 0.03
+    assert abs(found["worst_case"]["accuracy"] - (distance > eps).mean()) <= near.mean()
+    assert found["curve"]["median_least_l2"] == pytest.approx(eps, rel=0.05)
+    points = {point["eps"]: point["accuracy"] for point in found["curve"]["points"]}
+    assert points[0.0] == 1 and min(points.values()) == 0
+    assert [*points.values()] == sorted(points.values(), reverse=True)
+
+
+def test_no_worse_than_autoattack(project: Path, whole: None) -> None:
+    found = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
+    assert found["worst_case"]["autoattack"] and not found["left_out"]
+    clean = store.read(Path(DATA))
+    chosen = np.isin(clean.index, [*chosen_images()])
+    images = classifier.to_images(clean.image[chosen], torch.device("cpu")).contiguous()
+    labels = torch.from_numpy(clean.label[chosen])
+    net = sparring.load(NET)
+    stands = net(images).argmax(1) == labels
+    for name, more in (("APGD", {}), ("APGDT", {}), ("FAB", {"multi_targeted": True}), ("Square", {})):
+        steps = {"n_queries": 1000} if name == "Square" else {"steps": 100}
+        attack = getattr(torchattacks, name)(net, norm="Linf", eps=12 / 255, seed=1, **steps, **more)
+        rows = stands.nonzero()[:, 0]
+        stands[rows] = net(attack(images[rows], labels[rows])).argmax(1) == labels[rows]
+    assert 0 < stands.float().mean() < found["clean"]["accuracy"]
+    assert found["worst_case"]["accuracy"] <= float(stands.float().mean()) + 1e-6
+
+
+def chosen_images() -> list[int]:
+    """The numbers of the 24 images that an audit of the project takes."""
+    from sparring.audit import images
+
+    data = images.open_data(DATA)
+    return images.choose(data, 10, 24, 0).tolist()
+
+
+def test_what_is_written(project: Path, drawn: None, capsys: pytest.CaptureFixture[str]) -> None:
+    found = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
+    assert {"clean", "worst_case", "attacks", "curve", "checks", "corruptions", "left_out", "verdict"} <= set(found)
+    assert {"accuracy", "ci_low", "ci_high", "images", "norm", "eps"} <= set(found["worst_case"])
+    assert found["hardware"] and found["worst_case"]["images"] == 24
+    met = [row["met"] for row in found["attacks"]]
+    left = [row["accuracy"] for row in found["attacks"]]
+    # Each meets what those before it left, the cheapest first.
+    assert met == sorted(met, reverse=True) and left == sorted(left, reverse=True)
+    assert left[-1] == pytest.approx(found["worst_case"]["accuracy"])
+    assert [check["check"] for check in found["checks"]][-1] == "without a bound nothing is left"
+    assert found["curve"]["points"][-1]["accuracy"] == 0
+    rows = found["classes"]
+    assert [row["standing"] for row in rows] == sorted(row["standing"] for row in rows)
+    assert sum(row["images"] for row in rows) == 24
+    html, text = (Path("audit", name).read_text() for name in ("index.html", "audit.md"))
+    assert not re.search(r'(src|href)="(?!data:|#)(?!https://(robustbench\.github\.io|arxiv\.org))', html)
+    for name in ("fall", "radius", "classes"):
+        assert Path(f"audit/figures/{name}.png").exists() and f"figures/{name}.png" in text
+    assert "Never fell" in html and "The first to fall" in html
+    assert not Path("audit/unfinished").exists()
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .startswith(f"audit: robust accuracy {found['worst_case']['accuracy']:.3f}")
+    )
+
+
+def test_the_exit_status_tells_whether_it_is_robust_enough(project: Path) -> None:
+    accuracy = audited(NET, "--data", DATA, "--images", "12", "--minutes", "0.2", "--fail-under", "0")["worst_case"]
+    audited(NET, "--data", DATA, "--images", "12", "--minutes", "0.2", "--fail-under", "1", code=3)
+    assert accuracy["accuracy"] < 1
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_alike(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (NET, "--data", DATA, *QUICK, "--eps", "12/255", "--batch-size", "8")
+    calls: list[str] = []
+    fatal, attacked = [0], generation.attacked
+
+    def counted(*given, **named):
+        calls.append(given[2])
+        if len(calls) == fatal[0]:
+            raise Killed
+        return attacked(*given, **named)
+
+    monkeypatch.setattr(generation, "attacked", counted)
+    whole = audited(*arguments)
+    undisturbed = [*calls]
+    assert len(undisturbed) > 30
+    Path("audit").rename("before")
+    calls.clear()
+    fatal[0] = 20
+    with pytest.raises(Killed):
+        audited(*arguments)
+    again = audited(*arguments)
+    assert calls == undisturbed[:20] + undisturbed[19:]  # the batch that was killed is attacked again, and no other
+    for tree in (whole, again):
+        tree.pop("seconds")
+        for row in tree["attacks"]:
+            row.pop("seconds")
+    assert again == whole
+
+
+def test_what_had_no_time_is_named_and_made_up_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as slow:
+        slow.setattr(plan, "measured", lambda *_: plan.Rates(gradient=0.02, forward=0.01))
+        short = audited(NET, "--data", DATA, "--images", "40", "--minutes", "1", "--eps", "8/255")
+    assert short["left_out"] and not short["worst_case"]["autoattack"]
+    assert any("This is **not AutoAttack**" in sentence for sentence in short["verdict"])
+    assert Path("audit/unfinished").exists()
+    longer = audited(NET, "--data", DATA, "--images", "40", "--minutes", "10", "--eps", "8/255")
+    assert not longer["left_out"] and longer["worst_case"]["autoattack"]
+    assert longer["worst_case"]["accuracy"] <= short["worst_case"]["accuracy"]
+
+
+def test_gradients_that_mislead_are_found(models: None) -> None:
+    found = audited("python:audited_models:masked", "--data", DATA, *QUICK, "--eps", "16/255")
+    assert found["masked"]
+    assert any("Gradients may be masked" in sentence for sentence in found["verdict"])
+    honest = audited("python:audited_models:plain", "--data", DATA, *QUICK, "--eps", "16/255")
+    assert not honest["masked"]
+    assert honest["worst_case"]["accuracy"] < found["worst_case"]["accuracy"]
+
+
+@pytest.mark.parametrize("name", ["stepped", "decided"])
+def test_without_gradients_only_square_and_transfer_run(models: None, name: str, capsys) -> None:
+    found = audited(f"python:audited_models:{name}", "--data", DATA, *QUICK, "--eps", "16/255", "--transfer-from", NET)
+    assert "has no gradient; only attacks without one are run" in capsys.readouterr().err
+    assert {row["key"] for row in found["attacks"]} <= {"square_short", "square", "transfer"}
+    assert found["attacks"][0]["key"] == "transfer" and found["attacks"][0]["fooled"] > 0
+    assert any("has no gradient" in sentence for sentence in found["verdict"])
+    assert not found["worst_case"]["autoattack"]
+
+
+def test_the_same_model_in_other_forms_is_as_robust(models: None) -> None:
+    as_file = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
+    as_code = audited("python:audited_models:plain", "--data", DATA, *QUICK, "--eps", "12/255")
+    scaled = audited(
+        "python:audited_models:normalised",
+        *("--data", DATA, *QUICK, "--eps", "12/255"),
+        *("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"),
+    )
+    for other in (as_code, scaled):
+        assert other["clean"] == as_file["clean"]
+        assert abs(other["worst_case"]["accuracy"] - as_file["worst_case"]["accuracy"]) <= 1 / 24 + 1e-6
+
+
+BAD: dict[str, tuple[tuple[str, ...], str]] = {
+    "no file": (("none.safetensors", "--data", DATA), "none.safetensors is missing"),
+    "pickle": (("params.yaml", "--data", DATA), "params.yaml is neither .safetensors nor .pt2"),
+    "no data": ((NET, "--data", "nowhere"), "--data is nowhere; there is no"),
+    "no such folder": ((NET, "--data", "gtsrb"), "--data is gtsrb; name its folder too"),
+    "not on disk": ((NET, "--data", "cifar10"), "cifar10: .*data/downloads does not have it"),
+    "attacked": ((NET, "--data", "data/adversarial/fgsm/test.parquet"), "holds attacked images"),
+    "no norm": ((NET, "--data", DATA, "--norm", "l1"), "--norm is l1; use linf or l2"),
+    "no number": ((NET, "--data", DATA, "--eps", "much"), "--eps is much; write a number"),
+    "levels": ((NET, "--data", DATA, "--eps", "8"), "--eps is 8; .*use 8/255"),
+    "fraction": ((NET, "--data", DATA, "--eps", "0.033"), "--eps is 0.033; .*use 8/255"),
+    "minutes": ((NET, "--data", DATA, "--minutes", "0"), "--minutes is 0; it is a number above 0"),
+    "batch": ((NET, "--data", DATA, "--batch-size", "some"), "--batch-size is some; use auto"),
+    "size": ((NET, "--data", DATA, "--image-size", "32"), "is for images of 16 pixels"),
+    "nan": (("python:audited_models:nan", "--data", DATA), "gives NaN for an image"),
+    "noisy": (("python:audited_models:noisy", "--data", DATA), "other logits when it is asked again"),
+    "seven": (("python:audited_models:seven", "--data", DATA), "tells 7 classes apart, .* has 10"),
+    "guessing": (("python:audited_models:constant", "--data", DATA), "no more than guessing does"),
+    "normalised": (
+        ("python:audited_models:normalised", "--data", DATA),
+        "normalised as for ImageNet; add --mean 0.485",
+    ),
+    "no module": (("python:audited_models:number", "--data", DATA), "gives a int; it should give a torch.nn.Module"),
+    "raises": (("python:audited_models:broken", "--data", DATA), r"failed \(RuntimeError: no weights here\)"),
+    "no such": (("python:audited_models:absent", "--data", DATA), "failed .AttributeError"),
+    "no colon": (("python:audited_models", "--data", DATA), "is not python:MODULE:FUNCTION"),
+    "one option": ((NET, "--data", DATA, "--mean", "0.5"), "--mean is given without --std"),
+    "other": ((NET, "--data", DATA, "--transfer-from", "none.pt2"), "none.pt2 is missing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(models: None, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from sparring import __main__ as command_line
+
+    arguments, says = BAD[name]
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(["audit", *arguments])
+    assert stop.value.code == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and re.search(says, error[0]), error
+    assert not Path("audit").exists()
+
+
+def test_labels_beyond_the_models_classes(models: None, digits: store.Images) -> None:
+    wrong = store.Images(digits.index, digits.label + 1, digits.image)
+    write_store(Path("wrong.parquet"), wrong, [str(number) for number in range(10)])
+    with pytest.raises(InputError, match="has the label 10; the model tells 10 classes apart, so labels are 0 to 9"):
+        audit_images("wrong.parquet")
+
+
+def test_a_class_without_images_is_told(models: None, digits: store.Images, capsys) -> None:
+    write_store(Path("nine.parquet"), digits[digits.label != 3], [str(number) for number in range(10)])
+    audit_images("nine.parquet")
+    assert "warning: nine.parquet has no images of the class 3, of which" in capsys.readouterr().err
+
+
+def audit_images(path: str) -> None:
+    from sparring.audit import images
+
+    images.choose(images.open_data(path), 10, 50, 0)
+
+
+def test_json_is_json(project: Path) -> None:
+    audited(NET, "--data", DATA, "--images", "12", "--minutes", "0.1")
+    text = Path("audit/audit.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
