@@ -92,7 +92,7 @@ def test_params_here_are_valid() -> None:
         (
             changed(data__source="cifar"),
             "data.source is \"cifar\"; it should be 'digits', 'cifar10', 'parquet', 'folder', "
-            "'gtsrb', 'belgium', 'orl' or 'yale'",
+            "'gtsrb', 'belgium', 'orl', 'yale', 'cifar100', 'mnist' or 'fashion_mnist'",
         ),
         (
             changed(data__source="folder"),
