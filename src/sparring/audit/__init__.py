@@ -117,8 +117,7 @@ def audit(options: Options) -> numbers.Facts:
     corruptions = run.corrupted(work, each)
     found = numbers.gather(work, classes, waiting, corruptions, other is not None)
     verdict = words.verdict(found, data)
-    made = _made(options, work, classes, time.time() - began)
-    page.write(options.out, found, verdict, data, made, work.images, work.pictures)
+    page.write(options.out, found, verdict, _made(options, work, classes, data, time.time() - began))
     if not waiting:
         _tidy(options.out)
     for sentence in verdict.sentences:
@@ -174,7 +173,7 @@ def _other(options: Options, classes: int, size: int, device: torch.device) -> e
     return foreign.Model(net, opened.path, classes, None, device)
 
 
-def _made(options: Options, work: Work, classes: list[str], seconds: float) -> sections.Made:
+def _made(options: Options, work: Work, classes: list[str], data: str, seconds: float) -> sections.Made:
     facts = {
         "model": options.model,
         "model_digest": work.subject.digest,
@@ -188,7 +187,8 @@ def _made(options: Options, work: Work, classes: list[str], seconds: float) -> s
         "torch": torch.__version__,
     }
     name = Path(options.model).name
-    return sections.Made(f"How robust is {name}? An audit", options.command, facts)
+    title = f"How robust is {name}? An audit"
+    return sections.Made(title, options.command, facts, data, work.images, work.pictures)
 
 
 def _tidy(out: Path) -> None:

@@ -9,29 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from sparring import store
 from sparring.audit import verdict as words
 from sparring.audit.facts import Facts, mean_under_corruptions
-from sparring.audit.run import Picture
 from sparring.audit.sections import FIGURES, Made, sections
 from sparring.audit.verdict import Verdict
 from sparring.report import page, publish
 from sparring.report.table import number, with_interval
 
 
-def write(
-    out: Path,
-    facts: Facts,
-    verdict: Verdict,
-    data: str,
-    made: Made,
-    images: store.Images,
-    pictures: dict[int, Picture],
-) -> None:
+def write(out: Path, facts: Facts, verdict: Verdict, made: Made) -> None:
     """Write index.html, audit.md, audit.json and figures/ into a folder; what else lies there stays."""
     with publish.replacing(out) as folder:
         folder.mkdir(parents=True)
-        shown = sections(folder, facts, verdict, data, made, images, pictures)
+        shown = sections(folder, facts, verdict, made)
         html = page.html(made.title, shown, folder / "vector")
         texts = {"index.html": html, "audit.md": page.markdown(made.title, shown, FIGURES)}
         texts["audit.json"] = json.dumps(_plain(tree(facts, verdict, made)), indent=2, allow_nan=False) + "\n"

@@ -90,7 +90,8 @@ class Work:
         """
         each, count = self.rates.seconds(planned), int(only.sum())
         fits = each * count <= self.clock.left
-        with progress.bar(f"{part}: {planned.title}", count) as advance:
+        spent = f"{self.clock.used / 60:.1f} of {self.clock.seconds / 60:g} minutes are over"
+        with progress.bar(f"{part}: {planned.title} ({spent})", count) as advance:
             rows, attacked = aimed.attack_images(
                 self.settings,
                 planned.attack,

@@ -26,34 +26,35 @@ MOST_CLASSES = 30  # that the figure has room for
 
 @dataclass(frozen=True)
 class Made:
-    """How an audit was made.  command: what was called.  facts: name → value, for the last section and for JSON."""
+    """What the page shows beside the numbers.
+
+    title: of the page.  command: what was called.  facts: name → value, for the last section and for JSON.
+    data: the data set's name, by which published models are found.  images: (N, S, S, 3).  pictures: of images that
+    fell, by index.
+    """
 
     title: str
     command: str
     facts: dict[str, Any]
+    data: str
+    images: store.Images
+    pictures: dict[int, Picture]
 
 
-def sections(
-    folder: Path,
-    facts: Facts,
-    verdict: Verdict,
-    data: str,
-    made: Made,
-    images: store.Images,
-    pictures: dict[int, Picture],
-) -> list[Section]:
-    sections = [
-        Section("Verdict", ["\n".join(f"- {sentence}" for sentence in verdict.sentences), *_published(facts, data)]),
+def sections(folder: Path, facts: Facts, verdict: Verdict, made: Made) -> list[Section]:
+    """The page in the order in which it is read; figures are drawn into `folder`."""
+    sentences = "\n".join(f"- {sentence}" for sentence in verdict.sentences)
+    return [
+        Section("Verdict", [sentences, *_published(facts, made.data)]),
         Section("Worst case", _worst(folder, facts)),
         Section("Accuracy over the size of the change", _curve(folder, facts)),
         Section("Can the figures be trusted?", _checks(facts)),
         Section("By class", _classes(folder, facts)),
-        Section("Images", _images(facts, images, pictures)),
+        Section("Images", _images(facts, made.images, made.pictures)),
         Section("Common corruptions", _corruptions(facts)),
         Section("Confidence", _calibration(facts)),
         Section("What was left out, and how it was made", _making(facts, made)),
     ]
-    return sections
 
 
 def _published(facts: Facts, data: str) -> list[str | Table | Figure]:
