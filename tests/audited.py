@@ -9,6 +9,8 @@ import pytest
 
 from sparring import __main__ as command_line
 from sparring import store
+from sparring.audit import facts, plan
+from sparring.params import attacks
 
 DATA = "data/clean/test.parquet"
 NET = "models/pretrained.safetensors"
@@ -85,3 +87,11 @@ def grey(count: int, seed: int = 0) -> store.Images:
 def write_store(path: Path, images: store.Images, classes: list[str], **more: Any) -> None:
     shape = list(images.image.shape[1:])
     store.write(path, [images], {"shape": shape, "classes": classes, "split": "test"} | more)
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch, **numbers: int) -> None:
+    """Give the audit's attacks other numbers, by their names in capitals, as those of AutoAttack take a minute."""
+    for name, number in numbers.items():
+        for module in (attacks, plan, facts):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, number)

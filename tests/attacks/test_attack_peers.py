@@ -168,21 +168,26 @@ def test_rfgsm_is_as_good_as_foolbox_from_a_random_start(
     assert share > 0.05 and share > fooled(net, images, labels, theirs).float().sum().item() / right.sum() - 0.1
 
 
-@pytest.mark.parametrize("arguments", [{"n_queries": 150}, {}], ids=["Square", "AutoAttack"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"method": "torchattacks.Square", "n_queries": 150}, {"method": "autoattack", "norm": "linf"}],
+    ids=["Square", "AutoAttack"],
+)
 def test_square_and_autoattack_do_what_weaker_attacks_cannot(
-    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]], arguments: dict[str, Any]
+    net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]], settings: dict[str, Any]
 ) -> None:
     # On a few images: fooled by foolbox's PGD of the same radius means fooled by AutoAttack; Square needs no gradient.
-    name = "Square" if arguments else "AutoAttack"
     few = digits[:24]
-    chosen, attack = opponent({"method": f"torchattacks.{name}", "eps": 0.1, **arguments})
+    chosen, attack = opponent({"eps": 0.1, **settings})
     found = whole(chosen, attack, net, few)
     assert np.abs(found.image.astype(int) - few.image).max() <= 25
     images, labels = classifier.to_images(few.image, CPU).contiguous(), torch.from_numpy(few.label)
     peer = foolbox.attacks.LinfPGD(steps=10)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=25 / 255)[1]
     weaker = net(peer).argmax(1) != labels
     stronger = torch.from_numpy(found.columns["prediction"] != few.label)
-    if name == "AutoAttack":
+    if settings["method"] == "autoattack":
         assert (weaker & ~stronger).sum() <= 1
+        library = torchattacks.AutoAttack(net, norm="Linf", eps=25 / 255, seed=0)(images, labels)
+        assert ((net(library).argmax(1) != labels) & ~stronger).sum() <= 1
     else:
         assert stronger.sum() > (net(images).argmax(1) != labels).sum()

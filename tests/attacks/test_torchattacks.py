@@ -168,7 +168,7 @@ def test_demands_of_autoattack_count_where_it_is_run(tiny: Callable[..., Params]
     with pytest.raises(InputError) as caught:
         check_classes(tiny(whitebox={"autoattack": {"images": 6, "eps": 0.1}}), 2)
     assert str(caught.value) == (
-        "params.yaml: whitebox.autoattack is torchattacks.AutoAttack; it needs 4 classes or more, but the data has 2; "
+        "params.yaml: whitebox.autoattack is autoattack; it needs 4 classes or more, but the data has 2; "
         "set its images to 0"
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from audited import DATA, NET, audited, grey, write_models, write_store
+from audited import DATA, NET, audited, grey, shorten, write_models, write_store
 
 import sparring
 from sparring import store
@@ -27,8 +27,7 @@ QUICK = ("--images", "24", "--minutes", "5")
 def _few_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """AutoAttack's own numbers take a minute an audit, so only the comparison with it has them."""
     if "whole" not in request.fixturenames:
-        for name, value in (("STEPS", 10), ("QUERIES", 60), ("FEW_QUERIES", 30), ("TARGETS", 4)):
-            monkeypatch.setattr(plan, name, value)
+        shorten(monkeypatch, STEPS=10, QUERIES=60, FEW_QUERIES=30, TARGETS=4)
 
 
 @pytest.fixture(autouse=True)

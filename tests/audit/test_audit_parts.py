@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from audited import audited, write_models
+from audited import audited, shorten, write_models
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from measured_models import exported
@@ -116,9 +116,7 @@ def test_a_net_of_torchvision_and_a_folder_are_all_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "QUERIES", 20)
-    monkeypatch.setattr(plan, "FEW_QUERIES", 10)
-    monkeypatch.setattr(plan, "STEPS", 4)
+    shorten(monkeypatch, STEPS=4, QUERIES=20, FEW_QUERIES=10)
     shades = {"dark": 40, "grey": 128, "light": 215, "white": 250}
     rng = np.random.default_rng(0)
     for name, shade in shades.items():
@@ -153,8 +151,7 @@ def test_a_net_of_torchvision_and_a_folder_are_all_it_takes(
 
 
 def test_a_program_is_audited(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("STEPS", "QUERIES", "FEW_QUERIES"):
-        monkeypatch.setattr(plan, name, 6)
+    shorten(monkeypatch, STEPS=6, QUERIES=6, FEW_QUERIES=6)
     path = exported(sparring.load("models/pretrained.safetensors"))
     more = ("--data", "data/clean/test.parquet", "--images", "12", "--minutes", "2", "--eps", "12/255")
     program = audited(path, *more)

@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
+from sparring.attacks.autoattack import autoattack
 from sparring.attacks.bim import bim
 from sparring.attacks.cw import cw
 from sparring.attacks.ddn import ddn
@@ -33,6 +34,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "pgd": pgd,
     "ddn": ddn,
     "rfgsm": rfgsm,
+    "autoattack": autoattack,
 }
 
 

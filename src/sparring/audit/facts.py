@@ -11,6 +11,7 @@ from sparring import statistics
 from sparring.audit import plan
 from sparring.audit.plan import CHECKS, CURVE, LEAST, WORST, Planned
 from sparring.audit.run import Work
+from sparring.params.attacks import STEPS
 from sparring.params.names import CLEAN
 from sparring.report import checks as rules
 
@@ -191,7 +192,7 @@ def _checks(work: Work, rows: pd.DataFrame, transferred: bool) -> pd.DataFrame:
     square = f"Square of {plan.FEW_QUERIES} queries"
     compared = [
         ("iterative beats single step", "PGD of 20 steps, one step", plan.SINGLE, 0.0),
-        ("more steps do not help much", f"PGD of 20 steps, of {plan.STEPS}", plan.LONGER, rules.MUCH),
+        ("more steps do not help much", f"PGD of 20 steps, of {STEPS}", plan.LONGER, rules.MUCH),
         ("black box does not beat white box", f"PGD of 20 steps, {square}", plan.BLACK_BOX, 0.0),
     ]
     if transferred:

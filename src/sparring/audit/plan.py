@@ -9,12 +9,21 @@ import torch
 from torch import Tensor
 
 from sparring.attacks import engine, losses
-from sparring.params.attacks import Attack, attack_entry
+from sparring.params.attacks import (
+    APGD,
+    APGD_T,
+    FAB_T,
+    QUERIES,
+    STEPS,
+    TARGETS,
+    Attack,
+    attack_entry,
+    autoattack_parts,
+    of_torchattacks,
+)
+from sparring.params.names import SQUARE
 
-APGD, APGD_T, FAB_T, SQUARE = "apgd_ce", "apgd_t", "fab_t", "square"
-AUTOATTACK = (APGD, APGD_T, FAB_T, SQUARE)
-"""The four parts of AutoAttack's standard version (Croce and Hein, 2020, arXiv 2003.01690)."""
-STEPS, TARGETS, QUERIES = 100, 9, 5000  # of AutoAttack: its steps, the classes that are aimed at, Square's queries
+AUTOATTACK = (APGD, APGD_T, FAB_T, SQUARE)  # all that have to run for a figure to be AutoAttack's
 FEW_TARGETS, FEW_QUERIES = 3, 500  # of what comes before
 SUBSET = 100  # images of the checks, the least norms and the curve
 FEWEST = 20  # images on which such a part still says something
@@ -111,14 +120,9 @@ def one_step(norm: str, eps: float) -> Attack:
     return attack_entry("pgd", settings)
 
 
-def _library(name: str, norm: str, eps: float, **arguments: object) -> Attack:
-    settings = {"method": f"torchattacks.{name}", "norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": eps}
-    return attack_entry(name, settings | arguments)
-
-
 def square(norm: str, eps: float, queries: int) -> Attack:
-    # As in AutoAttack, whose schedule is that of the whole budget; a shorter one is brought to its length.
-    return _library("Square", norm, eps, n_queries=queries, resc_schedule=queries != QUERIES)
+    """Square with a schedule brought to the length of its budget."""
+    return of_torchattacks("Square", norm, eps=eps, n_queries=queries, resc_schedule=True)
 
 
 def ladder(norm: str, eps: float, classes: int, gradients: bool) -> list[Planned]:
@@ -127,32 +131,26 @@ def ladder(norm: str, eps: float, classes: int, gradients: bool) -> list[Planned
     eps: in [0, 1] units.  gradients: without them, Square is all there is.
     """
     targets = min(TARGETS, classes - 1)
-    few = min(FEW_TARGETS, targets)
-
-    def apgd_t(count: int) -> Attack:
-        return _library("APGDT", norm, eps, steps=STEPS, n_restarts=1, n_classes=count + 1)
-
-    single = "FGSM" if norm == "linf" else "one step"
+    parts = autoattack_parts(norm, eps, classes)
+    short = Planned("square_short", f"Square, {FEW_QUERIES:,} queries", square(norm, eps, FEW_QUERIES), 0, FEW_QUERIES)
+    whole = Planned(SQUARE, f"Square, {QUERIES:,} queries", parts[SQUARE], 0, QUERIES)
+    if not gradients:
+        return [short, whole]
     steps = [
-        Planned(SINGLE, single, one_step(norm, eps), 1),
+        Planned(SINGLE, "FGSM" if norm == "linf" else "one step", one_step(norm, eps), 1),
         Planned("pgd_ce", "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
         Planned("pgd_margin", "PGD on the margin, 20 steps, 2 starts", pgd(norm, eps, 20, 2, "margin"), 40, 2),
-        Planned(APGD, f"APGD-CE, {STEPS} steps", _library("APGD", norm, eps, steps=STEPS, loss="ce"), STEPS),
+        Planned(APGD, f"APGD-CE, {STEPS} steps", parts[APGD], STEPS),
     ]
-    if classes >= 4:  # its loss compares four logits
-        if few < targets:
-            title = f"APGD-T, {STEPS} steps, the {few} nearest classes"
-            steps.append(Planned("apgd_t_few", title, apgd_t(few), STEPS * few, few))
-        title = f"APGD-T, {STEPS} steps, {targets} classes"
-        steps.append(Planned(APGD_T, title, apgd_t(targets), STEPS * targets, targets))
-    fab = _library("FAB", norm, eps, steps=STEPS, n_restarts=1, multi_targeted=True, n_classes=targets + 1)
-    steps.append(Planned(FAB_T, f"FAB-T, {STEPS} steps, {targets} classes", fab, STEPS * targets, 2 * STEPS * targets))
-    steps = steps if gradients else []
-    short = Planned("square_short", f"Square, {FEW_QUERIES:,} queries", square(norm, eps, FEW_QUERIES), 0, FEW_QUERIES)
-    whole = Planned(SQUARE, f"Square, {QUERIES:,} queries", square(norm, eps, QUERIES), 0, QUERIES)
-    before = [step for step in steps if step.key not in (APGD_T, FAB_T)]
-    after = [step for step in steps if step.key in (APGD_T, FAB_T)]
-    return [*before, short, *after[:1], whole, *after[1:]] if gradients else [short, whole]
+    if APGD_T in parts and targets > FEW_TARGETS:
+        few = of_torchattacks("APGDT", norm, eps=eps, steps=STEPS, n_restarts=1, n_classes=FEW_TARGETS + 1)
+        title = f"APGD-T, {STEPS} steps, the {FEW_TARGETS} nearest classes"
+        steps.append(Planned("apgd_t_few", title, few, STEPS * FEW_TARGETS, FEW_TARGETS))
+    steps.append(short)
+    passes = STEPS * targets
+    if APGD_T in parts:
+        steps.append(Planned(APGD_T, f"APGD-T, {STEPS} steps, {targets} classes", parts[APGD_T], passes, targets))
+    return [*steps, whole, Planned(FAB_T, f"FAB-T, {STEPS} steps, {targets} classes", parts[FAB_T], passes, 2 * passes)]
 
 
 def checks(norm: str, eps: float, gradients: bool) -> list[Planned]:

@@ -196,10 +196,14 @@ class Params(Section):
 
     @property
     def of_library(self) -> dict[str, Attack]:
-        """Every attack of torchattacks that is run, by its key in params.yaml."""
+        """Every attack that torchattacks runs, by its key in params.yaml."""
         attacks = [*self.attacks.items(), *self.unseen_attacks.items()]
         attacks += [(name, attack) for name, (attack, _) in self.whitebox.runs.items()]
-        return {self.key(name, attack): attack for name, attack in attacks if attack.of_library}
+        return {
+            self.key(name, attack): attack
+            for name, attack in attacks
+            if attack.of_library or attack.method == AUTOATTACK
+        }
 
     def key(self, name: str, attack: Attack) -> str:
         """Where params.yaml describes an attack that is run under a name."""
@@ -226,7 +230,7 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
 def check_classes(params: Params, classes: int) -> None:
     """Raises InputError where one of the attacks cannot attack a net of so many classes."""
     for key, attack in params.of_library.items():
-        if problem := demands.of_classes(str(attack.of_library), attack.arguments, classes):
+        if problem := demands.of_classes(attack.of_library or AUTOATTACK, attack.arguments, classes):
             mend = "set its images to 0" if key == "whitebox.autoattack" else "use another attack"
             raise InputError(f"{PARAMS_FILE}: {key} is {attack.method}; {problem}; {mend}")
 

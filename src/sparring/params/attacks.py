@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from sparring.params import demands
 from sparring.params.errors import did_you_mean, first_problem, shown
-from sparring.params.names import check_names
+from sparring.params.names import AUTOATTACK, SQUARE, check_names
 from sparring.params.values import Count, NotNegative, Positive, Radius, Section, Share, fraction, radius
 
 
@@ -77,6 +77,11 @@ class DDN(Section):
     start: Positive
 
 
+class AutoAttack(Section):
+    eps: Positive
+    norm: Literal["linf", "l2"]
+
+
 BUILT_IN: dict[str, type[Section]] = {
     "gaussian": Gaussian,
     "fgsm": Fgsm,
@@ -87,8 +92,11 @@ BUILT_IN: dict[str, type[Section]] = {
     "pgd": PGD,
     "ddn": DDN,
     "rfgsm": RFGSM,
+    AUTOATTACK: AutoAttack,
 }
 TORCHATTACKS = "torchattacks."
+APGD, APGD_T, FAB_T = "apgd_ce", "apgd_t", "fab_t"  # with Square the parts of AutoAttack
+STEPS, TARGETS, QUERIES = 100, 9, 5000  # of them: steps, the classes that are aimed at, Square's queries
 # They look for the least change that fools the model, and so stop right behind its boundary.
 MINIMAL_NORM = {"deepfool", "cw", "ddn"} | {
     TORCHATTACKS + name for name in ("DeepFool", "CW", "SparseFool", "EADL1", "EADEN", "JSMA", "FAB")
@@ -216,6 +224,30 @@ def _storable(attack: Attack) -> Attack:
     if attack.linf == 0:
         raise ValueError(f"{key} is {eps}; below 1/255 nothing of it survives storage in 8 bits")
     return attack
+
+
+def of_torchattacks(name: str, norm: str, **arguments: Any) -> Attack:
+    """A class of torchattacks whose argument `norm` is linf or l2 here."""
+    settings = {"method": TORCHATTACKS + name, "norm": {"linf": "Linf", "l2": "L2"}[norm]}
+    return attack_entry(name, settings | arguments)
+
+
+def autoattack_parts(norm: str, eps: float, classes: int) -> dict[str, Attack]:
+    """The parts of AutoAttack's standard version (Croce and Hein, 2020, arXiv 2003.01690) in its order, each by its
+    name. APGD-T is not among them below four classes, which its loss compares.
+
+    norm: linf | l2.  eps: in [0, 1] units.
+    torchattacks' own AutoAttack makes a tenth of the steps.
+    """
+    targets = min(TARGETS, classes - 1)
+    steps = {"eps": eps, "steps": STEPS, "n_restarts": 1}
+    parts = {
+        APGD: of_torchattacks("APGD", norm, **steps, loss="ce"),
+        APGD_T: of_torchattacks("APGDT", norm, **steps, n_classes=targets + 1),
+        FAB_T: of_torchattacks("FAB", norm, **steps, multi_targeted=True, n_classes=targets + 1),
+        SQUARE: of_torchattacks("Square", norm, eps=eps, n_queries=QUERIES, resc_schedule=False),
+    }
+    return {name: part for name, part in parts.items() if classes >= 4 or name != APGD_T}
 
 
 def _is_number(value: Any) -> bool:

@@ -66,7 +66,7 @@ def of_classes(name: str, arguments: dict[str, Any], classes: int) -> str | None
     if chosen > classes:
         return f"n_classes is {chosen}, but the data has {classes} classes; it can be left out"
     least = 2
-    if name == "APGDT" or (name == "AutoAttack" and arguments.get("version") != "rand"):
+    if name in ("APGDT", "autoattack") or (name == "AutoAttack" and arguments.get("version") != "rand"):
         least = 4
     elif name == "AutoAttack" or arguments.get("loss") == "dlr":
         least = 3

@@ -85,10 +85,10 @@ class Whitebox(Section):
         """Every attack that is run, by name in data/whitebox/, and how many images it meets at most."""
         reference = self.attacks[self.reference]
         square = {"norm": "Linf", "eps": reference.linf, "n_queries": self.checks.queries}
-        auto = {"norm": "Linf", "eps": self.autoattack.eps, "version": "standard", "seed": None}
+        auto = {"norm": "linf", "eps": self.autoattack.eps}
         longer = reference.arguments | {"steps": self.checks.steps}
         found = {name: (attack, self.images) for name, attack in self.attacks.items()}
-        found[AUTOATTACK] = Attack(method=f"{TORCHATTACKS}AutoAttack", arguments=auto), self.autoattack.images
+        found[AUTOATTACK] = Attack(method=AUTOATTACK, arguments=auto), self.autoattack.images
         found[MORE_STEPS] = Attack(method="pgd", arguments=longer), self.checks.images
         found[SQUARE] = Attack(method=f"{TORCHATTACKS}Square", arguments=square), self.checks.images
         found |= {name: (attack, self.curve.images) for name, attack in self.on_curve.items()}
