@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from audited import audited, shorten, write_models
+from audited import audited, shorten, write_models, write_store
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from measured_models import exported
@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sparring
-from sparring import statistics
+from sparring import statistics, store
 from sparring.attacks.engine import Fast
 from sparring.audit import images, plan, verdict
 from sparring.audit import model as models
@@ -168,6 +168,15 @@ def test_what_has_no_gradient_is_seen(project: Path) -> None:
         assert models.has_gradients(aim, shown, CPU) is wanted, name
 
 
+def test_classes_that_are_only_numbers_are_those_of_any_names(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch, STEPS=4, QUERIES=4, FEW_QUERIES=4)
+    digits = store.read(Path("data/clean/test.parquet"))
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    write_store(Path("named.parquet"), digits, names)
+    found = audited("models/pretrained.safetensors", "--data", "named.parquet", "--images", "20", "--minutes", "0.5")
+    assert found["clean"]["accuracy"] > 0.7 and {row["class"] for row in found["classes"]} <= {*names}
+
+
 # Plan
 
 
@@ -202,6 +211,22 @@ def test_parts_keep_to_their_share(wanted: int, seconds: float, each: float, rig
     taken = sum(sizes[name] * plan.part_seconds(name, part, rates) for name, part in parts.items())
     assert taken <= plan.FOR_PARTS * seconds * (1 + 1e-9)
     assert all(size == 0 or size >= min(plan.FEWEST, right) for size in sizes.values())
+
+
+def test_the_checks_are_the_last_to_be_left_out() -> None:
+    rates = plan.Rates(0.01, 0.004)
+    parts = {
+        plan.CHECKS: plan.checks("linf", 8 / 255, True),
+        plan.CURVE: plan.curve("linf", 8 / 255, 32, True),
+        plan.LEAST: plan.least_norms(True),
+    }
+    found = [plan.sizes(parts, 100, seconds, rates) for seconds in (10, 200, 280, 1000)]
+    assert [[name for name, size in sizes.items() if size] for sizes in found] == [
+        [],
+        [plan.CHECKS],
+        [plan.CHECKS, plan.CURVE],
+        [plan.CHECKS, plan.CURVE, plan.LEAST],
+    ]
 
 
 def test_a_clock_allows_what_fits() -> None:

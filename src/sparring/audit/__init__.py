@@ -100,8 +100,8 @@ def audit(options: Options) -> numbers.Facts:
     other = _other(options, len(classes), size, work.device) if options.transfer_from else None
     parts = {
         plan.CHECKS: plan.checks(norm, eps, gradients),
-        plan.LEAST: plan.least_norms(gradients),
         plan.CURVE: plan.curve(norm, eps, size, gradients),
+        plan.LEAST: plan.least_norms(gradients),
     }
     sizes = plan.sizes(parts, int(work.right.sum()), clock.seconds, work.rates)
     each = 31 * work.rates.forward + PER_CORRUPTED * (size / 32) ** 2

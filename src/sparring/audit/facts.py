@@ -115,7 +115,7 @@ def gather(
     missing = {step.key for step in waiting} | set(plan.AUTOATTACK) - {step.key for step in planned}
     return Facts(
         images=images,
-        attacks=pd.DataFrame(work.ran),
+        attacks=pd.DataFrame(work.ran, columns=["key", "attack", "met", "of", "fooled", "accuracy", "seconds"]),
         curve=_curve(work, images, rows),
         lengths=_lengths(images),
         checks=_checks(work, rows, transferred),

@@ -158,7 +158,10 @@ def subject(
     """
     model = foreign.Model(net, opened.path, len(names), scaling, device)
     foreign.check(model, opened.path, images.image, device)
-    model.order = model_files.class_order(opened.path, opened.classes, names, "audit it with images of its own classes")
+    numbered = [str(number) for number in range(len(names))]
+    if numbered not in (opened.classes, names):  # where either has no names, nothing tells of another order
+        mend = "audit it with images of its own classes"
+        model.order = model_files.class_order(opened.path, opened.classes, names, mend)
     if not opened.ours and scaling is None:
         _check_normalised(opened, net, len(names), images[:TRIED], batch_size, device)
     _check_knows(model, opened.text, images, batch_size, device)

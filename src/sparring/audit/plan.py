@@ -211,13 +211,18 @@ def part_seconds(name: str, steps: list[Planned], rates: Rates) -> float:
 
 
 def sizes(parts: dict[str, list[Planned]], most: int, seconds: float, rates: Rates) -> dict[str, int]:
-    """How many images each part takes, of `most` that there are, so that all keep to their share of the time; 0 for one
-    that would be left with fewer than FEWEST."""
-    whole = sum(part_seconds(name, steps, rates) for name, steps in parts.items()) * min(most, SUBSET)
-    share = min(1.0, FOR_PARTS * seconds / whole) if whole else 1.0
-    count = int(min(most, SUBSET) * share)
-    enough = count if count >= min(FEWEST, most) else 0
-    return {name: enough if steps else 0 for name, steps in parts.items()}
+    """How many images each part takes, of `most` that there are, so that all keep to their share of the time.
+
+    parts: the most important first. Where FEWEST images of all would not fit, the last ones take none.
+    """
+    wanted = min(most, SUBSET)
+    for last in range(len(parts), 0, -1):
+        chosen = list(parts)[:last]
+        each = sum(part_seconds(name, parts[name], rates) for name in chosen)
+        count = min(wanted, int(FOR_PARTS * seconds / each)) if each else 0
+        if count >= min(FEWEST, most):
+            return {name: count if name in chosen and parts[name] else 0 for name in parts}
+    return dict.fromkeys(parts, 0)
 
 
 def radius_of(planned: Planned, norm: str) -> float:

@@ -136,14 +136,15 @@ class Work:
             self.pictures.setdefault(int(rows["index"].iloc[place]), picture)
 
     def _note(self, planned: Planned, rows: pd.DataFrame, count: int, fallen: int, attacked: store.Images) -> None:
+        if rows.empty:
+            return
         left = float(self.standing.mean())
         self.ran = [row for row in self.ran if row["key"] != planned.key]
         facts = {"key": planned.key, "attack": planned.title, "met": len(rows), "of": count, "fooled": fallen}
-        seconds = float(attacked.columns["seconds"].sum()) if len(rows) else 0.0
+        seconds = float(attacked.columns["seconds"].sum())
         self.ran.append(facts | {"accuracy": left, "seconds": seconds})
-        if len(rows):
-            said = f"{fallen:,} of {len(rows):,} images fell, {left:.3f} of all are left, {seconds:.0f} s"
-            print(f"{planned.title}: {said}", flush=True)
+        said = f"{fallen:,} of {len(rows):,} images fell, {left:.3f} of all are left, {seconds:.0f} s"
+        print(f"{planned.title}: {said}", flush=True)
 
 
 def inside(rows: pd.DataFrame, norm: str, eps: float) -> pd.Series:

@@ -130,5 +130,5 @@ def beside(facts: Facts, data: str) -> str:
     return (
         f"Of {len(models)} published models of {TITLES[data]} in this ball, {below} have less; the best, "
         f"{best['model']}, has {number(best['robust'])} (clean {number(best['clean'])}), the one in the middle "
-        f"{number(models['robust'].median())}. Source: {SOURCE}."
+        f"{number(models['robust'].median())} (RobustBench, March 2025)."
     )
