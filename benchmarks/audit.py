@@ -43,7 +43,7 @@ def pyautoattack_(net: Classifier, images: Tensor, labels: Tensor, eps: float) -
     from pyautoattack import AutoAttack
 
     attack = AutoAttack(net, norm="Linf", eps=eps, version="standard", seed=0)
-    found: Tensor = attack.run_standard_evaluation(images, labels, batch_size=BATCH)
+    found: Tensor = attack.run_standard_evaluation(images, labels, batch_size=BATCH)[0]
     return found
 
 
@@ -94,7 +94,7 @@ def attacked(name: str, model: str, shown: store.Images, eps: float) -> dict[str
     images = classifier.to_images(shown.image, torch.device("cpu")).contiguous()
     labels = torch.from_numpy(shown.label)
     began = time.perf_counter()
-    adversarial = PEERS[name](net, images, labels, eps)
+    adversarial = PEERS[name](net, images, labels, eps).detach()
     seconds = time.perf_counter() - began
     with torch.no_grad():
         stands = torch.cat([net(batch).argmax(1) for batch in adversarial.split(BATCH)]) == labels

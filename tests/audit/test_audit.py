@@ -212,6 +212,33 @@ def test_what_had_no_time_is_named_and_made_up_for(project: Path, monkeypatch: p
     assert longer["worst_case"]["accuracy"] <= short["worst_case"]["accuracy"]
 
 
+def test_more_images_go_on_from_those_before(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (NET, "--data", DATA, "--eps", "12/255", "--batch-size", "8")
+    with monkeypatch.context() as slow:
+        slow.setattr(plan, "FEWEST_AUDITED", 16)
+        slow.setattr(plan, "measured", lambda *_: plan.Rates(gradient=0.03, forward=0.03))
+        first = audited(*arguments, "--images", "40", "--minutes", "1")
+    assert first["worst_case"]["images"] < 40 and "images" in first["left_out"]
+    calls, attacked = [], generation.attacked
+
+    def counted(*given, **named):
+        calls.append((given[2], len(given[5])))
+        return attacked(*given, **named)
+
+    monkeypatch.setattr(generation, "attacked", counted)
+    more = audited(*arguments, "--images", "40", "--minutes", "10")
+    assert more["worst_case"]["images"] == 40 and not more["left_out"]
+    # Whole batches of the earlier run are there already; the last one of each attack was not whole.
+    for name in ("pgd_ce", "pgd_margin"):
+        before, met = (next(row["met"] for row in run["attacks"] if row["key"] == name) for run in (first, more))
+        assert before >= 8
+        assert sum(count for key, count in calls if key == name) == met - before // 8 * 8
+    Path("audit").rename("both")
+    calls.clear()
+    again = audited(*arguments, "--images", "40", "--minutes", "10")
+    assert again["worst_case"] == more["worst_case"]
+
+
 def test_gradients_that_mislead_are_found(models: None) -> None:
     found = audited("python:audited_models:masked", "--data", DATA, *QUICK, "--eps", "16/255")
     assert found["masked"]

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sparring.attacks import engine
@@ -147,9 +146,8 @@ def _begin(options: Options, clock: Clock) -> tuple[Work, list[str], str]:
     steps = plan.ladder(options.norm, options.eps, count, subject.gradients)
     fits = plan.images_that_fit(len(loaded), clock.seconds - clock.used, rates, steps)
     shown = loaded[:fits]
-    shown = shown[np.argsort(shown.index, kind="stable")]
     clean = predict.classified(subject.model, shown, batch_size, device)
-    folder = run.unfinished(options.out, subject, shown, settings, options.norm, options.eps)
+    folder = run.unfinished(options.out, subject, size, settings, options.norm, options.eps)
     work = Work(settings, subject, shown, clean, options.norm, options.eps, rates, clock, folder, device)
     if fits < len(loaded):
         work.left_out["images"] = f"{len(loaded) - fits:,} of {len(loaded):,}, as more --minutes would be needed"

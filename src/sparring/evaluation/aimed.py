@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def attack_images(
     """
     parts = []
     for shard, path in generation.kept_paths(folder / name, images[only], settings.store.batch_size):
+        path = path.with_stem(f"{path.stem}-{_digest(shard)}")
         if not (generation.is_finished(path, shard) or goes_on(len(shard))):
             break
 
@@ -59,3 +61,8 @@ def attack_images(
     for key in ("l2", "linf"):
         rows[key] = attacked.columns[key] if parts else np.empty(0, np.float32)
     return rows, attacked
+
+
+def _digest(shard: store.Images) -> str:
+    """Tells one shard's clean images from any others."""
+    return blake2b(np.ascontiguousarray(shard.image).tobytes(), digest_size=8).hexdigest()
