@@ -92,8 +92,9 @@ def test_the_worst_case_of_a_linear_model_is_its_closed_form(linear: tuple[np.nd
 
 
 def test_the_least_change_of_a_linear_model_is_its_closed_form(
-    linear: tuple[np.ndarray, np.ndarray], whole: None
+    linear: tuple[np.ndarray, np.ndarray], whole: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shorten(monkeypatch, QUERIES=100, FEW_QUERIES=50)
     weights, margin = linear
     distance = margin / np.linalg.norm(weights)
     eps = float(np.median(distance))
@@ -107,13 +108,14 @@ def test_the_least_change_of_a_linear_model_is_its_closed_form(
     assert [*points.values()] == sorted(points.values(), reverse=True)
 
 
-def test_no_worse_than_autoattack(project: Path, whole: None) -> None:
+def test_no_worse_than_autoattack(project: Path, whole: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch, QUERIES=1000)
     found = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
     assert found["worst_case"]["autoattack"] and not found["left_out"]
     clean = store.read(Path(DATA))
-    chosen = np.isin(clean.index, [*chosen_images()])
-    images = classifier.to_images(clean.image[chosen], torch.device("cpu")).contiguous()
-    labels = torch.from_numpy(clean.label[chosen])
+    chosen = clean[chosen_images()]
+    images = classifier.to_images(chosen.image, torch.device("cpu")).contiguous()
+    labels = torch.from_numpy(chosen.label)
     net = sparring.load(NET)
     stands = net(images).argmax(1) == labels
     for name, more in (("APGD", {}), ("APGDT", {}), ("FAB", {"multi_targeted": True}), ("Square", {})):
@@ -126,7 +128,7 @@ def test_no_worse_than_autoattack(project: Path, whole: None) -> None:
 
 
 def chosen_images() -> list[int]:
-    """The numbers of the 24 images that an audit of the project takes."""
+    """The rows of the 24 images that an audit of the project takes."""
     from sparring.audit import images
 
     data = images.open_data(DATA)
