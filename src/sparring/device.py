@@ -18,8 +18,8 @@ from sparring.params.errors import InputError
 Net = TypeVar("Net", bound=nn.Module)
 
 
-class Asked(Protocol):
-    """What of params.yaml says on what to run."""
+class MachineSettings(Protocol):
+    """The device and the determinism that params.yaml, or an audit, asks for."""
 
     @property
     def device(self) -> str: ...
@@ -49,7 +49,7 @@ def torch_seed(seed: int, *what: str | int) -> Iterator[None]:
             np.random.set_state(before)
 
 
-def choose(params: Asked) -> torch.device:
+def choose(params: MachineSettings) -> torch.device:
     """The device that `device` names; auto is CUDA where there is a GPU. Raises InputError where it is absent.
 
     Also sets float32 to mean float32: no TF32, as images on a decision boundary flip otherwise; and deterministic

@@ -97,8 +97,8 @@ def in_shards(images: Images, size: int) -> Iterator[Images]:
         yield images[start : start + size]
 
 
-def is_one(path: Path) -> bool:
-    """Whether a Parquet file is one of our stores."""
+def is_store(path: Path) -> bool:
+    """Whether a Parquet file holds images as the pipeline stores them."""
     try:
         return METADATA_KEY in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):

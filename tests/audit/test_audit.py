@@ -14,9 +14,11 @@ import torchattacks
 from audited import DATA, NET, audited, grey, shorten, write_models, write_store
 
 import sparring
+from sparring import __main__ as command_line
 from sparring import store
 from sparring.attacks import generation
-from sparring.audit import plan, sections
+from sparring.audit import images as audited_images
+from sparring.audit import plan, run, sections
 from sparring.models import classifier
 from sparring.params.errors import InputError
 
@@ -134,10 +136,7 @@ def test_no_worse_than_autoattack(project: Path, whole: None, monkeypatch: pytes
 
 def chosen_images() -> list[int]:
     """The rows of the 24 images that an audit of the project takes."""
-    from sparring.audit import images
-
-    data = images.open_data(DATA)
-    return images.choose(data, 10, 24, 0).tolist()
+    return audited_images.choose(audited_images.open_data(DATA), 10, 24, 0).tolist()
 
 
 def test_what_is_written(project: Path, drawn: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +254,32 @@ def test_gradients_that_mislead_are_found(models: None) -> None:
     assert honest["worst_case"]["accuracy"] < found["worst_case"]["accuracy"]
 
 
+def test_what_was_made_against_another_net_is_compared_with_the_models_own(models: None) -> None:
+    arguments = ("python:audited_models:masked", "--data", DATA, *QUICK, "--eps", "16/255", "--transfer-from", NET)
+    found = audited(*arguments)
+    checks = {check["check"]: check for check in found["checks"]}
+    transfer = checks["white box beats transfer"]
+    # Its gradients lead astray, those of the same net without that do not.
+    assert not transfer["passed"] and transfer["accuracy"] > transfer["against"]
+    assert transfer["images"] == round(24 * found["clean"]["accuracy"])
+    assert any("“white box beats transfer” failed" in sentence for sentence in found["verdict"])
+
+
+def test_a_curve_that_had_no_time_to_end_is_no_sign_of_masked_gradients(project: Path, monkeypatch) -> None:
+    attack, attacked = plan.curve, run.Work.attack
+
+    def late(work: run.Work, planned: plan.Planned, *rest):
+        if planned.key in [step.key for step in attack("linf", 12 / 255, 16, True)[5:]]:
+            work.clock.seconds = 0
+        return attacked(work, planned, *rest)
+
+    monkeypatch.setattr(run.Work, "attack", late)
+    found = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
+    assert found["curve"]["points"][-1]["accuracy"] > 0 and any("curve" in what for what in found["left_out"])
+    assert "without a bound nothing is left" not in [check["check"] for check in found["checks"]]
+    assert not found["masked"]
+
+
 @pytest.mark.parametrize("name", ["stepped", "decided"])
 def test_without_gradients_only_square_and_transfer_run(models: None, name: str, capsys) -> None:
     found = audited(f"python:audited_models:{name}", "--data", DATA, *QUICK, "--eps", "16/255", "--transfer-from", NET)
@@ -305,21 +330,25 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "no such": (("python:audited_models:absent", "--data", DATA), "failed .AttributeError"),
     "no colon": (("python:audited_models", "--data", DATA), "is not python:MODULE:FUNCTION"),
     "one option": ((NET, "--data", DATA, "--mean", "0.5"), "--mean is given without --std"),
+    "decided": (
+        (NET, "--data", DATA, "--transfer-from", "python:audited_models:decided"),
+        "has no gradient, so nothing",
+    ),
+    "a file": ((NET, "--data", DATA, "--out", "params.yaml"), "--out is params.yaml, a file; name a folder"),
     "other": ((NET, "--data", DATA, "--transfer-from", "none.pt2"), "none.pt2 is missing"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(models: None, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from sparring import __main__ as command_line
-
     arguments, says = BAD[name]
+    before = Path("params.yaml").read_text()
     with pytest.raises(SystemExit) as stop:
         command_line.main(["audit", *arguments])
     assert stop.value.code == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and re.search(says, error[0]), error
-    assert not Path("audit").exists()
+    assert not Path("audit").exists() and Path("params.yaml").read_text() == before
 
 
 def test_labels_beyond_the_models_classes(models: None, digits: store.Images) -> None:
@@ -336,9 +365,7 @@ def test_a_class_without_images_is_told(models: None, digits: store.Images, caps
 
 
 def audit_images(path: str) -> None:
-    from sparring.audit import images
-
-    images.choose(images.open_data(path), 10, 50, 0)
+    audited_images.choose(audited_images.open_data(path), 10, 50, 0)
 
 
 def test_json_is_json(project: Path) -> None:

@@ -33,7 +33,7 @@ class Settings(Protocol):
     @property
     def store(self) -> Store: ...
 
-    def told(self, name: str, attack: Attack) -> str:
+    def describe(self, name: str, attack: Attack) -> str:
         """How an error names an attack."""
 
 
@@ -198,7 +198,7 @@ def attack_batch(
             if not attack.of_library:
                 raise
             words = " ".join(f"{type(error).__name__} {error}".split())
-            raise InputError(f"{params.told(name, attack)}: {attack.method} failed: {words}") from error
+            raise InputError(f"{params.describe(name, attack)}: {attack.method} failed: {words}") from error
 
 
 def _partners(seed: int, name: str, batch: store.Images, pool: store.Images) -> np.ndarray:

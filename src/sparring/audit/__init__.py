@@ -27,8 +27,8 @@ from sparring.params.errors import InputError
 from sparring.params.sections import Network
 from sparring.params.values import fraction
 
-PER_CORRUPTED = 0.004  # seconds that making all corruptions of an image of 32 pixels takes
-FOR_PAGE = 8.0  # seconds
+# Seconds, from which the time is planned: making all corruptions of an image of 32 pixels, and the page.
+PER_CORRUPTED, FOR_PAGE = 0.006, 8.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def audit(options: Options) -> numbers.Facts:
     work, classes, data = _begin(options, clock)
     gradients = work.subject.gradients
     size, norm, eps = work.images.image.shape[1], options.norm, options.eps
-    other = _other(options, len(classes), size, work.device) if options.transfer_from else None
+    other = _other(options, work) if options.transfer_from else None
     parts = {
         plan.CHECKS: plan.checks(norm, eps, gradients),
         plan.CURVE: plan.curve(norm, eps, size, gradients),
@@ -104,21 +104,22 @@ def audit(options: Options) -> numbers.Facts:
     }
     sizes = plan.sizes(parts, int(work.right.sum()), clock.seconds, work.rates)
     each = 31 * work.rates.forward + PER_CORRUPTED * (size / 32) ** 2
-    clock.reserved = FOR_PAGE + min(each * len(work.images), 0.1 * clock.seconds)
-    clock.reserved += sum(sizes[name] * plan.part_seconds(name, steps, work.rates) for name, steps in parts.items())
+    for_end = FOR_PAGE + min(each * len(work.images), 0.1 * clock.seconds)
+    for_parts = sum(sizes[name] * plan.part_seconds(name, steps, work.rates) for name, steps in parts.items())
+    clock.reserved = for_end + for_parts
     if other is not None:
         work.attack(plan.transfer(norm, eps), work.right, plan.WORST, other)
     waiting = run.climb(work, plan.ladder(norm, eps, len(classes), gradients))
-    clock.reserved = FOR_PAGE + min(each * len(work.images), 0.1 * clock.seconds)
+    clock.reserved = for_end
     run.parts(work, parts, sizes)
     waiting = run.climb(work, waiting)  # the other parts may have left some of their time
     clock.reserved = FOR_PAGE
     corruptions = run.corrupted(work, each)
-    found = numbers.gather(work, classes, waiting, corruptions, other is not None)
+    found = numbers.gather(work, classes, waiting, corruptions)
     verdict = words.verdict(found, data)
     page.write(options.out, found, verdict, _made(options, work, classes, data, time.time() - began))
     if not waiting:
-        _tidy(options.out)
+        shutil.rmtree(options.out / "unfinished", ignore_errors=True)  # nothing is left to go on with
     for sentence in verdict.sentences:
         print(sentence.replace("**", ""))
     print(page.one_line(found, options.out), flush=True)
@@ -127,6 +128,8 @@ def audit(options: Options) -> numbers.Facts:
 
 def _begin(options: Options, clock: Clock) -> tuple[Work, list[str], str]:
     """The work before its first attack, the names of the classes, and the data set's name."""
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out is {options.out}, a file; name a folder")
     opened = models.open_model(options.model, options.network)
     data = images.open_data(options.data)
     known = data.classes or [str(number) for number in range(int(data.source.label.max()) + 1)]
@@ -142,13 +145,14 @@ def _begin(options: Options, clock: Clock) -> tuple[Work, list[str], str]:
     subject = models.subject(opened, net, classes, loaded, options.scaling, batch_size, device)
     probe = loaded[:batch_size]
     pixels, labels = classifier.to_images(probe.image, device), on_device(probe.label, device)
+    clean = predict.classified(subject.model, loaded, batch_size, device)
+    clean["correct"] = clean["prediction"] == clean["label"]
+    models.check_better_than_guessing(options.model, clean)
     rates = plan.measured(subject.aim, pixels, labels, subject.gradients)
     steps = plan.ladder(options.norm, options.eps, count, subject.gradients)
     fits = plan.images_that_fit(len(loaded), clock.seconds - clock.used, rates, steps)
-    shown = loaded[:fits]
-    clean = predict.classified(subject.model, shown, batch_size, device)
     folder = run.unfinished(options.out, subject, size, settings, options.norm, options.eps)
-    work = Work(settings, subject, shown, clean, options.norm, options.eps, rates, clock, folder, device)
+    work = Work(settings, subject, loaded[:fits], clean[:fits], options.norm, options.eps, rates, clock, folder, device)
     if fits < len(loaded):
         work.left_out["images"] = f"{len(loaded) - fits:,} of {len(loaded):,}, as more --minutes would be needed"
         print(f"note: {fits:,} of {len(loaded):,} images fit {options.minutes:g} minutes", file=sys.stderr)
@@ -159,16 +163,19 @@ def _begin(options: Options, clock: Clock) -> tuple[Work, list[str], str]:
     return work, classes, data.name
 
 
-def _other(options: Options, classes: int, size: int, device: torch.device) -> engine.Aim:
+def _other(options: Options, work: Work) -> engine.Aim:
     """What attacks ask of the net of --transfer-from. Raises InputError where it has no gradient or other classes."""
-    text = str(options.transfer_from)
+    text, classes, device = str(options.transfer_from), work.subject.model.classes or 0, work.device
     opened = models.open_model(text, None)
-    net, count = models.load(opened, classes, size, device)
+    net, count = models.load(opened, classes, work.images.image.shape[1], device)
     if count != classes:
         raise InputError(f"--transfer-from {text} tells {count} classes apart, the audited model {classes}")
+    aim: engine.Aim = foreign.Model(net, opened.path, classes, None, device)
     if isinstance(net, Classifier):
-        return engine.Fast(net, device, torch.float32)
-    return foreign.Model(net, opened.path, classes, None, device)
+        aim = engine.Fast(net, device, torch.float32)
+    if not models.has_gradients(aim, work.images[: models.PROBE], device):
+        raise InputError(f"--transfer-from {text} has no gradient, so nothing can be made against it; name another")
+    return aim
 
 
 def _made(options: Options, work: Work, classes: list[str], data: str, seconds: float) -> sections.Made:
@@ -187,8 +194,3 @@ def _made(options: Options, work: Work, classes: list[str], data: str, seconds: 
     name = Path(options.model).name
     title = f"How robust is {name}? An audit"
     return sections.Made(title, options.command, facts, data, work.images, work.pictures)
-
-
-def _tidy(out: Path) -> None:
-    """Remove what is kept for a run that goes on: nothing is left to do."""
-    shutil.rmtree(out / "unfinished", ignore_errors=True)

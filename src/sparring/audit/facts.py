@@ -22,11 +22,13 @@ POINTS = 60  # of the curve over L2 lengths
 class Facts:
     """What an audit found.
 
-    images: a row an image: index, label, correct (clean), standing, confidence (clean), attack (that broke it first),
-    attacked_confidence, attacked_correct, least (change in the audit's norm that broke it), least_l2.
+    images: a row an image: index, label, correct (clean), standing, confidence (clean), attack (the title of the one
+    that broke it first), attacked_confidence, attacked_correct, least (change in the audit's norm that broke it),
+    least_l2, on_curve and measured (whether the curve, and the search for the least change, took it).
     attacks: a row an attack of the worst case, in its order.  curve: eps, accuracy, ci_low, ci_high, images.
     lengths: the same by L2 length.  checks: as `report.checks.verdicts`, without structures.
     corruptions: corruption, strength, accuracy, ci_low, ci_high, images.  classes: names.
+    waiting: titles of attacks of the worst case that had no time.  autoattack: whether all of its parts ran whole.
     """
 
     images: pd.DataFrame
@@ -38,6 +40,7 @@ class Facts:
     classes: Sequence[str]
     norm: str
     eps: float
+    waiting: Sequence[str]
     autoattack: bool
     left_out: dict[str, str]
     gradients: bool
@@ -53,19 +56,16 @@ class Facts:
     @property
     def median_least(self) -> float:
         """Of the images that are right when clean and on the curve: the change that breaks half of them."""
-        return _median(self.images, "least", self.on_curve)
+        return self._median("least", "on_curve")
 
     @property
     def median_length(self) -> float:
-        return _median(self.images, "least_l2", self.measured)
+        """The same in L2, of the images whose least change was looked for."""
+        return self._median("least_l2", "measured")
 
-    @property
-    def on_curve(self) -> pd.Series:
-        return self.images["on_curve"]
-
-    @property
-    def measured(self) -> pd.Series:
-        return self.images["measured"]
+    def _median(self, column: str, chosen: str) -> float:
+        least = self.images.loc[self.images[chosen] & self.images["correct"], column].to_numpy(float)
+        return float(np.median(least)) if len(least) else float("nan")
 
     @property
     def by_class(self) -> pd.DataFrame:
@@ -97,17 +97,9 @@ def share(right: pd.Series) -> dict[str, Any]:
     return {"accuracy": float(right.mean()), "ci_low": low, "ci_high": high, "images": len(right)}
 
 
-def _median(images: pd.DataFrame, column: str, chosen: pd.Series) -> float:
-    least = images.loc[chosen & images["correct"], column].to_numpy(float)
-    return float(np.median(least)) if len(least) else float("nan")
-
-
-def gather(
-    work: Work, classes: Sequence[str], waiting: Sequence[Planned], corruptions: pd.DataFrame, transferred: bool
-) -> Facts:
-    """waiting: attacks of the worst case that had no time.  corruptions: from `run.corrupted`.  transferred: whether
-    images made on another net were shown."""
-    empty = pd.DataFrame(columns=["index", "attack", "part", "correct", "inside", "l2", "linf", "confidence"])
+def gather(work: Work, classes: Sequence[str], waiting: Sequence[Planned], corruptions: pd.DataFrame) -> Facts:
+    """waiting: attacks of the worst case that had no time.  corruptions: from `run.corrupted`."""
+    empty = pd.DataFrame(columns=["index", "attack", "title", "part", "correct", "inside", "l2", "linf", "confidence"])
     rows = pd.concat(work.frames, ignore_index=True) if work.frames else empty
     images = _images(work, rows)
     gradients = work.subject.gradients
@@ -118,11 +110,12 @@ def gather(
         attacks=pd.DataFrame(work.ran, columns=["key", "attack", "met", "of", "fooled", "accuracy", "seconds"]),
         curve=_curve(work, images, rows),
         lengths=_lengths(images),
-        checks=_checks(work, rows, transferred),
+        checks=_checks(work, rows),
         corruptions=_corruptions(corruptions),
         classes=classes,
         norm=work.norm,
         eps=work.eps,
+        waiting=[step.title for step in waiting],
         autoattack=not missing & set(plan.AUTOATTACK),
         left_out=dict(work.left_out),
         gradients=gradients,
@@ -133,12 +126,11 @@ def _images(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
     images = work.clean[["index", "label", "confidence"]].assign(correct=work.right, standing=work.standing)
     by_index = images.set_index("index")
     broken = rows[~rows["correct"].astype(bool)]
-    at = {"linf": "linf", "l2": "l2"}[work.norm]
-    for column, change in (("least", at), ("least_l2", "l2")):
+    for column, change in (("least", work.norm), ("least_l2", "l2")):
         least = broken.groupby("index")[change].min().reindex(by_index.index)
         by_index[column] = least.where(by_index["correct"], 0.0).astype(float).fillna(np.inf)
     fooled = broken[broken["inside"].astype(bool)].drop_duplicates("index").set_index("index")
-    by_index["attack"] = fooled["attack"].reindex(by_index.index)
+    by_index["attack"] = fooled["title"].reindex(by_index.index)
     # Of an image that stands, what the last attack on it left.
     last = rows[rows["part"] == WORST].drop_duplicates("index", keep="last").set_index("index")
     for name, default in (("confidence", by_index["confidence"]), ("correct", by_index["correct"])):
@@ -180,40 +172,43 @@ def _lengths(images: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _checks(work: Work, rows: pd.DataFrame, transferred: bool) -> pd.DataFrame:
+def _checks(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
     """The sanity checks (Carlini et al., 2019, arXiv 1902.06705); columns check, compared, images, accuracy, against,
-    passed."""
-    own = rows[rows["part"] == CHECKS].assign(seed=0)
+    passed. One that had no time is left out."""
+    own = rows[(rows["part"] == CHECKS) | (rows["attack"] == plan.TRANSFER)].assign(seed=0)
     # An image that an attack only broke outside of the ball withstood it.
     own["correct"] = own["correct"].astype(bool) | ~own["inside"].astype(bool)
     under = dict(list(own.groupby("attack")))
-    none = own.iloc[:0]
-    reference = under.get(plan.REFERENCE, none)
     square = f"Square of {plan.FEW_QUERIES} queries"
     compared = [
         ("iterative beats single step", "PGD of 20 steps, one step", plan.SINGLE, 0.0),
         ("more steps do not help much", f"PGD of 20 steps, of {STEPS}", plan.LONGER, rules.MUCH),
         ("black box does not beat white box", f"PGD of 20 steps, {square}", plan.BLACK_BOX, 0.0),
+        ("white box beats transfer", "PGD of 20 steps, PGD on the other net", plan.TRANSFER, 0.0),
     ]
-    if transferred:
-        compared.append(("white box beats transfer", "PGD of 20 steps, on the other net", plan.TRANSFER, 0.0))
     decided = [
-        {"check": check, "compared": words, **rules.paired(reference, under.get(other, none), tolerance)}
+        {"check": check, "compared": words, **rules.paired(under[plan.REFERENCE], under[other], tolerance)}
         for check, words, other, tolerance in compared
-        if len(reference) and len(under.get(other, none))
+        if plan.REFERENCE in under and other in under
     ]
-    curve = rows[rows["part"] == CURVE]
-    if len(curve):
-        fell = curve.groupby("index")["correct"].all()
-        radius = curve["attack"].iloc[-1]
-        title = next(
-            step.title
-            for step in plan.curve(work.norm, work.eps, work.images.image.shape[1], True)
-            if step.key == radius
-        )
-        end = {"images": len(fell), "accuracy": float(fell.mean()), "passed": bool(not fell.any())}
-        decided.append({"check": rules.UNBOUNDED, "compared": f"{title} and below", **end})
+    decided += _unbounded(work, rows[rows["part"] == CURVE])
     return pd.DataFrame(decided, columns=["check", "compared", "images", "accuracy", "against", "passed"])
+
+
+def _unbounded(work: Work, curve: pd.DataFrame) -> list[dict[str, Any]]:
+    """The check that nothing is left at the largest radius; none where an image that stands had no time to meet it.
+
+    curve: rows of the curve's attacks, the radii rising.
+    """
+    if curve.empty:
+        return []
+    last = plan.curve(work.norm, work.eps, work.images.image.shape[1], True)[-1]
+    stands = curve.groupby("index")["correct"].all()
+    met = stands.index.isin(curve.loc[curve["attack"] == last.key, "index"])
+    if (stands & ~met).any():
+        return []
+    facts = {"images": len(stands), "accuracy": float(stands.mean()), "passed": bool(not stands.any())}
+    return [{"check": rules.UNBOUNDED, "compared": f"{curve['title'].iloc[-1]} and below", **facts}]
 
 
 def _corruptions(rows: pd.DataFrame) -> pd.DataFrame:

@@ -29,14 +29,21 @@ class DataSet:
 
     source: its labels.  rows: the images that may be audited, those of its official test set where it has one.
     name: one of NAMES, `imagenet`, or the kind of its files: `folder`, `parquet` or `store`.
-    classes: their names; empty where nothing tells them.  numbered: whether they are only numbers that labels have.
     """
 
     source: Source
     rows: np.ndarray
     name: str
-    classes: list[str]
-    numbered: bool
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; empty where nothing tells them."""
+        return self.source.classes
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the classes have no names but the numbers of their labels."""
+        return self.classes == [str(number) for number in range(len(self.classes))]
 
 
 def open_data(text: str) -> DataSet:
@@ -62,8 +69,7 @@ def open_data(text: str) -> DataSet:
             "the model was trained on it knows more than of others",
             file=sys.stderr,
         )
-    numbered = source.classes in ([], [str(number) for number in range(len(source.classes))])
-    return DataSet(source, rows, _recognised(name, source.classes), source.classes, numbered)
+    return DataSet(source, rows, _recognised(name, source.classes))
 
 
 def _recognised(name: str, classes: list[str]) -> str:
@@ -92,7 +98,7 @@ def _named(text: str) -> tuple[str, str | None]:
     if path.is_file():
         if path.suffix != ".parquet":
             raise InputError(f"--data is {text}; name a .parquet file, or a folder with one folder a class")
-        return ("store" if store.is_one(path) else "parquet"), text
+        return ("store" if store.is_store(path) else "parquet"), text
     files = next(path.rglob("*.parquet"), None)
     return ("folder" if files is None else "parquet"), text
 
@@ -109,12 +115,9 @@ def _store(path: Path) -> DataSet:
         raise InputError(f"{path} holds attacked images; name clean ones, as in data/clean/test.parquet")
     read = partial(known.in_batches, images.image)
     classes = [str(name) for name in images.metadata["classes"]]
-    label = images.label
-    source = Source(str(path), label, np.ones(len(label), bool), classes, None, read)
-    numbered = classes == [str(number) for number in range(len(classes))]
+    source = Source(str(path), images.label, np.ones(len(images), bool), classes, None, read)
     name = str(images.metadata.get("source", "store"))
-    known_name = _recognised(name if name in NAMES else "store", classes)
-    return DataSet(source, np.arange(len(label)), known_name, classes, numbered)
+    return DataSet(source, np.arange(len(images)), _recognised(name if name in NAMES else "store", classes))
 
 
 def choose(data: DataSet, classes: int, count: int, seed: int) -> np.ndarray:

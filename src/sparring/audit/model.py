@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparring import statistics, store
 from sparring.attacks import engine, losses
@@ -61,7 +62,6 @@ class Subject:
     gradients: whether it has any.  digest: hexadecimal, of its weights.
     """
 
-    name: str
     model: foreign.Model
     aim: engine.Aim
     gradients: bool
@@ -110,21 +110,8 @@ def load(opened: Opened, classes: int, size: int, device: torch.device) -> tuple
         net, _ = foreign.read(opened.path, opened.network, wanted, size, device)
         if isinstance(net, Classifier):
             return net, wanted
-    return net, _outputs(net, opened.text, size, device)
-
-
-def _outputs(net: nn.Module, text: str, size: int, device: torch.device) -> int:
-    try:
-        with torch.no_grad():
-            logits = net(torch.zeros(2, 3, size, size, device=device))
-    except Exception as error:  # whatever a program raises
-        raise InputError(
-            f"{text} cannot read 2 images of 3×{size}×{size} ({reason(error)}); --image-size says another size, and a "
-            "program is exported with a dynamic batch"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
-        raise InputError(f"{text} does not give one row of logits for each image")
-    return logits.shape[1]
+    blank = torch.zeros(2, 3, size, size, device=device)
+    return net, foreign.Model(net, opened.path, None, None, device).quick(blank).shape[1]
 
 
 def _imported(text: str) -> nn.Module:
@@ -154,7 +141,7 @@ def subject(
     """The model ready for the audit.
 
     names: of the images' classes.  Raises InputError where the model is no fixed function that gives a number for each
-    class, gets no more images right than guessing, or plainly wants them normalised.
+    class, or plainly wants the images normalised.
     """
     model = foreign.Model(net, opened.path, len(names), scaling, device)
     foreign.check(model, opened.path, images.image, device)
@@ -164,17 +151,11 @@ def subject(
         model.order = model_files.class_order(opened.path, opened.classes, names, mend)
     if not opened.ours and scaling is None:
         _check_normalised(opened, net, len(names), images[:TRIED], batch_size, device)
-    _check_knows(model, opened.text, images, batch_size, device)
     aim: engine.Aim = model
     if isinstance(net, Classifier):
         adapted = Adapted(net, scaling, model.order) if scaling or model.order else net
         aim = engine.Fast(channels_last(adapted, device), device, torch.float32)
-    return Subject(opened.text, model, aim, has_gradients(aim, images[:PROBE], device), _digest(opened, net))
-
-
-def _right(model: nn.Module, images: store.Images, batch_size: int, device: torch.device) -> float:
-    rows = predict.classified(model, images, batch_size, device)
-    return float((rows["prediction"] == rows["label"]).mean())
+    return Subject(model, aim, has_gradients(aim, images[:PROBE], device), _digest(opened, net))
 
 
 def _check_normalised(
@@ -183,7 +164,9 @@ def _check_normalised(
     """Raise InputError where one of USUAL makes the model right far more often than images in [0, 1] do."""
 
     def right(scaling: foreign.Scaling | None) -> float:
-        return _right(foreign.Model(net, opened.path, classes, scaling, device), images, batch_size, device)
+        model = foreign.Model(net, opened.path, classes, scaling, device)
+        rows = predict.classified(model, images, batch_size, device)
+        return float((rows["prediction"] == rows["label"]).mean())
 
     plain = right(None)
     by_name = {name: right(scaling) for name, scaling in USUAL.items()}
@@ -196,13 +179,16 @@ def _check_normalised(
         )
 
 
-def _check_knows(model: nn.Module, text: str, images: store.Images, batch_size: int, device: torch.device) -> None:
-    rows = predict.classified(model, images, batch_size, device)
-    rows["correct"] = rows["prediction"] == rows["label"]
-    if (guessed := statistics.as_if_guessed(rows)) is not None:
+def check_better_than_guessing(text: str, clean: pd.DataFrame) -> None:
+    """Raise InputError where a model gets no more of the clean images right than guessing does.
+
+    text: its name.  clean: its predictions, with `correct`.
+    """
+    if (guessed := statistics.as_if_guessed(clean)) is not None:
         raise InputError(
-            f"{text} gets {rows['correct'].mean():.3f} of {len(rows):,} clean images right, no more than guessing does "
-            f"({guessed:.3f}); check its normalisation (--mean, --std), the order of its classes and its image size"
+            f"{text} gets {clean['correct'].mean():.3f} of {len(clean):,} clean images right, no more than guessing "
+            f"does ({guessed:.3f}); check its normalisation (--mean, --std), the order of its classes and its image "
+            "size"
         )
 
 

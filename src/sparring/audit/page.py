@@ -1,13 +1,8 @@
 """The page of an audit: the same sections as a web page and as Markdown, and its numbers as JSON."""
 
-import json
-import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sparring.audit import verdict as words
 from sparring.audit.facts import Facts, mean_under_corruptions
@@ -24,7 +19,7 @@ def write(out: Path, facts: Facts, verdict: Verdict, made: Made) -> None:
         shown = sections(folder, facts, verdict, made)
         html = page.html(made.title, shown, folder / "vector")
         texts = {"index.html": html, "audit.md": page.markdown(made.title, shown, FIGURES)}
-        texts["audit.json"] = json.dumps(_plain(tree(facts, verdict, made)), indent=2, allow_nan=False) + "\n"
+        texts["audit.json"] = publish.as_json(tree(facts, verdict, made), 6)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
         shutil.rmtree(folder / "vector")  # which the page has in it
@@ -53,19 +48,6 @@ def tree(facts: Facts, verdict: Verdict, made: Made) -> dict[str, Any]:
         "verdict": verdict.sentences,
         **made.facts,
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types: numbers of six digits, null for what is not known."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float | np.floating):
-        return round(float(value), 6) if math.isfinite(value) else None
-    if isinstance(value, np.bool_):
-        return bool(value)
-    return int(value) if isinstance(value, np.integer) else value
 
 
 def one_line(facts: Facts, out: Path) -> str:

@@ -19,12 +19,13 @@ from sparring.params.attacks import (
     Attack,
     attack_entry,
     autoattack_parts,
-    of_torchattacks,
+    torchattacks_entry,
 )
 from sparring.params.names import SQUARE
 
 AUTOATTACK = (APGD, APGD_T, FAB_T, SQUARE)  # all that have to run for a figure to be AutoAttack's
 FEW_TARGETS, FEW_QUERIES = 3, 500  # of what comes before
+SHORT_SQUARE = "square_short"
 SUBSET = 100  # images of the checks, the least norms and the curve
 FEWEST = 20  # images on which such a part still says something
 FEWEST_AUDITED = 50
@@ -32,7 +33,7 @@ FOR_PARTS = 0.4  # of the time, at most, goes to what is not the worst case
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)  # of the curve in L∞; at 128 any image can be made grey
 LENGTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of the curve in L2, at images of 32 pixels
 WORST, CHECKS, LEAST, CURVE = "worst case", "checks", "least norms", "curve"  # the parts of an audit
-STANDING_ON_CURVE = 0.4  # of the images, in the mean over the radii
+STANDING_ON_CURVE = 0.4  # of the images, in the mean over the radii: an estimate, from which the time is planned
 REFERENCE, SINGLE, LONGER, BLACK_BOX = "pgd", "one_step", "more_steps", "random_search"  # in the checks
 TRANSFER = "transfer"
 
@@ -41,8 +42,8 @@ TRANSFER = "transfer"
 class Planned:
     """An attack of an audit.
 
-    key: its name in files.  title: for reading.  gradients, forwards: passes that an image takes, most often at most.
-    white_box: whether it needs the model's gradient.
+    key: its name in files.  title: for reading.
+    gradients, forwards: how many passes an image takes, forward and back and forward alone; mostly an upper bound.
     """
 
     key: str
@@ -50,10 +51,6 @@ class Planned:
     attack: Attack
     gradients: int
     forwards: int = 0
-
-    @property
-    def white_box(self) -> bool:
-        return self.gradients > 0
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def one_step(norm: str, eps: float) -> Attack:
 
 def square(norm: str, eps: float, queries: int) -> Attack:
     """Square with a schedule brought to the length of its budget."""
-    return of_torchattacks("Square", norm, eps=eps, n_queries=queries, resc_schedule=True)
+    return torchattacks_entry("Square", norm, eps=eps, n_queries=queries, resc_schedule=True)
 
 
 def ladder(norm: str, eps: float, classes: int, gradients: bool) -> list[Planned]:
@@ -132,7 +129,7 @@ def ladder(norm: str, eps: float, classes: int, gradients: bool) -> list[Planned
     """
     targets = min(TARGETS, classes - 1)
     parts = autoattack_parts(norm, eps, classes)
-    short = Planned("square_short", f"Square, {FEW_QUERIES:,} queries", square(norm, eps, FEW_QUERIES), 0, FEW_QUERIES)
+    short = Planned(SHORT_SQUARE, f"Square, {FEW_QUERIES:,} queries", square(norm, eps, FEW_QUERIES), 0, FEW_QUERIES)
     whole = Planned(SQUARE, f"Square, {QUERIES:,} queries", parts[SQUARE], 0, QUERIES)
     if not gradients:
         return [short, whole]
@@ -143,7 +140,7 @@ def ladder(norm: str, eps: float, classes: int, gradients: bool) -> list[Planned
         Planned(APGD, f"APGD-CE, {STEPS} steps", parts[APGD], STEPS),
     ]
     if APGD_T in parts and targets > FEW_TARGETS:
-        few = of_torchattacks("APGDT", norm, eps=eps, steps=STEPS, n_restarts=1, n_classes=FEW_TARGETS + 1)
+        few = torchattacks_entry("APGDT", norm, eps=eps, steps=STEPS, n_restarts=1, n_classes=FEW_TARGETS + 1)
         title = f"APGD-T, {STEPS} steps, the {FEW_TARGETS} nearest classes"
         steps.append(Planned("apgd_t_few", title, few, STEPS * FEW_TARGETS, FEW_TARGETS))
     steps.append(short)
@@ -168,7 +165,7 @@ def least_norms(gradients: bool) -> list[Planned]:
     steps = STEPS // 2
     ddn = attack_entry("ddn", {"steps": STEPS, "gamma": 0.05, "start": 1.0})
     cw = {"c": 1.0, "kappa": 0.0, "steps": steps, "learning_rate": 0.01, "search_steps": 4}
-    # Storing looks for the least scale that fools, some 12 passes of the net itself. From C&W images leave early.
+    # Estimates: storing looks for the least scale that fools, which takes passes too, and from C&W images leave early.
     found = [
         Planned("ddn", f"DDN, {STEPS} steps", ddn, STEPS, 12),
         Planned("cw", f"C&W, 4 × {steps} steps", attack_entry("cw", cw), 2 * steps, 16),
@@ -201,7 +198,7 @@ def images_that_fit(wanted: int, seconds: float, rates: Rates, steps: list[Plann
     by_key = {step.key: rates.seconds(step) for step in steps}
     first = by_key.get(SINGLE, 0.0) + by_key.get("pgd_ce", 0.0)
     later = by_key.get("pgd_margin", 0.0) + by_key.get(APGD, 0.0)
-    fits = int((1 - FOR_PARTS) * seconds / ((first + later / 2) or by_key["square_short"]))
+    fits = int((1 - FOR_PARTS) * seconds / ((first + later / 2) or by_key[SHORT_SQUARE]))
     return min(wanted, max(fits, FEWEST_AUDITED))
 
 

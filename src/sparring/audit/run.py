@@ -34,7 +34,7 @@ class Settings:
     device: str = "auto"
     deterministic: bool = False
 
-    def told(self, name: str, attack: Attack) -> str:
+    def describe(self, name: str, attack: Attack) -> str:
         return f"the audit's {name}"
 
 
@@ -59,8 +59,9 @@ class Picture:
 class Work:
     """An audit while it runs.
 
-    images: (N, S, S, 3), rows by index.  clean: a row of predictions of each.  folder: keeps what is finished.
-    frames: rows of predictions under attacks, with `attack` and `part`.  ran: a row an attack of the worst case.
+    images: (N, S, S, 3).  clean: a row of predictions of each, with `correct`.  folder: keeps what is finished.
+    frames: rows of predictions under attacks, with `attack`, its `title`, `part`, `correct`, and `inside`: whether the
+    change lies within the ball.  ran: a row an attack of the worst case.
     left_out: what was not done, and why.  pictures: of fallen images, by index.
     """
 
@@ -80,7 +81,7 @@ class Work:
     pictures: dict[int, Picture] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.right = (self.clean["prediction"] == self.clean["label"]).to_numpy(bool)
+        self.right = self.clean["correct"].to_numpy(bool)
         self.standing = self.right.copy()
 
     def attack(self, planned: Planned, only: np.ndarray, part: str, aim: engine.Aim | None = None) -> pd.DataFrame:
@@ -98,7 +99,7 @@ class Work:
                 planned.key,
                 self.subject.model,
                 aim or self.subject.aim,
-                self._predict,
+                self.predict,
                 self.images,
                 only,
                 self.images,
@@ -107,7 +108,7 @@ class Work:
                 advance,
                 self.clock.allows(each) if fits else lambda count: False,
             )
-        rows = rows.assign(attack=planned.key, part=part)
+        rows = rows.assign(attack=planned.key, title=planned.title, part=part)
         rows["correct"] = rows["prediction"] == rows["label"]
         rows["inside"] = inside(rows, self.norm, self.eps)
         self.frames.append(rows)
@@ -125,7 +126,8 @@ class Work:
             self.left_out.pop(f"{part}: {planned.title}", None)
         return rows
 
-    def _predict(self, images: store.Images) -> pd.DataFrame:
+    def predict(self, images: store.Images) -> pd.DataFrame:
+        """What the model says of images, a row each."""
         return predict.classified(self.subject.model, images, self.settings.store.batch_size, self.device)
 
     def _fell(self, rows: pd.DataFrame, attacked: store.Images, fallen: pd.Series, title: str) -> None:
@@ -160,8 +162,8 @@ def climb(work: Work, steps: Sequence[Planned]) -> list[Planned]:
     for step in steps:
         if not work.standing.any():
             break
-        work.attack(step, work.standing.copy(), WORST)
-        if f"{WORST}: {step.title}" in work.left_out:
+        standing = work.standing.copy()
+        if len(work.attack(step, standing, WORST)) < standing.sum():
             waiting.append(step)
     return waiting
 
@@ -201,7 +203,7 @@ def corrupted(work: Work, each: float) -> pd.DataFrame:
     with progress.bar("corruptions", len(kinds) * count) as advance:
         for name, strength in [(CLEAN, 0), *kinds]:
             image = corruptions.corrupt(shown, name, strength, work.settings.seed) if strength else shown.image
-            rows = work._predict(store.Images(shown.index, shown.label, image))
+            rows = work.predict(store.Images(shown.index, shown.label, image))
             rows["correct"] = rows["prediction"] == rows["label"]
             frames.append(rows.assign(corruption=name, strength=strength, seed=0))
             advance(count)
@@ -209,8 +211,8 @@ def corrupted(work: Work, each: float) -> pd.DataFrame:
 
 
 def unfinished(out: Path, subject: Subject, size: int, settings: Settings, norm: str, eps: float) -> Path:
-    """Where an audit keeps what it has finished: below its own folder, by a digest of all but the images, which the
-    names of its files tell."""
+    """The folder, below that of the audit, where finished batches are kept. Its name is a digest of the model and the
+    settings; the names of its files have digests of their images."""
     facts = [subject.digest, size, norm, eps, settings.store.model_dump(), settings.seed, torch.__version__]
     folder = out / "unfinished" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     if folder.exists():

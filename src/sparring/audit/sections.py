@@ -21,6 +21,7 @@ from sparring.report.table import Table, intervals, number, records
 
 FIGURES = ("fall", "radius", "classes")
 SHOWN = 12  # images that fell first, and as many that never did
+TICKS = (0, 4, 8, 16, 32, 64, 128)
 MOST_CLASSES = 30  # that the figure has room for
 
 
@@ -138,8 +139,7 @@ def _curve(folder: Path, facts: Facts) -> list[str | Table | Figure]:
             axes.plot(x, points["accuracy"], **style)
             if levels:
                 axes.set_xscale("symlog", linthresh=8, base=2)
-                shown = sorted({0, 4, 8, 16, 32, 64, 128})
-                axes.set_xticks(shown, [str(tick) for tick in shown])
+                axes.set_xticks(TICKS, [str(tick) for tick in TICKS])
                 axes.axvline(255 * facts.eps, color="#888888", lw=0.8, ls=":")
             elif facts.norm == "l2":
                 axes.axvline(facts.eps, color="#888888", lw=0.8, ls=":")
@@ -157,13 +157,13 @@ def _least(facts: Facts) -> str:
     """The median least change, in words."""
     parts = []
     if not math.isnan(facts.median_length):
-        count = int((facts.measured & facts.images["correct"]).sum())
+        count = int((facts.images["measured"] & facts.images["correct"]).sum())
         shown = "no length that was found" if math.isinf(facts.median_length) else f"{facts.median_length:.3g}"
         parts.append(
             f"Half of the images fall to an L2 change of length {shown} or less ({count} images; DDN and C&W)."
         )
     if facts.norm == "linf" and not math.isnan(facts.median_least):
-        count = int((facts.on_curve & facts.images["correct"]).sum())
+        count = int((facts.images["on_curve"] & facts.images["correct"]).sum())
         level = "no radius up to 128" if math.isinf(facts.median_least) else f"{255 * facts.median_least:.3g}"
         parts.append(f"Half of them fall to an L∞ change of {level}/255 or less ({count} images; PGD at these radii).")
     return " ".join(parts) or "No least change was found."
@@ -172,7 +172,7 @@ def _least(facts: Facts) -> str:
 def _checks(facts: Facts) -> list[str | Table | Figure]:
     if facts.checks.empty:
         return ["No sanity check was made: the time did not allow it, or the model has no gradient."]
-    passed = {True: "passed", False: "**failed**", None: "-"}
+    passed = {True: "passed", False: "failed", None: "-"}
     checks = facts.checks.astype(object).where(facts.checks.notna(), None)
     wide = pd.DataFrame(
         {
@@ -183,7 +183,7 @@ def _checks(facts: Facts) -> list[str | Table | Figure]:
                 for row in records(checks)
             ],
             "images": [str(count) for count in checks["images"]],
-            "verdict": [passed[row.passed].strip("*") for row in records(checks)],
+            "verdict": [passed[row.passed] for row in records(checks)],
         }
     )
     notes = [
@@ -226,9 +226,8 @@ def _images(facts: Facts, images: store.Images, pictures: dict[int, Picture]) ->
     """Pictures of who falls first, and of who never does."""
     by_index = {int(row.index_): row for row in records(facts.images.rename(columns={"index": "index_"}))}
     place = {int(index): number_ for number_, index in enumerate(images.index)}
-    fell = sorted(pictures, key=lambda index: (min(by_index[index].least, facts.eps), by_index[index].confidence))[
-        :SHOWN
-    ]
+    by_ease = sorted(pictures, key=lambda index: (min(by_index[index].least, facts.eps), by_index[index].confidence))
+    fell = by_ease[:SHOWN]
     rows: dict[str, list[tuple[str, str]]] = {}
     if fell:
         rows["The first to fall, as attacked"] = [

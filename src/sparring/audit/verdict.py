@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from sparring.audit.facts import Facts
+from sparring.audit.plan import SHORT_SQUARE
+from sparring.params.names import SQUARE
 from sparring.params.values import fraction
 from sparring.report.table import number, with_interval
 
@@ -44,13 +46,12 @@ def verdict(facts: Facts, data: str) -> Verdict:
 
 
 def _headline(facts: Facts) -> str:
-    clean, worst = facts.clean, facts.worst
-    shown = (with_interval(each["accuracy"], each["ci_low"], each["ci_high"]) for each in (worst, clean))
+    worst, clean = (
+        with_interval(each["accuracy"], each["ci_low"], each["ci_high"]) for each in (facts.worst, facts.clean)
+    )
     return (
-        "**Robust accuracy {}** within {}, against {} of the same {:,} images clean. In brackets: 95 % intervals over "
-        "images. It is an upper bound: a stronger attacker may find more.".format(
-            next(shown), ball(facts), next(shown), worst["images"]
-        )
+        f"**Robust accuracy {worst}** within {ball(facts)}, against {clean} of the same {len(facts.images):,} images "
+        "clean. In brackets: 95 % intervals over images. It is an upper bound: a stronger attacker may find more."
     )
 
 
@@ -58,21 +59,18 @@ def _breakers(facts: Facts) -> str:
     fell = facts.images[facts.images["correct"] & ~facts.images["standing"]]
     if fell.empty:
         return "No attack broke any image that is right when clean."
-    ladder = facts.attacks.set_index("key")
-    counts = fell["attack"].value_counts()
-    titles = ladder["attack"].to_dict()
-    first = [f"{titles.get(key, key)} {count:,}" for key, count in counts.items()]
-    return f"What broke the {len(fell):,} images that fell: {'; '.join(first)}."
+    counts = [f"{title} {count:,}" for title, count in fell["attack"].value_counts().items()]
+    return f"What broke the {len(fell):,} images that fell: {'; '.join(counts)}."
 
 
 def masking_signs(facts: Facts) -> list[str]:
     """What suggests that gradients mislead the attacker, or that attacks were too weak; empty where nothing does."""
     if not facts.gradients:
         return []
-    failed = facts.checks[facts.checks["passed"] == False]  # noqa: E712 - it may be None
+    failed = facts.checks[facts.checks["passed"].eq(False)]
     signs = [f"the check “{check}” failed" for check in failed["check"]]
-    for row in facts.attacks.to_dict("records") if len(facts.attacks) else []:
-        if str(row["key"]).startswith("square") and row["met"] and row["fooled"] > max(1, SURPRISE * row["met"]):
+    for row in facts.attacks.to_dict("records"):
+        if row["key"] in (SHORT_SQUARE, SQUARE) and row["fooled"] > max(1, SURPRISE * row["met"]):
             signs.append(
                 f"{row['attack']} broke {row['fooled']:,} of {row['met']:,} images that attacks with gradients had left"
             )
@@ -100,9 +98,9 @@ def _autoattack(facts: Facts) -> str:
         return "No image was left for further attacks, among them those of AutoAttack."
     if facts.autoattack:
         return "All four parts of AutoAttack's standard version ran whole, each on what the attacks before had left."
-    late = [what.removeprefix("worst case: ") for what in facts.left_out if what.startswith("worst case: ")]
-    if late:
-        return f"This is **not AutoAttack**: the time left out {'; '.join(late)}. More `--minutes` go on from here."
+    if facts.waiting:
+        late = "; ".join(facts.waiting)
+        return f"This is **not AutoAttack**: the time left out {late}. More `--minutes` go on from here."
     return "This is **not AutoAttack**, whose four parts are not all defined for this model."
 
 

@@ -41,19 +41,19 @@ def attack_images(
     goes_on: is asked before each shard that is not finished, with its number of images; where it says no, the images
     from there on are not attacked, and have no row.
     """
+
+    def make(shard: store.Images) -> store.Images:
+        began = time.perf_counter()
+        made = generation.attacked(settings, attack, name, net, aim, shard, pool, device)
+        each = np.full(len(shard), (time.perf_counter() - began) / max(len(shard), 1), np.float32)
+        return store.Images(made.index, made.label, made.image, made.columns | {"seconds": each})
+
+    metadata = {"shape": list(images.image.shape[1:]), "attack": name}
     parts = []
     for shard, path in generation.kept_paths(folder / name, images[only], settings.store.batch_size):
         path = path.with_stem(f"{path.stem}-{_digest(shard)}")
         if not (generation.is_finished(path, shard) or goes_on(len(shard))):
             break
-
-        def make(shard: store.Images) -> store.Images:
-            began = time.perf_counter()
-            made = generation.attacked(settings, attack, name, net, aim, shard, pool, device)
-            each = np.full(len(shard), (time.perf_counter() - began) / max(len(shard), 1), np.float32)
-            return store.Images(made.index, made.label, made.image, made.columns | {"seconds": each})
-
-        metadata = {"shape": list(images.image.shape[1:]), "attack": name}
         generation.kept(path, shard, make, metadata, advance)
         parts.append(store.read(path))
     attacked = store.joined(parts) if parts else images[:0]

@@ -61,11 +61,14 @@ def _numbers(option: str, text: str) -> list[float]:
 class Model(nn.Module):
     """A model from elsewhere as evaluation wants it: images (N, 3, H, W) in [0, 1] → logits (N, classes), float32.
 
+    classes: how many it has to tell apart; None for any number.
     order: where the model has each of the data's classes; None where it has them in the same order.
     Raises InputError where the model cannot read the images, or gives anything else than a number for each class.
     """
 
-    def __init__(self, net: nn.Module, path: Path, classes: int, scaling: Scaling | None, device: torch.device) -> None:
+    def __init__(
+        self, net: nn.Module, path: Path, classes: int | None, scaling: Scaling | None, device: torch.device
+    ) -> None:
         super().__init__()
         self.run = [net]  # in a list, so that it is no part of this module: a program refuses to be set to eval mode
         self.path, self.classes = path, classes
@@ -87,7 +90,7 @@ class Model(nn.Module):
             ) from error
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
             raise InputError(f"{self.path} does not give one row of logits for each image")
-        if logits.shape[1] != self.classes:
+        if self.classes not in (None, logits.shape[1]):
             raise InputError(
                 f"{self.path} tells {logits.shape[1]} classes apart; the stored images have {self.classes}"
             )

@@ -213,7 +213,7 @@ class Params(Section):
                 return f"{section}.{name}"
         return "whitebox.autoattack" if name == AUTOATTACK else "whitebox.checks"
 
-    def told(self, name: str, attack: Attack) -> str:
+    def describe(self, name: str, attack: Attack) -> str:
         """How an error names an attack that is run under a name."""
         return f"{PARAMS_FILE}: {self.key(name, attack)}"
 

@@ -226,8 +226,8 @@ def _storable(attack: Attack) -> Attack:
     return attack
 
 
-def of_torchattacks(name: str, norm: str, **arguments: Any) -> Attack:
-    """A class of torchattacks whose argument `norm` is linf or l2 here."""
+def torchattacks_entry(name: str, norm: str, **arguments: Any) -> Attack:
+    """The attack that a class of torchattacks makes within a ball.  norm: linf | l2, as our own attacks have it."""
     settings = {"method": TORCHATTACKS + name, "norm": {"linf": "Linf", "l2": "L2"}[norm]}
     return attack_entry(name, settings | arguments)
 
@@ -242,10 +242,10 @@ def autoattack_parts(norm: str, eps: float, classes: int) -> dict[str, Attack]:
     targets = min(TARGETS, classes - 1)
     steps = {"eps": eps, "steps": STEPS, "n_restarts": 1}
     parts = {
-        APGD: of_torchattacks("APGD", norm, **steps, loss="ce"),
-        APGD_T: of_torchattacks("APGDT", norm, **steps, n_classes=targets + 1),
-        FAB_T: of_torchattacks("FAB", norm, **steps, multi_targeted=True, n_classes=targets + 1),
-        SQUARE: of_torchattacks("Square", norm, eps=eps, n_queries=QUERIES, resc_schedule=False),
+        APGD: torchattacks_entry("APGD", norm, **steps, loss="ce"),
+        APGD_T: torchattacks_entry("APGDT", norm, **steps, n_classes=targets + 1),
+        FAB_T: torchattacks_entry("FAB", norm, **steps, multi_targeted=True, n_classes=targets + 1),
+        SQUARE: torchattacks_entry("Square", norm, eps=eps, n_queries=QUERIES, resc_schedule=False),
     }
     return {name: part for name, part in parts.items() if classes >= 4 or name != APGD_T}
 

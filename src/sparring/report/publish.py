@@ -1,10 +1,15 @@
 """A report's files take the place of the old ones all at once, when all of them are made."""
 
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sparring.report.table import Table, save
 
@@ -33,3 +38,19 @@ def publish(table: Table, folder: Path) -> None:
     with replacing(folder) as temporary:
         save(table, temporary, temporary / "tex")
     (folder / f"{table.name}.tex").unlink(missing_ok=True)  # where it was before there was the folder tex
+
+
+def as_json(tree: dict[str, Any], digits: int) -> str:
+    """A tree of numbers as the text of a JSON file: rounded, and null for what is not known or not finite."""
+    return json.dumps(_plain(tree, digits), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any, digits: int) -> Any:
+    """JSON's own types."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry, digits) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, digits) for entry in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), digits) if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

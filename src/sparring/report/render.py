@@ -3,15 +3,12 @@
 It is a list of sections (`_sections`), from which report.md and index.html are rendered alike.
 """
 
-import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sparring.layout import HERE, Layout
@@ -60,8 +57,8 @@ def render(params: Params, left_out: Mapping[str, str] | None = None, layout: La
             for made in section.tables:
                 table.save(made, folder / "tables", folder / "tex")
         summary = _summary(results, numbers)
-        _json(folder / "summary.json", summary)
-        _json(folder / "metrics.json", _metrics(summary))
+        (folder / "summary.json").write_text(publish.as_json(summary, 6))
+        (folder / "metrics.json").write_text(publish.as_json(_metrics(summary), 4))
         for name, text in (
             ("report.md", page.markdown(TITLE, sections, PICTURES)),
             ("index.html", page.html(TITLE, sections, folder / "vector")),
@@ -154,17 +151,3 @@ def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
             name: {key: entry[key] for key in ("accuracy", "auroc")} for name, entry in summary["detector"].items()
         },
     }
-
-
-def _json(path: Path, tree: dict[str, Any]) -> None:
-    digits = 4 if path.name == "metrics.json" else 6
-    path.write_text(json.dumps(_plain(tree, digits), indent=2, allow_nan=False) + "\n")
-
-
-def _plain(value: Any, digits: int) -> Any:
-    """JSON's own types: numbers rounded, null for what is not known."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry, digits) for key, entry in value.items()}
-    if isinstance(value, float | np.floating):
-        return None if math.isnan(value) else round(float(value), digits)
-    return int(value) if isinstance(value, np.integer) else value
