@@ -17,14 +17,15 @@ from sparring import params as parameters
 from sparring import store
 from sparring.params import Params
 from sparring.params.names import BASELINE, CLEAN, CORRUPTIONS, EVALUATED_SPLITS, KNOWN_DETECTORS, STRENGTHS
-from sparring.report import attacks, corruptions, detector, failures, making, opponents, overview, whitebox
+from sparring.report import attacks, corruptions, detector, failures, making, mixture, opponents, overview, whitebox
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["zero", "one", "two", "three"]
 SHAPE = [8, 8, 3]
 # Every figure of the report, and the section that draws it.
 FIGURES = {
-    "mixture": overview,
+    "overview": overview,
+    "mixture": mixture,
     "accuracy_by_attack": attacks,
     "gallery": opponents,
     "success": opponents,

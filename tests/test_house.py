@@ -221,13 +221,3 @@ def test_pictures_that_git_keeps_are_few_and_small() -> None:
         assert file.stat().st_size <= 150_000 and Image.open(file).mode == "P", file
     folders = Counter(file.parent for file in pictures)
     assert folders and max(folders.values()) <= 4, folders
-
-
-def test_links_in_texts_lead_to_files_that_git_keeps() -> None:
-    files = {path for file in tracked() for path in (file, *file.parents)}
-    texts = [file for file in files if file.suffix == ".md"]
-    assert ROOT / "README.md" in texts and ROOT / "reports/report.md" in texts
-    for text in texts:
-        for link in re.findall(r"\]\(([^)\s]+)\)", text.read_text()):
-            if not re.match(r"[a-z]+:|#", link):
-                assert (text.parent / link.partition("#")[0]).resolve() in files, f"{text}: {link}"

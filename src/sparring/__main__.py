@@ -1,7 +1,9 @@
-"""The command line of Sparring: `python -m sparring COMMAND --help` explains each command."""
+"""The command line: `sparring COMMAND --help`, or `python -m sparring COMMAND --help`, explains each command."""
 
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,24 +14,53 @@ from sparring.layout import HERE, Layout, replacing
 from sparring.params.errors import InputError, validated
 from sparring.params.names import CLEAN, PARAMS_FILE
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"max_content_width": 120})
+
+
+def _bounded(least: float, most: float = math.inf) -> Callable[[float | None], float | None]:
+    """A check of a number, without the column that `min` and `max` would take in --help."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None and not least <= value <= most:
+            limit = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
+            raise typer.BadParameter(f"{value:g} is not {limit}.")
+        return value
+
+    return check
+
+
+# Options that two commands have.
+NETWORK = Annotated[
+    str | None,
+    typer.Option(metavar="NET", help="What the file holds: resnet18, and the like."),
+]
+MEAN = Annotated[str | None, typer.Option(metavar="M,M,M", help="What the model wants subtracted.")]
+STD = Annotated[str | None, typer.Option(metavar="S,S,S", help="What it wants divided by after that.")]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; bad input ends in one line on standard error and exit code 1."""
     try:
-        app(arguments, prog_name="python -m sparring")
+        app(arguments, prog_name=_program())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-@app.callback()
+def _program() -> str:
+    """The words that this was called by. Completion in a shell needs the name of the console script."""
+    return "python -m sparring" if Path(sys.argv[0]).name == "__main__.py" else "sparring"
+
+
+@app.callback(epilog="For example: sparring audit mine.safetensors --network resnet18 --data photos/")
 def commands() -> None:
-    """Train image classifiers against a stored gallery of opponents."""
+    """Train image classifiers against a stored gallery of opponents, and audit models.
+
+    `sparring` and `python -m sparring` are the same.
+    """
 
 
-@app.command()
+@app.command(epilog="For example: sparring profile paper --set training.epochs=30 --set attacks.bim.steps=10")
 def profile(
     name: Annotated[str, typer.Argument(help="A file of profiles/, without .yaml.")],
     settings: Annotated[
@@ -37,24 +68,18 @@ def profile(
         typer.Option("--set", metavar="KEY=VALUE", help="A value on top of the profile; may be given several times."),
     ] = None,
 ) -> None:
-    """Write params.yaml from a profile and print what changed.
-
-    For example: python -m sparring profile paper --set training.epochs=30 --set attacks.bim.steps=10
-    """
+    """Write params.yaml from a profile and print what changed."""
     for line in profiles.apply(name, settings or []) or ["nothing changed"]:
         print(line)
 
 
-@app.command()
+@app.command(epilog="For example, after an update: sparring check --fill")
 def check(
     fill: Annotated[
         bool, typer.Option("--fill", help="Add what the file of an older version lacks, with values as they were.")
     ] = False,
 ) -> None:
-    """Validate params.yaml.
-
-    For example, after an update: python -m sparring check --fill
-    """
+    """Validate params.yaml."""
     if fill:
         for line in profiles.fill() or ["nothing is missing"]:
             print(line)
@@ -77,15 +102,17 @@ def check(
 # What follows imports torch or DVC inside the functions, as loading them takes longer than the other commands do.
 
 
-@app.command()
+@app.command(epilog="For example: sparring export ours ours.pt2")
 def export(
     structure: Annotated[str, typer.Argument(help="One of structures; baseline is the pretrained net.")],
     file: Annotated[Path, typer.Argument(help="What to write; it ends in .pt2.")],
-    seed: Annotated[int | None, typer.Option(help="Which training of the structure; the lowest of seeds.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Which of its trainings; the lowest of seeds by default.")
+    ] = None,
 ) -> None:
-    """Write a trained structure as a program of torch.export: images in [0, 1] → logits, for any number of images.
+    """Write a trained structure as a program of torch.export.
 
-    torch.export.load reads it without Sparring. For example: python -m sparring export ours ours.pt2
+    It takes images in [0, 1], any number of them, and gives logits. torch.export.load reads it without Sparring.
     """
     from sparring.evaluation import exchange
 
@@ -100,25 +127,22 @@ def export(
 
 
 @app.command(
-    epilog="For example: python -m sparring evaluate-model mine.safetensors --network "
+    epilog="For example: sparring evaluate-model mine.safetensors --network "
     "'{name: resnet, blocks: [2, 2, 2, 2], width: 64}' --mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616"
 )
 def evaluate_model(
     path: Annotated[Path, typer.Argument(help="A .safetensors file, or a .pt2 file of torch.export.")],
-    network: Annotated[
-        str | None,
-        typer.Option(help="What a safetensors file holds, as network in params.yaml: vgg11_bn, or {name: resnet, …}."),
+    network: NETWORK = None,
+    mean: MEAN = None,
+    std: STD = None,
+    data: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="The folder with clean/, adversarial/ and unseen/.")
+    ] = Path("data"),
+    to: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Where else the figures are written to.")
     ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="What the model wants subtracted from each channel, or from all; with --std.")
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="What it wants each channel, or all, divided by after that; with --mean.")
-    ] = None,
-    data: Annotated[Path, typer.Option(help="The folder with clean/, adversarial/ and unseen/.")] = Path("data"),
-    to: Annotated[Path | None, typer.Option("--json", help="A file to write the figures to, too.")] = None,
 ) -> None:
-    """Evaluate a model of your own on all stored test and held-out images, clean and under each attack.
+    """Evaluate a model of your own on all stored images, clean and attacked.
 
     It takes images (N, 3, H, W) in [0, 1], normalised by --mean and --std where you give them, and gives logits.
     """
@@ -147,44 +171,40 @@ def evaluate_model(
 
 
 @app.command(
-    epilog="For example: python -m sparring audit mine.safetensors --network resnet18 --data photos/ --image-size 224 "
+    epilog="For example: sparring audit mine.safetensors --network resnet18 --data photos/ --image-size 224 "
     "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
 )
 def audit(
     model: Annotated[
         str,
         typer.Argument(
-            help="A .safetensors file, a .pt2 file of torch.export, or python:MODULE:FUNCTION, your own code, which is "
+            help="A .safetensors file, a .pt2 file of torch.export, or python:MODULE:FUNCTION: your own code, which is "
             "run and gives a torch.nn.Module."
         ),
     ],
-    data: Annotated[
-        str,
-        typer.Option(help="A folder with one folder a class, a .parquet file, or a data set as cifar10:FOLDER."),
-    ],
-    network: Annotated[
-        str | None,
-        typer.Option(help="What a safetensors file holds: vgg11_bn (of torchvision), or {name: resnet, …}."),
-    ] = None,
-    mean: Annotated[str | None, typer.Option(help="What the model wants subtracted from each channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="What it wants each channel divided by after that.")] = None,
-    eps: Annotated[str, typer.Option(help="How far an attacker may go: 8/255, or a length for l2.")] = "8/255",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
-    images: Annotated[int, typer.Option(help="How many images, evenly from the classes.", min=1)] = 1000,
+    data: Annotated[str, typer.Option(metavar="PATH", help="A folder of folders, a .parquet file, cifar10:FOLDER.")],
+    network: NETWORK = None,
+    mean: MEAN = None,
+    std: STD = None,
+    eps: Annotated[str, typer.Option(metavar="RADIUS", help="As 8/255; for l2 a length.")] = "8/255",
+    norm: Annotated[str, typer.Option(metavar="NORM", help="linf or l2.")] = "linf",
+    images: Annotated[
+        int, typer.Option(metavar="N", help="Images, evenly from the classes.", callback=_bounded(1))
+    ] = 1000,
     image_size: Annotated[
-        int | None, typer.Option(help="The side in pixels at which the model reads them; as they are.", min=8)
+        int | None, typer.Option(metavar="PIXELS", help="The side that the model reads.", callback=_bounded(8))
     ] = None,
-    minutes: Annotated[float, typer.Option(help="How long it may take; what does not fit is named.")] = 10,
-    batch_size: Annotated[str, typer.Option(help="Images at a time; auto: what caches or memory like.")] = "auto",
+    minutes: Annotated[float, typer.Option(metavar="N", help="What does not fit is left out.")] = 10,
+    batch_size: Annotated[str, typer.Option(metavar="N", help="Images at a time.")] = "auto",
     transfer_from: Annotated[
-        str | None, typer.Option(help="Another model of these images: what breaks it is shown to yours, too.")
+        str | None, typer.Option(metavar="MODEL", help="What breaks this is tried on yours.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder for index.html, audit.md and audit.json.")] = Path("audit"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the page goes.")] = Path("audit"),
     fail_under: Annotated[
-        float | None, typer.Option(help="End with exit status 3 where the robust accuracy is below.", min=0, max=1)
+        float | None, typer.Option(metavar="SHARE", help="Exit status 3 below this accuracy.", callback=_bounded(0, 1))
     ] = None,
 ) -> None:
-    """Attack a model of your own and write a page on how robust it is.
+    """Attack a model of your own and write a page on its robustness.
 
     It takes images (N, 3, H, W) in [0, 1], normalised by --mean and --std where you give them, and gives logits.
     Stopped or out of time, it keeps what it has: the same command goes on from there.
@@ -216,20 +236,19 @@ def audit(
         raise typer.Exit(3)
 
 
-@app.command()
+@app.command(epilog="For example: sparring certify masked noisy --images 200 --samples 10000")
 def certify(
     structures: Annotated[
         list[str], typer.Argument(metavar="STRUCTURE…", help="Of structures, those whose transform is mask or noise.")
     ],
-    images: Annotated[int, typer.Option(help="How many test images, evenly from the classes.")] = 100,
-    samples: Annotated[int, typer.Option(help="How many votes are counted for each image.")] = 1000,
-    selection: Annotated[int, typer.Option(help="How many other votes choose the class that they are for.")] = 100,
-    alpha: Annotated[float, typer.Option(help="How probable a wrong certificate may be, for each image.")] = 0.001,
+    images: Annotated[int, typer.Option(metavar="N", help="Test images, evenly from the classes.")] = 100,
+    samples: Annotated[int, typer.Option(metavar="N", help="Votes that are counted for each image.")] = 1000,
+    selection: Annotated[int, typer.Option(metavar="N", help="Other votes, which choose the class.")] = 100,
+    alpha: Annotated[float, typer.Option(metavar="P", help="Probability of a wrong certificate, an image.")] = 0.001,
 ) -> None:
     """Certify trained structures against any change within a radius, and write reports/certified/.
 
-    Noise certifies a radius in L2, a mask one in L0, the number of changed positions. For example:
-    python -m sparring certify masked noisy --images 200 --samples 10000
+    Noise certifies a radius in L2, a mask one in L0, the number of changed positions.
     """
     from sparring.evaluation import certify
     from sparring.report import certified
@@ -245,18 +264,17 @@ def certify(
     certified.write(values, names, sampling)
 
 
-@app.command()
+@app.command(epilog="For example: sparring compare workspace main tined-moss")
 def compare(
     revisions: Annotated[
         list[str],
         typer.Argument(metavar="REV…", help="Experiments, branches, tags or commits; workspace: files as now."),
     ],
-    out: Annotated[Path | None, typer.Option(help="A folder to write the tables to, as .md, .csv and .tex.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the tables go as .md, .csv and .tex.")
+    ] = None,
 ) -> None:
-    """Print the reports' tables of several experiments or commits side by side, as Markdown.
-
-    For example: python -m sparring compare workspace main tined-moss
-    """
+    """Print the tables of several experiments or commits side by side."""
     from sparring.report import compare
     from sparring.report.table import markdown, save
 

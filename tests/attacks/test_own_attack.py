@@ -1,4 +1,4 @@
-"""An attack of one's own takes the three steps that README names, and no other."""
+"""An attack of one's own takes the three steps that docs/guide.md names, and no other."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def write(strength: float) -> None:
 
 def test_an_attack_of_ones_own(project: Path, tmp_path: Path) -> None:
     section = (
-        (ROOT / "README.md").read_text().partition("**A new function** takes three steps:")[2].partition("\n## ")[0]
+        (ROOT / "docs/guide.md").read_text().partition("**A new function** takes three steps:")[2].partition("\n## ")[0]
     )
     assert all(f"`{path}`" in section for path in STEPS) and section.count("`src/") == len(STEPS)
     code = tmp_path / "code"

@@ -206,7 +206,7 @@ def test_verdicts_that_differ_by_split_are_each_said(several: tuple[Path, int]) 
 def test_worst_cases_are_judged_by_the_spread_too_and_made_once(several: tuple[Path, int]) -> None:
     reports, made = several
     page = (reports / "report.md").read_text()
-    assert "]; lower than baseline beyond chance, whatever they gain elsewhere: adv.\n" in page
+    assert ". Beyond chance worse than baseline: adv; not told apart from baseline: ours.\n" in page
     assert made == 1
 
 

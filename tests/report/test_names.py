@@ -283,7 +283,7 @@ def check_report(classes: list[str], free: str) -> None:
     (gallery,) = shown.data
     assert {image["label"] for image in gallery["images"]} == set(classes)
     assert {escape.printable(name, "\n") for name in classes} <= shown.alternatives
-    assert f"Data: {escape.printable(free)}, {len(classes)} classes" in " ".join(shown.words.split("\n"))
+    assert f"{escape.printable(free)}, a ResNet of" in " ".join(shown.words.split("\n"))
     markdown = Path("reports/report.md").read_text(encoding="utf-8")
     for name in ("table1", "summary", "checks", "corruptions", "timings"):
         table = Path(f"reports/tables/{name}.md").read_text(encoding="utf-8")
@@ -348,7 +348,7 @@ def test_long_names_of_structures_and_attacks(tmp_path: Path, monkeypatch: pytes
         render.render(params)
     shown = Names(Path("reports/index.html").read_text()).words
     assert long in shown and "y" * 100 in shown
-    assert "a-_b" in shown and "the structures" in shown
+    assert "a-_b" in shown and "Structures, trained on them" in shown
 
 
 def test_a_name_too_long_for_a_file_is_one_line() -> None:

@@ -57,7 +57,7 @@ def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
     assert done.returncode == 0, done.stderr
     assert everything() == first
     for out in (capsys.readouterr().out, done.stdout):
-        assert out.startswith("report: 19 tables, 11 figures in ") and out.count("\n") == 1
+        assert out.startswith("report: 19 tables, 12 figures in ") and out.count("\n") == 1
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()
     links = [part.partition(")")[0] for part in page.split("](")[1:]]

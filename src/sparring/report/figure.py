@@ -30,7 +30,7 @@ COLOURS = (
 )  # Okabe & Ito: safe for all eyes
 HATCHES = ("", "//", "..", "xx")  # tells bars apart in print, and once the colours are used up
 DASHES = ("-", "--", ":", "-.")
-PICTURES = ("mixture", "whitebox_curve", "accuracy_by_attack", "gallery")  # as PNG too, which git keeps
+PICTURES = ("overview", "whitebox_curve", "accuracy_by_attack", "gallery")  # as PNG too, which git keeps
 PICTURE_BYTES = 150_000  # of a PNG: git keeps every version of it
 LONGEST = 20  # characters of a structure's name that a legend has room for
 STYLE = {

@@ -1,15 +1,19 @@
 """Accuracy on the mixture of clean and attacked images: Table 2."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sparring import statistics
 from sparring.params.names import BASELINE, EVALUATED_SPLITS, MIXTURE
 from sparring.report import paper
 from sparring.report.differences import DIFFERENCE, differences_note, mcnemar, seeds_note, trainings_of
-from sparring.report.page import Section
+from sparring.report.figure import COLOURS, LONGEST, canvas, error_bars
+from sparring.report.lettering import short
+from sparring.report.page import Figure, Section
 from sparring.report.results import Results
 from sparring.report.table import (
     ACCURACY,
@@ -23,9 +27,13 @@ from sparring.report.table import (
 )
 
 
-def section(results: Results, table: Table) -> Section:
-    """Table 2, and a test of any two structures beside it.  table: from `table`."""
-    return Section("Accuracy on the mixture", [table, *mcnemar(results.params, "table2_mcnemar", results.on_mixture)])
+def section(results: Results, table: Table, folder: Path) -> Section:
+    """Table 2, its figure, and a test of any two structures.  table: from `table`."""
+    parts: list[Table | Figure] = [table]
+    if table.tidy["images"].any():
+        draw_mixture(folder, table.tidy)
+        parts.append(Figure("mixture", "Accuracy on the mixture, with 95 % intervals."))
+    return Section("Accuracy on the mixture", [*parts, *mcnemar(results.params, "table2_mcnemar", results.on_mixture)])
 
 
 def summary(results: Results, tidy: pd.DataFrame, split: str) -> dict[str, Any]:
@@ -72,3 +80,37 @@ def table(results: Results) -> Table:
             *seeds_note(results.predictions),
         ],
     )
+
+
+def draw_mixture(folder: Path, table: pd.DataFrame) -> None:
+    """Accuracy on the mixture with 95 % intervals; a line a structure, a mark a split, a diamond for the paper.
+
+    table: columns split, structure, accuracy, ci_low, ci_high, paper.
+    """
+    structures = list(dict.fromkeys(table["structure"]))
+    with canvas(folder, "mixture", 6.5, 1.3 + 0.5 * len(structures)) as figure:
+        axes = figure.subplots()
+        for number, (split, name, marker) in enumerate((("test", "test", "o"), ("heldout", "held-out", "s"))):
+            rows = table[table["split"] == split]
+            axes.errorbar(
+                rows["accuracy"],
+                np.arange(len(structures)) + 0.2 * number - 0.1,
+                xerr=error_bars(rows),
+                fmt=marker,
+                label=f"{name} images",
+                color=COLOURS[number],
+                capsize=3,
+            )
+        paper = table[table["split"] == "test"]
+        if paper["paper"].notna().any():
+            axes.plot(
+                paper["paper"],
+                np.arange(len(structures)),
+                "D",
+                label="paper (CIFAR-10)",
+                color="#777777",
+                fillstyle="none",
+            )
+        axes.set_yticks(np.arange(len(structures)), [short(structure, LONGEST) for structure in structures])
+        axes.set(xlabel="accuracy on the mixture", ylim=(len(structures) - 0.5, -0.5))
+        figure.legend(loc="outside upper center", ncols=3)

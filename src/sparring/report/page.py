@@ -51,11 +51,19 @@ class Thumbnails(Figure):
 
 
 @dataclass(frozen=True)
+class Folded:
+    """Paragraphs in Markdown that the reader opens by a click on their title."""
+
+    title: str
+    paragraphs: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Section:
     """parts: paragraphs in Markdown, tables and pictures, in the order in which they are read."""
 
     title: str
-    parts: Sequence[str | Table | Figure]
+    parts: Sequence[str | Table | Figure | Folded]
 
     @property
     def tables(self) -> list[Table]:
@@ -80,6 +88,8 @@ def markdown(title: str, sections: Sequence[Section], pictures: Collection[str])
             elif isinstance(part, Figure):
                 picture = f"![{part.caption}](figures/{part.name}.png)"
                 parts.append(picture if part.name in pictures else f"*Figure in `index.html`:* {part.caption}")
+            elif isinstance(part, Folded):
+                parts += [f"<details><summary>{part.title}</summary>", *part.paragraphs, "</details>"]
             else:
                 parts.append(part)
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -135,10 +145,10 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def _part(part: str | Table | Figure, reader: MarkdownIt, figures: Path) -> dict[str, Any]:
+def _part(part: str | Table | Figure | Folded, reader: MarkdownIt, figures: Path) -> dict[str, Any]:
     if isinstance(part, Table):
         frames = [
-            {"heading": heading, "head": [str(name) for name in frame.columns], "rows": _cells(frame)}
+            {"heading": heading, "columns": [str(name) for name in frame.columns], "rows": _cells(frame)}
             for heading, frame in part.wide.items()
         ]
         notes = [reader.render(note) for note in part.notes]
@@ -161,6 +171,8 @@ def _part(part: str | Table | Figure, reader: MarkdownIt, figures: Path) -> dict
             "picture": _uri("image/svg+xml", drawing),
             "width": width[1].decode() if width else "100%",
         }
+    if isinstance(part, Folded):
+        return {"kind": "folded", "title": part.title, "html": "".join(map(reader.render, part.paragraphs))}
     return {"kind": "text", "html": reader.render(part)}
 
 

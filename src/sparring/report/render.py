@@ -19,6 +19,7 @@ from sparring.report import (
     corruptions,
     detection,
     detector,
+    escape,
     failures,
     making,
     mixture,
@@ -27,15 +28,15 @@ from sparring.report import (
     page,
     publish,
     read,
+    reproduction,
     table,
     whitebox,
 )
 from sparring.report.figure import PICTURES
 from sparring.report.page import Section
+from sparring.report.paper import claims
 from sparring.report.results import Results, gather
 from sparring.report.table import Table
-
-TITLE = "What the stored opponents did, and what training on them changed"
 
 
 def render(params: Params, left_out: Mapping[str, str] | None = None, layout: Layout = HERE) -> None:
@@ -59,9 +60,10 @@ def render(params: Params, left_out: Mapping[str, str] | None = None, layout: La
         summary = _summary(results, numbers)
         (folder / "summary.json").write_text(publish.as_json(summary, 6))
         (folder / "metrics.json").write_text(publish.as_json(_metrics(summary), 4))
+        title = overview.title(results)
         for name, text in (
-            ("report.md", page.markdown(TITLE, sections, PICTURES)),
-            ("index.html", page.html(TITLE, sections, folder / "vector")),
+            ("report.md", page.markdown(escape.markdown(title), sections, PICTURES)),
+            ("index.html", page.html(title, sections, folder / "vector")),
         ):
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
     counts = [sum(len(getattr(section, kind)) for section in sections) for kind in ("tables", "figures")]
@@ -105,11 +107,13 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
     entry: its tables are saved, and its figures shown, without further ado."""
     both = numbers.mixture.tidy, numbers.per_attack.tidy
     aimed = numbers.whitebox
-    reproduced, beside = overview.paper_sections(results, *both, aimed.worst, aimed.compared_in_worst)
+    stated = claims.claims(results.params, pd.concat([results.on_mixture, results.on_attacks]))
+    reproduced, beside = reproduction.sections(results, stated, *both, aimed.worst, aimed.compared_in_worst)
+    answers = overview.answers(results, *both, aimed.worst)
     return [
-        overview.section(results, *both, aimed.worst, folder),
+        overview.section(results, answers, numbers.timings, stated.tidy, folder),
         reproduced,
-        mixture.section(results, numbers.mixture),
+        mixture.section(results, numbers.mixture, folder),
         attacks.section(results, numbers.per_attack, folder),
         *beside,
         whitebox.section(results, aimed, numbers.timings, folder),

@@ -93,18 +93,16 @@ def section(results: Results, numbers: Numbers, timings: Sequence[dict[str, Any]
 
 def price(params: Params, numbers: Numbers, timings: Sequence[dict[str, Any]]) -> Table:
     """What each structure withstands, and what that costs: accuracy on clean images, and time to train."""
-    seconds = {timing["stage"]: float(timing["seconds"]) for timing in timings}
+    seconds = seconds_to_train(params, timings)
     worst, compared = numbers.worst, numbers.compared_in_worst
     best = str(worst["accuracy"].idxmax())
     clean = numbers.accuracy.tidy
     clean = clean[clean["attack"] == CLEAN].set_index("structure")
     tidy, wide = [], []
     for name, structure in params.structures.items():
-        stage = "pretrain" if name == BASELINE else f"train@{name}"
-        taken = seconds.get(stage, math.nan) / len(params.seeds_of(name))
         row = compared.get((name, best))
         opponents = structure.opponents + ", evolving" * (structure.evolving != "none")
-        facts = {"structure": name, "opponents": opponents, "seconds": taken}
+        facts = {"structure": name, "opponents": opponents, "seconds": seconds.get(name, math.nan)}
         both = {"worst_case": worst.loc[name], "clean": clean.loc[name]}
         tidy.append(facts | {f"{case}_{key}": cell[key] for case, cell in both.items() for key in ACCURACY})
         wide.append(
@@ -114,13 +112,20 @@ def price(params: Params, numbers: Numbers, timings: Sequence[dict[str, Any]]) -
                 "white-box, worst case": with_interval(*worst.loc[name, list(ACCURACY)]),
                 f"minus {best}": starred(signed_row(row), row["side"]) if row else "-",
                 "clean, the same images": with_interval(*clean.loc[name, list(ACCURACY)]),
-                "training, s": number(taken, 0),
+                "training, s": number(seconds.get(name), 0),
             }
         )
     count = trainings_of(numbers.compared)
     notes = [f"{differences_note(count)} `*`: {chance_note(count)} Time is that of one training."]
     caption = "What each structure withstands of attackers who aim at it, and what that costs."
     return Table("price", caption, pd.DataFrame(tidy), {"": pd.DataFrame(wide)}, notes)
+
+
+def seconds_to_train(params: Params, timings: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The seconds of one training of each structure whose time is known.  timings: of stages, from `read.timings`."""
+    seconds = {timing["stage"]: float(timing["seconds"]) for timing in timings}
+    stages = {name: "pretrain" if name == BASELINE else f"train@{name}" for name in params.structures}
+    return {name: seconds[stage] / len(params.seeds_of(name)) for name, stage in stages.items() if stage in seconds}
 
 
 def worst_cases(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
