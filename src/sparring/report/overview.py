@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 
 from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS, MIXTURE
-from sparring.report import escape
+from sparring.report import escape, read
 from sparring.report.differences import chance_note, differences_note, scope, signed_row, trainings_of
 from sparring.report.figure import LONGEST, bars, canvas, error_bars
 from sparring.report.lettering import short
 from sparring.report.page import Figure, Folded, Section
 from sparring.report.results import Results
 from sparring.report.table import ACCURACY, INTERVALS, SPLIT_TITLES, Table, number, plain, records, with_interval
-from sparring.report.whitebox import seconds_to_train
 
 Answers = dict[str, pd.DataFrame]  # question → by structure: accuracy with its interval, images, side and trainings
 ACCURATE, GALLERY, AIMED = "clean images", "stored attacks (mixture)", "attacks aimed at it (worst case)"
@@ -121,7 +120,7 @@ def _beside_baseline(rows: pd.DataFrame) -> str:
 def _cost(results: Results, timings: Sequence[dict[str, Any]]) -> list[str]:
     if not timings:
         return []
-    taken = seconds_to_train(results.params, timings)
+    taken = read.seconds_to_train(results.params, timings)
     trainings = [f"{escape.markdown(name)} {number(taken[name], 0)} s" for name in results.structures if name in taken]
     attacks = sum(float(timing["seconds"]) for timing in timings if str(timing["stage"]).startswith("attack@"))
     total = sum(float(timing["seconds"]) for timing in timings)
@@ -146,7 +145,7 @@ def _paper(claims: pd.DataFrame) -> list[str]:
 
 
 def _table(results: Results, answers: Answers, timings: Sequence[dict[str, Any]]) -> Table:
-    taken = seconds_to_train(results.params, timings)
+    taken = read.seconds_to_train(results.params, timings)
     rows = []
     for name in results.structures:
         row = {"structure": name}

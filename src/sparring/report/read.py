@@ -19,7 +19,7 @@ from sparring import store
 from sparring.layout import Layout
 from sparring.params import Params
 from sparring.params.errors import InputError, reason
-from sparring.params.names import ABLATED, CLEAN, CORRUPTIONS, EVALUATED_SPLITS, KNOWN_DETECTORS, STRENGTHS
+from sparring.params.names import ABLATED, BASELINE, CLEAN, CORRUPTIONS, EVALUATED_SPLITS, KNOWN_DETECTORS, STRENGTHS
 
 PREDICTION_COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
 DETECTION_COLUMNS = ["index", "split", "seed", "kind", "attack", "label", "prediction", "detector", *KNOWN_DETECTORS]
@@ -235,3 +235,10 @@ def _check_complete(
     known = pd.Series(clean.label, index=clean.index)
     if (known.reindex(here["index"]).to_numpy() != here["label"].to_numpy()).any():
         raise InputError(f"{path}: labels of {split} differ from the clean images' labels; run `dvc repro`")
+
+
+def seconds_to_train(params: Params, timings: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The seconds of one training of each structure whose time is known.  timings: of stages, from `timings`."""
+    seconds = {timing["stage"]: float(timing["seconds"]) for timing in timings}
+    stages = {name: "pretrain" if name == BASELINE else f"train@{name}" for name in params.structures}
+    return {name: seconds[stage] / len(params.seeds_of(name)) for name, stage in stages.items() if stage in seconds}

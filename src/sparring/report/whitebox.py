@@ -93,7 +93,7 @@ def section(results: Results, numbers: Numbers, timings: Sequence[dict[str, Any]
 
 def price(params: Params, numbers: Numbers, timings: Sequence[dict[str, Any]]) -> Table:
     """What each structure withstands, and what that costs: accuracy on clean images, and time to train."""
-    seconds = seconds_to_train(params, timings)
+    seconds = read.seconds_to_train(params, timings)
     worst, compared = numbers.worst, numbers.compared_in_worst
     best = str(worst["accuracy"].idxmax())
     clean = numbers.accuracy.tidy
@@ -119,13 +119,6 @@ def price(params: Params, numbers: Numbers, timings: Sequence[dict[str, Any]]) -
     notes = [f"{differences_note(count)} `*`: {chance_note(count)} Time is that of one training."]
     caption = "What each structure withstands of attackers who aim at it, and what that costs."
     return Table("price", caption, pd.DataFrame(tidy), {"": pd.DataFrame(wide)}, notes)
-
-
-def seconds_to_train(params: Params, timings: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The seconds of one training of each structure whose time is known.  timings: of stages, from `read.timings`."""
-    seconds = {timing["stage"]: float(timing["seconds"]) for timing in timings}
-    stages = {name: "pretrain" if name == BASELINE else f"train@{name}" for name in params.structures}
-    return {name: seconds[stage] / len(params.seeds_of(name)) for name, stage in stages.items() if stage in seconds}
 
 
 def worst_cases(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
