@@ -151,9 +151,9 @@ def evaluate_model(
     from sparring.report import table
 
     values = params.load()
-    chosen = None if network is None else params.network(network, "--network")
+    architecture = None if network is None else params.network(network, "--network")
     scaling = foreign.scaling(mean, std)
-    rows = exchange.evaluate(values, path, chosen, scaling, Layout(images=data))
+    rows = exchange.evaluate(values, path, architecture, scaling, Layout(images=data))
     rows = rows.assign(correct=rows["label"] == rows["prediction"])
     accuracy = statistics.accuracies(rows, ["split", "attack"])
     print(table.grid(table.own_model(values, accuracy)))
@@ -214,11 +214,11 @@ def audit(
     from sparring import audit as audits
     from sparring.evaluation import foreign
 
-    chosen = None if network is None else params.network(network, "--network")
+    architecture = None if network is None else params.network(network, "--network")
     options = audits.Options(
         model=model,
         data=data,
-        network=chosen,
+        network=architecture,
         scaling=foreign.scaling(mean, std),
         norm=norm,
         eps=audits.radius(eps, norm),
@@ -230,9 +230,9 @@ def audit(
         transfer_from=transfer_from,
         command=f"python -m sparring {shlex.join(sys.argv[1:])}",
     )
-    found = audits.audit(options)
-    if fail_under is not None and found.worst["accuracy"] < fail_under:
-        print(f"robust accuracy {found.worst['accuracy']:.3f} is below --fail-under {fail_under:g}", file=sys.stderr)
+    facts = audits.audit(options)
+    if fail_under is not None and facts.worst["accuracy"] < fail_under:
+        print(f"robust accuracy {facts.worst['accuracy']:.3f} is below --fail-under {fail_under:g}", file=sys.stderr)
         raise typer.Exit(3)
 
 
@@ -278,10 +278,10 @@ def compare(
     from sparring.report import compare
     from sparring.report.table import markdown, save
 
-    made = compare.compare(revisions)
-    print("\n".join(markdown(table) for table in made), end="")
+    tables = compare.compare(revisions)
+    print("\n".join(markdown(table) for table in tables), end="")
     if out is not None:
-        for table in made:
+        for table in tables:
             save(table, out, out)
 
 

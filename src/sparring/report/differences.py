@@ -111,9 +111,9 @@ def mcnemar(params: Params, name: str, compared: pd.DataFrame, splits: Sequence[
     tidy = tidy.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
     wide, tests = {}, 0
     for split in splits:
-        here = tidy[tidy["split"] == split]
-        tests = max(tests, int(here["p"].notna().sum()))
-        by_pair = here.set_index(["attack", "structure", "other"]).to_dict("index")
+        of_split = tidy[tidy["split"] == split]
+        tests = max(tests, int(of_split["p"].notna().sum()))
+        by_pair = of_split.set_index(["attack", "structure", "other"]).to_dict("index")
         columns = {"structures": [f"{structure}, {other}" for structure, other in pairs]}
         for attack in attacks:
             cells = [by_pair[(attack, *pair)] for pair in pairs]

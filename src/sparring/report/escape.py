@@ -39,13 +39,14 @@ def printable(text: str, spared: str = "") -> str:
     """
     hidden = {"Cc", "Cs", "Zl", "Zp"}
     return "".join(
-        code_point(each) if unicodedata.category(each) in hidden and each not in spared else each for each in text
+        code_point(character) if unicodedata.category(character) in hidden and character not in spared else character
+        for character in text
     )
 
 
 def markdown(text: str) -> str:
     """Text that Markdown shows as it is, also at the start of a line and in the cell of a table."""
-    return MARKDOWN.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", printable(text))
+    return MARKDOWN.sub(lambda markup: f"{markup[0][:-1]}\\{markup[0][-1]}", printable(text))
 
 
 def latex(text: str) -> str:
@@ -54,7 +55,7 @@ def latex(text: str) -> str:
     Characters beyond Latin letters stand as code points, as pdflatex knows none of them.
     """
     escaped = "".join(
-        LATEX.get(each, each) if each <= "\u017f" or each in LATEX_KNOWS else code_point(each)
-        for each in printable(text)
+        LATEX.get(character, character) if character <= "\u017f" or character in LATEX_KNOWS else code_point(character)
+        for character in printable(text)
     )
     return f"{{{escaped[0]}}}{escaped[1:]}" if escaped.startswith(("[", "*")) else escaped  # \\[ and \\* are commands

@@ -23,22 +23,22 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # else it 
 
 def short(name: str, limit: int = 12) -> str:
     """A name in at most `limit` characters of which each can be drawn, on one line."""
-    whole = [each if _family(each) and not name.isspace() else code_point(each) for each in name]
-    if sum(map(len, whole)) <= limit:
-        return "".join(whole)
+    glyphs = [character if _family(character) and not name.isspace() else code_point(character) for character in name]
+    if sum(map(len, glyphs)) <= limit:
+        return "".join(glyphs)
     text = ""
-    for each in whole:
-        if len(text) + len(each) >= limit:
+    for glyph in glyphs:
+        if len(text) + len(glyph) >= limit:
             break
-        text += each
+        text += glyph
     return text + "…"
 
 
 def families(texts: Iterable[str]) -> list[str]:
     """rcParams["font.family"] for these texts: matplotlib's own, then installed ones with what it lacks."""
-    needed = {_family(each) for each in "".join(texts)}
+    fonts = {_family(character) for character in "".join(texts)}
     own = _own()
-    return [*own, *sorted(family for family in needed if family and family not in own)]
+    return [*own, *sorted(family for family in fonts if family and family not in own)]
 
 
 def _own() -> list[str]:
@@ -65,11 +65,11 @@ def _installed() -> list[str]:
 @functools.cache
 def _characters(family: str) -> frozenset[int]:
     """The code points that it has in every weight that figures use."""
-    found = []
+    by_weight = []
     for weight in WEIGHTS:
         try:
             path = font_manager.findfont(FontProperties(family=[family], weight=weight), fallback_to_default=False)
-            found.append(frozenset(font_manager.get_font(path).get_charmap()))
+            by_weight.append(frozenset(font_manager.get_font(path).get_charmap()))
         except (OSError, RuntimeError, ValueError):  # a broken file, a font of pictures, a font that is gone
             return frozenset()
-    return frozenset.intersection(*found)
+    return frozenset.intersection(*by_weight)

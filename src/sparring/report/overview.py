@@ -99,9 +99,11 @@ def _verdicts(answers: Answers) -> list[str]:
     }
     lines = []
     for question, rows in answers.items():
-        asked, images = questions[question]
+        question_text, images = questions[question]
         shares = ", ".join(f"{escape.markdown(row.Index)} {number(row.accuracy)}" for row in records(rows))
-        lines.append(f"**{asked}** Right on {int(rows['images'].max()):,} {images}: {shares}{_beside_baseline(rows)}.")
+        lines.append(
+            f"**{question_text}** Right on {int(rows['images'].max()):,} {images}: {shares}{_beside_baseline(rows)}."
+        )
     return lines
 
 
@@ -170,8 +172,8 @@ def _differences(results: Results) -> list[Folded]:
 
 
 def _compared(results: Results, split: str) -> list[str]:
-    """Each structure against the baseline, each detector, and each transform, against the same structure without one,
-    and the sampler against other opponents."""
+    """The differences between structures that tell what a part is worth, in a line each: every structure minus the
+    baseline, one with a detector or a transform minus the same without, the sampler minus other opponents."""
     structures = results.params.trained
     pairs = [(name, BASELINE) for name in structures]
     pairs += [

@@ -45,7 +45,7 @@ class Gallery(Figure):
 
 @dataclass(frozen=True)
 class Thumbnails(Figure):
-    """A picture in whose place the web page has single images. rows: heading → (data: URI, what stands below) each."""
+    """A picture in whose place the web page has single images.  rows: heading → images, as (data: URI, text below)."""
 
     rows: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
@@ -110,23 +110,23 @@ def html(title: str, sections: Sequence[Section], figures: Path) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # structures stay in their order
     reader = MarkdownIt("commonmark", {"html": False})
-    shown = [
+    contents = [
         {"title": section.title, "anchor": _anchor(section.title)}
         | {"parts": [_part(part, reader, figures) for part in section.parts]}
         for section in sections
     ]
-    return environment.get_template("page.html").render(title=title, sections=shown) + "\n"
+    return environment.get_template("page.html").render(title=title, sections=contents) + "\n"
 
 
 def _printable(value: Any) -> Any:
-    """What autoescape does not care for: characters that HTML or UTF-8 does not have. Markup has none."""
+    """The value with characters that HTML or UTF-8 does not have as code points, which autoescape leaves alone."""
     return escape.printable(value, "\n") if type(value) is str else value
 
 
 def isolated(name: str) -> str:
-    """A name for text in a line: one that runs from right to left, or turns the direction, leaves its neighbours be."""
+    """A name that does not change the direction of the text beside it, though it may run from right to left."""
     turns = {"R", "AL", "AN", "RLE", "RLO", "LRE", "LRO", "PDF", "RLI", "LRI", "FSI", "PDI"}
-    return f"\u2068{name}\u2069" if any(unicodedata.bidirectional(each) in turns for each in name) else name
+    return f"\u2068{name}\u2069" if any(unicodedata.bidirectional(character) in turns for character in name) else name
 
 
 def png(image: np.ndarray) -> str:
@@ -182,7 +182,7 @@ def _cells(frame: pd.DataFrame) -> list[list[dict[str, str]]]:
     for values in frame.astype(str).itertuples(index=False):
         cells = []
         for name, text in zip(frame.columns, values, strict=True):
-            found = None if "minus" in str(name) else SHARE.match(text)
-            cells.append({"text": text, "share": found[1] if found else ""})
+            accuracy = None if "minus" in str(name) else SHARE.match(text)
+            cells.append({"text": text, "share": accuracy[1] if accuracy else ""})
         rows.append(cells)
     return rows

@@ -220,11 +220,11 @@ def _check_complete(
 
     predictions: as read from `path`.  clean: the clean images of the split.
     """
-    here = predictions[predictions["split"] == split]
-    if len(clean) and here.empty:
+    of_split = predictions[predictions["split"] == split]
+    if len(clean) and of_split.empty:
         raise InputError(f"{path} has no predictions for the {split} images; run `dvc repro`")
-    groups = {key: group.to_numpy() for key, group in here.groupby(["seed", "attack"])["index"]}
-    for seed, version in itertools.product(sorted(here["seed"].unique()), (CLEAN, *versions)):
+    groups = {key: group.to_numpy() for key, group in of_split.groupby(["seed", "attack"])["index"]}
+    for seed, version in itertools.product(sorted(of_split["seed"].unique()), (CLEAN, *versions)):
         rows = groups.get((seed, version), np.empty(0, np.int64))
         missing = np.setdiff1d(clean.index, rows)
         where = f"{path}: seed {seed}, {split}, {version}"
@@ -233,7 +233,7 @@ def _check_complete(
         if len(rows) != len(clean):
             raise InputError(f"{where}: {len(rows)} predictions for {len(clean)} images; run `dvc repro`")
     known = pd.Series(clean.label, index=clean.index)
-    if (known.reindex(here["index"]).to_numpy() != here["label"].to_numpy()).any():
+    if (known.reindex(of_split["index"]).to_numpy() != of_split["label"].to_numpy()).any():
         raise InputError(f"{path}: labels of {split} differ from the clean images' labels; run `dvc repro`")
 
 

@@ -55,8 +55,8 @@ def render(params: Params, left_out: Mapping[str, str] | None = None, layout: La
         (folder / "figures").mkdir(parents=True)
         sections = _sections(results, numbers, folder)
         for section in sections:
-            for made in section.tables:
-                table.save(made, folder / "tables", folder / "tex")
+            for part in section.tables:
+                table.save(part, folder / "tables", folder / "tex")
         summary = _summary(results, numbers)
         (folder / "summary.json").write_text(publish.as_json(summary, 6))
         (folder / "metrics.json").write_text(publish.as_json(_metrics(summary), 4))

@@ -27,15 +27,15 @@ def withstanding(results: Results, worst: pd.DataFrame, compared: Mapping[Any, M
         return ""
     guessing = 1 / len(results.classes)
     better = f"withstood no better, beyond chance, than by guessing or {BASELINE} by"
-    said: dict[str, list[str]] = {"withstood by": [], "not withstood by": [], better: []}
+    by_verdict: dict[str, list[str]] = {"withstood by": [], "not withstood by": [], better: []}
     for row in records(worst.loc[list(trained)]):
         accuracy = (row.accuracy, row.ci_low, row.ci_high, row.sd)
         low, high = statistics.over_trainings(*accuracy, row.trainings)
         verdict = better if high >= guessing else "not withstood by"
         if low > guessing and compared[(row.Index, BASELINE)]["side"] > 0:
             verdict = "withstood by"
-        said[verdict].append(f"{escape.markdown(row.Index)} {with_interval(*accuracy)}")
-    parts = [f"{verdict} {', '.join(names)}" for verdict, names in said.items() if names]
+        by_verdict[verdict].append(f"{escape.markdown(row.Index)} {with_interval(*accuracy)}")
+    parts = [f"{verdict} {', '.join(names)}" for verdict, names in by_verdict.items() if names]
     text = (
         "The paper has no attacker who aims at the defended net. Here, in the worst case of those attacks on "
         f"{int(worst['images'].max())} test images, where guessing gets {number(guessing)} and {BASELINE} "

@@ -93,16 +93,18 @@ def claims(params: Params, compared: pd.DataFrame) -> Table:
     tidy = pd.DataFrame(claims, columns=columns)
     wide = {}
     for split in EVALUATED_SPLITS:
-        shown = tidy[tidy["split"] == split]
-        if len(shown):
+        of_split = tidy[tidy["split"] == split]
+        if len(of_split):
             wide[SPLIT_TITLES[split]] = pd.DataFrame(
                 {
-                    "difference": [f"{row.structure} minus {row.other}" for row in records(shown)],
-                    "images": list(shown["attack"]),
-                    "paper": [signed(value) for value in shown["paper"]],
-                    "here": [signed(row.difference, row.difference_low, row.difference_high) for row in records(shown)],
-                    "McNemar's p": [probability(p) for p in shown["p"]],
-                    "verdict": [row.verdict + ", within ±1 point" * row.equivalent for row in records(shown)],
+                    "difference": [f"{row.structure} minus {row.other}" for row in records(of_split)],
+                    "images": list(of_split["attack"]),
+                    "paper": [signed(value) for value in of_split["paper"]],
+                    "here": [
+                        signed(row.difference, row.difference_low, row.difference_high) for row in records(of_split)
+                    ],
+                    "McNemar's p": [probability(p) for p in of_split["p"]],
+                    "verdict": [row.verdict + ", within ±1 point" * row.equivalent for row in records(of_split)],
                 }
             )
     return Table(
@@ -151,11 +153,11 @@ def _in_words(claims: pd.DataFrame, count: int) -> list[str]:
     """The same of claims that were tried with this number of trainings."""
     same, neither, opposite = words = verdicts(count)
     where, differs = scope(count), "not the same on test and on held-out images"
-    said: dict[str, list[str]] = {word: [] for word in (same, differs, neither, opposite)}
+    by_verdict: dict[str, list[str]] = {word: [] for word in (same, differs, neither, opposite)}
     on_mixture = claims[claims["attack"] == MIXTURE]
     for (structure, other), rows in on_mixture.groupby(["structure", "other"], sort=False):
         verdict = rows["verdict"].iloc[0] if rows["verdict"].nunique() == 1 else differs
-        here = " and ".join(
+        ours = " and ".join(
             f"{signed_row(row)} on {SPLIT_TITLES[row['split']].lower()}"
             + (f", {row['verdict']}" if verdict == differs else "")
             + (", within ±1 point" if row["equivalent"] else "")
@@ -163,8 +165,10 @@ def _in_words(claims: pd.DataFrame, count: int) -> list[str]:
         )
         theirs = rows["paper"].iloc[0]
         claim = f"that {structure} {'beats' if theirs > 0 else 'falls behind'} {other} on the mixture"
-        said[verdict].append(f"{claim} (paper {signed(theirs)}; here {here})")
-    sentences = [f"{_capital(f'{where}{verdict}')}: {'; '.join(texts)}." for verdict, texts in said.items() if texts]
+        by_verdict[verdict].append(f"{claim} (paper {signed(theirs)}; here {ours})")
+    sentences = [
+        f"{_capital(f'{where}{verdict}')}: {'; '.join(texts)}." for verdict, texts in by_verdict.items() if texts
+    ]
     single = claims[(claims["attack"] != MIXTURE) & (claims["split"] == claims["split"].iloc[0])]
     if len(single):
         counts = single["verdict"].value_counts()
