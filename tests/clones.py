@@ -30,6 +30,9 @@ TINY = [
     "whitebox.attacks.ddn.steps=2",
     "whitebox.checks={images: 5, steps: 21, queries: 2}",
     "whitebox.curve={images: 5, eps: [8, 255]}",
+    "structures={baseline: {opponents: pretrained, evolving: none, detector: none, transform: none}, "
+    "adv: {opponents: sampler, evolving: none, detector: none, transform: none}, "
+    "ours: {opponents: sampler, evolving: none, detector: detector, transform: none}}",
 ]
 ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
 STRUCTURES = ["baseline", "adv", "ours"]

@@ -57,9 +57,12 @@ TINY: dict[str, Any] = {
 
 
 def tiny_values(**changes: Any) -> dict[str, Any]:
-    """The profile `digits`, made tiny; a change replaces single keys of a section, or the whole network, all attacks or
-    all structures but the baseline."""
+    """The profile `digits` with the paper's structures, made tiny.
+
+    A change replaces single keys of a section, or the whole network, all attacks or all structures but the baseline.
+    """
     values: dict[str, Any] = YAML(typ="safe").load(REPOSITORY / "profiles" / "digits.yaml")
+    del values["structures"]["evolving"]  # two structures are enough
     for layer in (TINY, changes):
         for section, change in layer.items():
             whole = section in ("attacks", "unseen_attacks", "structures", "network") or not isinstance(change, dict)

@@ -54,6 +54,7 @@ TABLES += (
 def make_project(**changes: Any) -> Params:
     """A finished run in the current folder, all but the report."""
     values = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")
+    del values["structures"]["evolving"]
     values["unseen_attacks"] = {"pgd": {"method": "bim", "eps": 0.03, "step": 0.01, "first_step": 0.01, "steps": 3}}
     baseline = {BASELINE: values["structures"][BASELINE]}
     values |= changes

@@ -120,7 +120,7 @@ def test_settings_may_add_names_where_names_are_free(run: Run) -> None:
     assert list(values.attacks)[-1] == "pgd" and values.attacks["pgd"].arguments["eps"] == 0.03
     assert values.unseen_attacks["far"].arguments == {"eps": 0.1}
     assert values.fixed.weights["pgd"] == 2
-    assert list(values.structures) == ["baseline", "adv", "ours", "fixed", "online"]
+    assert list(values.structures) == ["baseline", "adv", "ours", "evolving", "fixed", "online"]
     assert values.structures["online"].opponents == "online_pgd" and values.online_pgd.steps == 3
     assert "unseen_attacks.far.eps: 0.1 → absent\n" in run("profile", "digits")[1]
 

@@ -253,6 +253,7 @@ def with_loss(params: Params, loss: str) -> Params:
 def few(fgsm: str = "fgsm", bim: str = "bim") -> dict[str, Any]:
     """The default parameters, changed so that there are two attacks, of these names."""
     values = YAML(typ="safe").load(finished_run.ROOT / "profiles" / "digits.yaml")
+    del values["structures"]["evolving"]
     names = {fgsm: "fgsm", bim: "bim"}
     attacks = {name: {"method": method} | values["attacks"][method] for name, method in names.items()}
     drawn = {section: values[section] | {"weights": {}} for section in ("sampler", "fixed")}
