@@ -24,7 +24,7 @@ ACCURATE, GALLERY, AIMED = "clean images", "stored attacks (mixture)", "attacks 
 def title(results: Results) -> str:
     """Which data and which net the report is of."""
     source = results.clean["train"].metadata["source"]
-    return f"{source}, {results.params.network.words}: how accurate, and how robust"
+    return escape.printable(f"{source}, {results.params.network.words}: how accurate, and how robust")
 
 
 def answers(results: Results, mixture: pd.DataFrame, per_attack: pd.DataFrame, worst: pd.DataFrame) -> Answers:
