@@ -53,7 +53,7 @@ def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
 
 
 def sgd(module: nn.Module, learning_rate: float, settings: Training) -> torch.optim.SGD:
-    # Fused, an update takes 40 % of the time on a CPU and a step of a GPU four fifths (docs/method.md).
+    # Fused, an update takes 40 % of the time on a CPU and a step of a GPU four fifths (docs/log.md).
     return torch.optim.SGD(
         module.parameters(), learning_rate, settings.momentum, weight_decay=settings.weight_decay, fused=True
     )
