@@ -64,8 +64,8 @@ class Facts:
         """The L2 length that breaks half of the images whose least change was looked for and that are right clean."""
         return self._median("least_l2", "measured")
 
-    def _median(self, column: str, taken: str) -> float:
-        least = self.images.loc[self.images[taken] & self.images["correct"], column].to_numpy(float)
+    def _median(self, column: str, membership: str) -> float:
+        least = self.images.loc[self.images[membership] & self.images["correct"], column].to_numpy(float)
         return float(np.median(least)) if len(least) else float("nan")
 
     @property
@@ -139,15 +139,15 @@ def _images(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
     # An image that stands is shown as the last attack on it left it.
     last = rows[rows["part"] == WORST].drop_duplicates("index", keep="last").set_index("index")
     for name, default in (("confidence", by_index["confidence"]), ("correct", by_index["correct"])):
-        seen = fooled[name].reindex(by_index.index).astype(object)
-        seen = seen.where(seen.notna(), last[name].reindex(by_index.index))
-        by_index[f"attacked_{name}"] = seen.where(seen.notna(), default)
+        attacked_values = fooled[name].reindex(by_index.index).astype(object)
+        attacked_values = attacked_values.where(attacked_values.notna(), last[name].reindex(by_index.index))
+        by_index[f"attacked_{name}"] = attacked_values.where(attacked_values.notna(), default)
     by_index["attacked_confidence"] = by_index["attacked_confidence"].astype(float)
     by_index["attacked_correct"] = by_index["attacked_correct"].astype(bool)
     for name, part in (("on_curve", CURVE), ("measured", LEAST)):
-        met = rows.loc[rows["part"] == part, "index"]
-        place = np.flatnonzero(by_index.index.isin(met))
-        by_index[name] = np.arange(len(by_index)) <= (place.max() if len(place) else -1)
+        attacked_index = rows.loc[rows["part"] == part, "index"]
+        positions = np.flatnonzero(by_index.index.isin(attacked_index))
+        by_index[name] = np.arange(len(by_index)) <= (positions.max() if len(positions) else -1)
     return by_index.reset_index()
 
 
@@ -208,11 +208,11 @@ def _unbounded(work: Work, curve: pd.DataFrame) -> list[dict[str, Any]]:
     if curve.empty:
         return []
     last = plan.curve_attacks(work.norm, work.eps, work.images.image.shape[1], True)[-1]
-    stands = curve.groupby("index")["correct"].all()
-    is_met = stands.index.isin(curve.loc[curve["attack"] == last.key, "index"])
-    if (stands & ~is_met).any():
+    standing = curve.groupby("index")["correct"].all()
+    is_met = standing.index.isin(curve.loc[curve["attack"] == last.key, "index"])
+    if (standing & ~is_met).any():
         return []
-    facts = {"images": len(stands), "accuracy": float(stands.mean()), "passed": bool(not stands.any())}
+    facts = {"images": len(standing), "accuracy": float(standing.mean()), "passed": bool(not standing.any())}
     return [{"check": rules.UNBOUNDED, "compared": f"{curve['title'].iloc[-1]} and below", **facts}]
 
 

@@ -50,7 +50,7 @@ class Sampling(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)]
 
     @model_validator(mode="after")
-    def _can_decide(self) -> "Sampling":
+    def _has_enough_samples(self) -> "Sampling":
         if self.highest_bound <= 0.5:
             needed = int(np.floor(-np.log2(self.alpha))) + 1
             raise ValueError(
@@ -100,8 +100,8 @@ class Ablation:
         """The largest number of positions that may change at once without turning a class whose probability is at
         least `bound`, which is above 1/2.
 
-        A mask that hides all of them has the same vote before and after. With a share Δ(r) of masks that do not hide
-        r given positions, the class has at least `bound` - Δ(r) of the votes still, which must be above 1/2.
+        A mask that hides all changed positions has the same vote before and after. With a share Δ(r) of masks that do
+        not hide r given positions, the class keeps at least `bound` - Δ(r) of the votes, which must be above 1/2.
         """
         needed = Fraction(3, 2) - Fraction(bound)  # 1 - Δ(r) must be above it; floats would lose small shares
         # The shares fall from r = 0 on, so the last r whose share is above `needed` is the radius.

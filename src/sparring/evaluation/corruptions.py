@@ -83,6 +83,7 @@ def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def _pixelate(pixels: np.ndarray, share: float) -> np.ndarray:
+    """Shrink the sides to a share of their length by area means, then enlarge the images again without smoothing."""
     tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     size = pixels.shape[1]
     small = F.interpolate(tensor, size=int(size * share), mode="area") if len(tensor) else tensor

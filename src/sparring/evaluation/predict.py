@@ -66,7 +66,7 @@ def trained(
 def transform_of(params: Params, structure: str, path: Path) -> RandomTransform | None:
     """The transform with which a structure's net, in the file at `path`, was trained; None where it has none.
 
-    Raises InputError where the net was trained without any.
+    Raises InputError where it has one, but the net was trained without.
     """
     mean: Any = model_files.facts(path).get("mean_colour", ())
     transform = RandomTransform.of(params, structure, tuple(mean))
