@@ -32,22 +32,22 @@ from sparring.models.classifier import Classifier
 BATCH = 250
 
 
-def torchattacks_(net: Classifier, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+def run_torchattacks(net: Classifier, images: Tensor, labels: Tensor, eps: float) -> Tensor:
     import torchattacks
 
     attack = torchattacks.AutoAttack(net, norm="Linf", eps=eps, n_classes=net(images[:1]).shape[1], seed=0)
     return torch.cat([attack(*batch) for batch in zip(images.split(BATCH), labels.split(BATCH), strict=True)])
 
 
-def pyautoattack_(net: Classifier, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+def run_pyautoattack(net: Classifier, images: Tensor, labels: Tensor, eps: float) -> Tensor:
     from pyautoattack import AutoAttack
 
     attack = AutoAttack(net, norm="Linf", eps=eps, version="standard", seed=0)
-    found: Tensor = attack.run_standard_evaluation(images, labels, batch_size=BATCH)[0]
-    return found
+    adversarial: Tensor = attack.run_standard_evaluation(images, labels, batch_size=BATCH)[0]
+    return adversarial
 
 
-PEERS: dict[str, Callable[..., Tensor]] = {"torchattacks": torchattacks_, "pyautoattack": pyautoattack_}
+PEERS: dict[str, Callable[..., Tensor]] = {"torchattacks": run_torchattacks, "pyautoattack": run_pyautoattack}
 
 
 def main(
@@ -61,59 +61,61 @@ def main(
         Path | None, typer.Option("--json", help="Where the figures go; one that is there is added to.")
     ] = None,
 ) -> None:
-    """Audit a model beside its peers."""
+    """Run the audit and its peers on the same images of a model."""
     radius = audits.radius(eps, "linf")
-    shown = chosen(model, data, images)
-    found = json.loads(to.read_text()) if to is not None and to.exists() else {}
-    found |= {"model": model, "images": len(shown), "eps": eps, "hardware": hardware(torch.device("cpu"))}
+    audited_set = choose_images(model, data, images)
+    figures = json.loads(to.read_text()) if to is not None and to.exists() else {}
+    figures |= {"model": model, "images": len(audited_set), "eps": eps, "hardware": hardware(torch.device("cpu"))}
     for name in only.split(","):
-        found[name] = (
-            audited(model, data, images, radius, minutes) if name == "audit" else attacked(name, model, shown, radius)
+        figures[name] = (
+            run_audit(model, data, images, radius, minutes)
+            if name == "audit"
+            else run_peer(name, model, audited_set, radius)
         )
-        print(f"{name}: {found[name]['accuracy']:.3f} in {found[name]['seconds']:.0f} s", flush=True)
-        for peer in set(PEERS) & set(found):
-            if "audit" in found:
-                missed = sorted(set(found["audit"]["standing"]) - set(found[peer]["standing"]))
-                found[peer]["breaks_what_the_audit_does_not"] = missed
+        print(f"{name}: {figures[name]['accuracy']:.3f} in {figures[name]['seconds']:.0f} s", flush=True)
+        for peer in set(PEERS) & set(figures):
+            if "audit" in figures:
+                missed = sorted(set(figures["audit"]["standing"]) - set(figures[peer]["standing"]))
+                figures[peer]["breaks_what_the_audit_does_not"] = missed
         if to is not None:
-            to.write_text(json.dumps(found, indent=2) + "\n")
+            to.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def chosen(model: str, data: str, count: int) -> store.Images:
+def choose_images(model: str, data: str, count: int) -> store.Images:
     """The images that an audit takes, sorted by index."""
-    told = audits.models.open_model(model, None)
-    opened = audited_images.open_data(data)
-    rows = audited_images.choose(opened, len(told.classes or ()), count, 0)
-    found = audited_images.read(opened, rows, int(told.size or 0))
-    return found[found.index.argsort(kind="stable")]
+    source = audits.models.open_model(model, None)
+    data_set = audited_images.open_data(data)
+    rows = audited_images.choose(data_set, len(source.classes or ()), count, 0)
+    images = audited_images.read(data_set, rows, int(source.size or 0))
+    return images[images.index.argsort(kind="stable")]
 
 
-def attacked(name: str, model: str, shown: store.Images, eps: float) -> dict[str, object]:
-    """What a peer leaves standing, and its seconds."""
+def run_peer(name: str, model: str, audited_set: store.Images, eps: float) -> dict[str, object]:
+    """Run a peer. Returns the accuracy that it leaves, its seconds, and the indices of the images left standing."""
     net = sparring.load(model)
-    images = classifier.to_images(shown.image, torch.device("cpu")).contiguous()
-    labels = torch.from_numpy(shown.label)
+    images = classifier.to_images(audited_set.image, torch.device("cpu")).contiguous()
+    labels = torch.from_numpy(audited_set.label)
     began = time.perf_counter()
     adversarial = PEERS[name](net, images, labels, eps).detach()
     seconds = time.perf_counter() - began
     with torch.no_grad():
         stands = torch.cat([net(batch).argmax(1) for batch in adversarial.split(BATCH)]) == labels
     assert float((adversarial - images).abs().max()) <= eps + 1e-5
-    standing = shown.index[stands.numpy()].tolist()
-    return {"accuracy": len(standing) / len(shown), "seconds": seconds, "standing": standing}
+    standing = audited_set.index[stands.numpy()].tolist()
+    return {"accuracy": len(standing) / len(audited_set), "seconds": seconds, "standing": standing}
 
 
-def audited(model: str, data: str, images: int, eps: float, minutes: float) -> dict[str, object]:
-    """The same of the audit; seconds are those of its worst case."""
+def run_audit(model: str, data: str, images: int, eps: float, minutes: float) -> dict[str, object]:
+    """Run the audit. Returns the same as `run_peer`, with the seconds of its worst case, and further facts."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         options = audits.Options(model, data, eps=eps, images=images, minutes=minutes, out=Path(folder))
-        found = audits.audit(options)
+        facts = audits.audit(options)
         whole = time.perf_counter() - began
-    standing = found.images.loc[found.images["standing"], "index"].tolist()
-    seconds = float(found.attacks["seconds"].sum())
-    facts = {"accuracy": found.worst["accuracy"], "seconds": seconds, "whole_seconds": whole, "standing": standing}
-    return facts | {"left_out": found.left_out, "attacks": found.attacks.to_dict("records")}
+    standing = facts.images.loc[facts.images["standing"], "index"].tolist()
+    seconds = float(facts.attacks["seconds"].sum())
+    figures = {"accuracy": facts.worst["accuracy"], "seconds": seconds, "whole_seconds": whole, "standing": standing}
+    return figures | {"left_out": facts.left_out, "attacks": facts.attacks.to_dict("records")}
 
 
 if __name__ == "__main__":

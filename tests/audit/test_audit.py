@@ -1,4 +1,4 @@
-"""An audit by its command: what it finds agrees with closed forms and with peers, and it says what it left out."""
+"""An audit by its command: its figures agree with closed forms and with peers, and it says what it left out."""
 
 import json
 import re
@@ -27,14 +27,14 @@ QUICK = ("--images", "24", "--minutes", "5")
 
 @pytest.fixture(autouse=True)
 def _few_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AutoAttack's own numbers take a minute an audit, so only the comparison with it has them."""
+    """Shorten the attacks for all tests but those marked `whole`: AutoAttack's own numbers take a minute an audit."""
     if "whole" not in request.fixturenames:
         shorten(monkeypatch, STEPS=10, QUERIES=60, FEW_QUERIES=30, TARGETS=4)
 
 
 @pytest.fixture(autouse=True)
 def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes half of an audit as small as these, so only the test of what is written has it."""
+    """Draw nothing but in tests marked `drawn`: drawing takes half of the time of so small an audit."""
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(sections, "canvas", not_drawn)
 
@@ -53,12 +53,12 @@ def not_drawn(folder: Path, name: str, *_: object, **__: object) -> Iterator[Mag
 
 @pytest.fixture
 def drawn() -> None:
-    """Asked for by tests of the figures."""
+    """A mark: the test needs drawn figures."""
 
 
 @pytest.fixture
 def whole() -> None:
-    """Asked for by tests that need all of AutoAttack."""
+    """A mark: the test needs all of AutoAttack."""
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def test_the_worst_case_of_a_linear_model_is_its_closed_form(linear: tuple[np.nd
     for levels in (1, 2):
         stands = float((margin > levels / 255 * np.abs(weights).sum()).mean())
         assert 0.05 < stands < 0.95
-        found = audited("python:audited_models:linear", "--data", "images.parquet", "--eps", f"{levels}/255")
-        assert found["clean"]["accuracy"] == 1
-        assert found["worst_case"]["accuracy"] == pytest.approx(stands, abs=1e-6)
+        results = audited("python:audited_models:linear", "--data", "images.parquet", "--eps", f"{levels}/255")
+        assert results["clean"]["accuracy"] == 1
+        assert results["worst_case"]["accuracy"] == pytest.approx(stands, abs=1e-6)
 
 
 def test_the_least_change_of_a_linear_model_is_its_closed_form(
@@ -100,24 +100,24 @@ def test_the_least_change_of_a_linear_model_is_its_closed_form(
     weights, margin = linear
     distance = margin / np.linalg.norm(weights)
     eps = float(np.median(distance))
-    found = audited("python:audited_models:linear", "--data", "images.parquet", "--eps", f"{eps}", "--norm", "l2")
+    results = audited("python:audited_models:linear", "--data", "images.parquet", "--eps", f"{eps}", "--norm", "l2")
     # To store a change costs a little, as it is rounded: images that near to the boundary may stand.
     near = np.abs(distance / eps - 1) < 0.03
-    assert abs(found["worst_case"]["accuracy"] - (distance > eps).mean()) <= near.mean()
-    assert found["curve"]["median_least_l2"] == pytest.approx(eps, rel=0.05)
-    points = {point["eps"]: point["accuracy"] for point in found["curve"]["points"]}
+    assert abs(results["worst_case"]["accuracy"] - (distance > eps).mean()) <= near.mean()
+    assert results["curve"]["median_least_l2"] == pytest.approx(eps, rel=0.05)
+    points = {point["eps"]: point["accuracy"] for point in results["curve"]["points"]}
     assert points[0.0] == 1 and min(points.values()) == 0
     assert [*points.values()] == sorted(points.values(), reverse=True)
 
 
 def test_no_worse_than_autoattack(project: Path, whole: None, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch, QUERIES=500, TARGETS=3)
-    found = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
-    assert found["worst_case"]["autoattack"] and not found["left_out"]
+    results = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
+    assert results["worst_case"]["autoattack"] and not results["left_out"]
     clean = store.read(Path(DATA))
-    chosen = clean[chosen_images()]
-    images = classifier.to_images(chosen.image, torch.device("cpu")).contiguous()
-    labels = torch.from_numpy(chosen.label)
+    audited_set = clean[chosen_images()]
+    images = classifier.to_images(audited_set.image, torch.device("cpu")).contiguous()
+    labels = torch.from_numpy(audited_set.label)
     net = sparring.load(NET)
     stands = net(images).argmax(1) == labels
     for name, more in (
@@ -130,8 +130,8 @@ def test_no_worse_than_autoattack(project: Path, whole: None, monkeypatch: pytes
         attack = getattr(torchattacks, name)(net, norm="Linf", eps=12 / 255, seed=1, **steps, **more)
         rows = stands.nonzero()[:, 0]
         stands[rows] = net(attack(images[rows], labels[rows])).argmax(1) == labels[rows]
-    assert 0 < stands.float().mean() < found["clean"]["accuracy"]
-    assert found["worst_case"]["accuracy"] <= float(stands.float().mean()) + 1e-6
+    assert 0 < stands.float().mean() < results["clean"]["accuracy"]
+    assert results["worst_case"]["accuracy"] <= float(stands.float().mean()) + 1e-6
 
 
 def chosen_images() -> list[int]:
@@ -140,18 +140,18 @@ def chosen_images() -> list[int]:
 
 
 def test_what_is_written(project: Path, drawn: None, capsys: pytest.CaptureFixture[str]) -> None:
-    found = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
-    assert {"clean", "worst_case", "attacks", "curve", "checks", "corruptions", "left_out", "verdict"} <= set(found)
-    assert {"accuracy", "ci_low", "ci_high", "images", "norm", "eps"} <= set(found["worst_case"])
-    assert found["hardware"] and found["worst_case"]["images"] == 24
-    met = [row["met"] for row in found["attacks"]]
-    left = [row["accuracy"] for row in found["attacks"]]
+    results = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
+    assert {"clean", "worst_case", "attacks", "curve", "checks", "corruptions", "left_out", "verdict"} <= set(results)
+    assert {"accuracy", "ci_low", "ci_high", "images", "norm", "eps"} <= set(results["worst_case"])
+    assert results["hardware"] and results["worst_case"]["images"] == 24
+    met = [row["met"] for row in results["attacks"]]
+    left = [row["accuracy"] for row in results["attacks"]]
     # Each meets what those before it left, the cheapest first.
     assert met == sorted(met, reverse=True) and left == sorted(left, reverse=True)
-    assert left[-1] == pytest.approx(found["worst_case"]["accuracy"])
-    assert [check["check"] for check in found["checks"]][-1] == "without a bound nothing is left"
-    assert found["curve"]["points"][-1]["accuracy"] == 0
-    rows = found["classes"]
+    assert left[-1] == pytest.approx(results["worst_case"]["accuracy"])
+    assert [check["check"] for check in results["checks"]][-1] == "without a bound nothing is left"
+    assert results["curve"]["points"][-1]["accuracy"] == 0
+    rows = results["classes"]
     assert [row["standing"] for row in rows] == sorted(row["standing"] for row in rows)
     assert sum(row["images"] for row in rows) == 24
     html, text = (Path("audit", name).read_text() for name in ("index.html", "audit.md"))
@@ -163,7 +163,7 @@ def test_what_is_written(project: Path, drawn: None, capsys: pytest.CaptureFixtu
     assert (
         capsys.readouterr()
         .out.splitlines()[-1]
-        .startswith(f"audit: robust accuracy {found['worst_case']['accuracy']:.3f}")
+        .startswith(f"audit: robust accuracy {results['worst_case']['accuracy']:.3f}")
     )
 
 
@@ -182,11 +182,11 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(project: Path, monkeypatch
     calls: list[str] = []
     fatal, attacked = [0], generation.attacked
 
-    def counted(*given, **named):
-        calls.append(given[2])
+    def counted(*arguments, **named):
+        calls.append(arguments[2])
         if len(calls) == fatal[0]:
             raise Killed
-        return attacked(*given, **named)
+        return attacked(*arguments, **named)
 
     monkeypatch.setattr(generation, "attacked", counted)
     whole = audited(*arguments)
@@ -208,7 +208,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(project: Path, monkeypatch
 
 def test_what_had_no_time_is_named_and_made_up_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as slow:
-        slow.setattr(plan, "measured", lambda *_: plan.Rates(gradient=0.02, forward=0.01))
+        slow.setattr(plan, "measure_rates", lambda *_: plan.Rates(gradient=0.02, forward=0.01))
         short = audited(NET, "--data", DATA, "--images", "40", "--minutes", "1", "--eps", "8/255")
     assert short["left_out"] and not short["worst_case"]["autoattack"]
     assert any("This is **not AutoAttack**" in sentence for sentence in short["verdict"])
@@ -222,14 +222,14 @@ def test_more_images_go_on_from_those_before(project: Path, monkeypatch: pytest.
     arguments = (NET, "--data", DATA, "--eps", "12/255", "--batch-size", "8")
     with monkeypatch.context() as slow:
         slow.setattr(plan, "FEWEST_AUDITED", 16)
-        slow.setattr(plan, "measured", lambda *_: plan.Rates(gradient=0.03, forward=0.03))
+        slow.setattr(plan, "measure_rates", lambda *_: plan.Rates(gradient=0.03, forward=0.03))
         first = audited(*arguments, "--images", "40", "--minutes", "1")
     assert first["worst_case"]["images"] < 40 and "images" in first["left_out"]
     calls, attacked = [], generation.attacked
 
-    def counted(*given, **named):
-        calls.append((given[2], len(given[5])))
-        return attacked(*given, **named)
+    def counted(*arguments, **named):
+        calls.append((arguments[2], len(arguments[5])))
+        return attacked(*arguments, **named)
 
     monkeypatch.setattr(generation, "attacked", counted)
     more = audited(*arguments, "--images", "40", "--minutes", "10")
@@ -246,48 +246,50 @@ def test_more_images_go_on_from_those_before(project: Path, monkeypatch: pytest.
 
 
 def test_gradients_that_mislead_are_found(models: None) -> None:
-    found = audited("python:audited_models:masked", "--data", DATA, *QUICK, "--eps", "16/255")
-    assert found["masked"]
-    assert any("Gradients may be masked" in sentence for sentence in found["verdict"])
+    results = audited("python:audited_models:masked", "--data", DATA, *QUICK, "--eps", "16/255")
+    assert results["masked"]
+    assert any("Gradients may be masked" in sentence for sentence in results["verdict"])
     honest = audited("python:audited_models:plain", "--data", DATA, *QUICK, "--eps", "16/255")
     assert not honest["masked"]
-    assert honest["worst_case"]["accuracy"] < found["worst_case"]["accuracy"]
+    assert honest["worst_case"]["accuracy"] < results["worst_case"]["accuracy"]
 
 
 def test_what_was_made_against_another_net_is_compared_with_the_models_own(models: None) -> None:
     arguments = ("python:audited_models:masked", "--data", DATA, *QUICK, "--eps", "16/255", "--transfer-from", NET)
-    found = audited(*arguments)
-    checks = {check["check"]: check for check in found["checks"]}
+    results = audited(*arguments)
+    checks = {check["check"]: check for check in results["checks"]}
     transfer = checks["white box beats transfer"]
     # Its gradients lead astray, those of the same net without that do not.
     assert not transfer["passed"] and transfer["accuracy"] > transfer["against"]
-    assert transfer["images"] == round(24 * found["clean"]["accuracy"])
-    assert any("“white box beats transfer” failed" in sentence for sentence in found["verdict"])
+    assert transfer["images"] == round(24 * results["clean"]["accuracy"])
+    assert any("“white box beats transfer” failed" in sentence for sentence in results["verdict"])
 
 
 def test_a_curve_that_had_no_time_to_end_is_no_sign_of_masked_gradients(project: Path, monkeypatch) -> None:
-    attack, attacked = plan.curve, run.Work.attack
+    curve_attacks, attack = plan.curve_attacks, run.Work.attack
 
-    def late(work: run.Work, planned: plan.Planned, *rest):
-        if planned.key in [step.key for step in attack("linf", 12 / 255, 16, True)[5:]]:
+    def late(work: run.Work, planned: plan.PlannedAttack, *rest):
+        if planned.key in [step.key for step in curve_attacks("linf", 12 / 255, 16, True)[5:]]:
             work.clock.seconds = 0
-        return attacked(work, planned, *rest)
+        return attack(work, planned, *rest)
 
     monkeypatch.setattr(run.Work, "attack", late)
-    found = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
-    assert found["curve"]["points"][-1]["accuracy"] > 0 and any("curve" in what for what in found["left_out"])
-    assert "without a bound nothing is left" not in [check["check"] for check in found["checks"]]
-    assert not found["masked"]
+    results = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
+    assert results["curve"]["points"][-1]["accuracy"] > 0 and any("curve" in what for what in results["left_out"])
+    assert "without a bound nothing is left" not in [check["check"] for check in results["checks"]]
+    assert not results["masked"]
 
 
 @pytest.mark.parametrize("name", ["stepped", "decided"])
 def test_without_gradients_only_square_and_transfer_run(models: None, name: str, capsys) -> None:
-    found = audited(f"python:audited_models:{name}", "--data", DATA, *QUICK, "--eps", "16/255", "--transfer-from", NET)
+    results = audited(
+        f"python:audited_models:{name}", "--data", DATA, *QUICK, "--eps", "16/255", "--transfer-from", NET
+    )
     assert "has no gradient; only attacks without one are run" in capsys.readouterr().err
-    assert {row["key"] for row in found["attacks"]} <= {"square_short", "square", "transfer"}
-    assert found["attacks"][0]["key"] == "transfer" and found["attacks"][0]["fooled"] > 0
-    assert any("has no gradient" in sentence for sentence in found["verdict"])
-    assert not found["worst_case"]["autoattack"]
+    assert {row["key"] for row in results["attacks"]} <= {"square_short", "square", "transfer"}
+    assert results["attacks"][0]["key"] == "transfer" and results["attacks"][0]["fooled"] > 0
+    assert any("has no gradient" in sentence for sentence in results["verdict"])
+    assert not results["worst_case"]["autoattack"]
 
 
 def test_the_same_model_in_other_forms_is_as_robust(models: None) -> None:

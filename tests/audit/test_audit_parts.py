@@ -68,7 +68,7 @@ def test_the_test_images_of_a_folder_are_taken(tmp_path: Path, monkeypatch: pyte
 
 
 class FakeSet:
-    """As large as a test needs: what torchvision has of CIFAR-100 or MNIST, which lies in the folder `there`."""
+    """In place of a data set of torchvision, such as MNIST: as large as a test needs, and stored in `there` only."""
 
     def __init__(self, root: str, train: bool, download: bool) -> None:
         if Path(root).name != "there":
@@ -106,10 +106,10 @@ def test_an_adapted_net_normalises_and_reorders_also_in_its_fast_copy(net: ResNe
     order = [3, 1, 2, 0, 4, 5, 6, 7, 8, 9]
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
     adapted = Adapted(net, (mean.tolist(), std.tolist()), order).eval()
-    shown = torch.rand(5, 3, 16, 16)
-    wanted = net((shown - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))[:, order]
-    torch.testing.assert_close(adapted(shown), wanted)
-    torch.testing.assert_close(Fast(adapted, CPU, torch.float32).quick(shown), wanted, atol=1e-4, rtol=1e-4)
+    pixels = torch.rand(5, 3, 16, 16)
+    wanted = net((pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))[:, order]
+    torch.testing.assert_close(adapted(pixels), wanted)
+    torch.testing.assert_close(Fast(adapted, CPU, torch.float32).quick(pixels), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_a_net_of_torchvision_and_a_folder_are_all_it_takes(
@@ -145,9 +145,9 @@ def test_a_net_of_torchvision_and_a_folder_are_all_it_takes(
         last.bias.add_(1e4)  # its ReLU must not cut the logits off
     save_file(net.state_dict(), "net.safetensors")
     arguments = ("net.safetensors", "--network", "squeezenet1_1", "--data", "photos", "--image-size", "64")
-    found = audited(*arguments, "--minutes", "1", "--images", "12", "--mean", "0", "--std", "1")
-    assert found["clean"]["accuracy"] == 1 and found["number_of_classes"] == 4
-    assert [row["class"] for row in found["classes"]] == sorted(row["class"] for row in found["classes"])
+    results = audited(*arguments, "--minutes", "1", "--images", "12", "--mean", "0", "--std", "1")
+    assert results["clean"]["accuracy"] == 1 and results["number_of_classes"] == 4
+    assert [row["class"] for row in results["classes"]] == sorted(row["class"] for row in results["classes"])
 
 
 def test_a_program_is_audited(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +161,11 @@ def test_a_program_is_audited(project: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_has_no_gradient_is_seen(project: Path) -> None:
     write_models()
     digits = images.open_data("data/clean/test.parquet")
-    shown = images.read(digits, digits.rows[:8], 16)
+    some_images = images.read(digits, digits.rows[:8], 16)
     for name, wanted in {"plain": True, "masked": True, "stepped": False, "decided": False}.items():
         net, _ = models.load(models.open_model(f"python:audited_models:{name}", None), 10, 16, CPU)
         aim = models.foreign.Model(net, Path(name), 10, None, CPU)
-        assert models.has_gradients(aim, shown, CPU) is wanted, name
+        assert models.has_gradients(aim, some_images, CPU) is wanted, name
 
 
 def test_classes_that_are_only_numbers_are_those_of_any_names(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,41 +173,41 @@ def test_classes_that_are_only_numbers_are_those_of_any_names(project: Path, mon
     digits = store.read(Path("data/clean/test.parquet"))
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     write_store(Path("named.parquet"), digits, names)
-    found = audited("models/pretrained.safetensors", "--data", "named.parquet", "--images", "20", "--minutes", "0.5")
-    assert found["clean"]["accuracy"] > 0.7 and {row["class"] for row in found["classes"]} <= {*names}
+    results = audited("models/pretrained.safetensors", "--data", "named.parquet", "--images", "20", "--minutes", "0.5")
+    assert results["clean"]["accuracy"] > 0.7 and {row["class"] for row in results["classes"]} <= {*names}
 
 
 # Plan
 
 
-def keys(classes: int, gradients: bool = True) -> list[str]:
-    return [step.key for step in plan.ladder("linf", 8 / 255, classes, gradients)]
+def keys(classes: int, has_gradients: bool = True) -> list[str]:
+    return [attack.key for attack in plan.worst_case_attacks("linf", 8 / 255, classes, has_gradients)]
 
 
 def test_attacks_that_are_not_defined_are_not_planned() -> None:
     assert set(plan.AUTOATTACK) <= set(keys(10)) and keys(10)[0] == plan.SINGLE
     assert plan.APGD_T not in keys(3) and plan.FAB_T in keys(2)
-    assert keys(10, gradients=False) == ["square_short", plan.SQUARE]
-    assert not plan.least_norms(False) and not plan.curve("linf", 0.1, 32, False)
+    assert keys(10, has_gradients=False) == ["square_short", plan.SQUARE]
+    assert not plan.minimum_norm_attacks(False) and not plan.curve_attacks("linf", 0.1, 32, False)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_curve_has_the_radius_and_ends_where_nothing_can_be_left(norm: str) -> None:
     eps = 5 / 255 if norm == "linf" else 0.37
-    radii = [plan.radius_of(step, norm) for step in plan.curve(norm, eps, 32, True)]
+    radii = [plan.radius_of(step, norm) for step in plan.curve_attacks(norm, eps, 32, True)]
     assert radii == sorted(radii) and np.isclose(radii, eps).any()
     # From any image of 32 pixels grey is no farther than this.
     assert radii[-1] >= (128 / 255 if norm == "linf" else 0.5 * np.sqrt(3 * 32**2))
 
 
 @given(st.integers(1, 5000), st.floats(1, 3600), st.floats(1e-5, 1), st.integers(1, 3000))
-def test_parts_keep_to_their_share(wanted: int, seconds: float, each: float, right: int) -> None:
-    rates = plan.Rates(each, each / 3)
-    steps = plan.ladder("linf", 8 / 255, 10, True)
-    fits = plan.images_that_fit(wanted, seconds, rates, steps)
+def test_parts_keep_to_their_share(wanted: int, seconds: float, seconds_per_pass: float, right: int) -> None:
+    rates = plan.Rates(seconds_per_pass, seconds_per_pass / 3)
+    attacks = plan.worst_case_attacks("linf", 8 / 255, 10, True)
+    fits = plan.images_that_fit(wanted, seconds, rates, attacks)
     assert min(wanted, plan.FEWEST_AUDITED) <= fits <= wanted
-    parts = {plan.CHECKS: plan.checks("linf", 8 / 255, True), plan.LEAST: plan.least_norms(True)}
-    sizes = plan.sizes(parts, right, seconds, rates)
+    parts = {plan.CHECKS: plan.check_attacks("linf", 8 / 255, True), plan.LEAST: plan.minimum_norm_attacks(True)}
+    sizes = plan.part_sizes(parts, right, seconds, rates)
     taken = sum(sizes[name] * plan.part_seconds(name, part, rates) for name, part in parts.items())
     assert taken <= plan.FOR_PARTS * seconds * (1 + 1e-9)
     assert all(size == 0 or size >= min(plan.FEWEST, right) for size in sizes.values())
@@ -216,12 +216,12 @@ def test_parts_keep_to_their_share(wanted: int, seconds: float, each: float, rig
 def test_the_checks_are_the_last_to_be_left_out() -> None:
     rates = plan.Rates(0.01, 0.004)
     parts = {
-        plan.CHECKS: plan.checks("linf", 8 / 255, True),
-        plan.CURVE: plan.curve("linf", 8 / 255, 32, True),
-        plan.LEAST: plan.least_norms(True),
+        plan.CHECKS: plan.check_attacks("linf", 8 / 255, True),
+        plan.CURVE: plan.curve_attacks("linf", 8 / 255, 32, True),
+        plan.LEAST: plan.minimum_norm_attacks(True),
     }
-    found = [plan.sizes(parts, 100, seconds, rates) for seconds in (10, 200, 280, 1000)]
-    assert [[name for name, size in sizes.items() if size] for sizes in found] == [
+    sizes_by_time = [plan.part_sizes(parts, 100, seconds, rates) for seconds in (10, 200, 280, 1000)]
+    assert [[name for name, size in sizes.items() if size] for sizes in sizes_by_time] == [
         [],
         [plan.CHECKS],
         [plan.CHECKS, plan.CURVE],
@@ -252,11 +252,11 @@ def test_the_published_figures() -> None:
 )
 def test_models_are_compared_within_one_ball_only(data: str, eps: float, some: bool) -> None:
     facts: Any = type("Facts", (), {"norm": "linf", "eps": eps, "worst": {"accuracy": 0.6}})
-    said = verdict.beside(facts, data)
-    assert bool(said) is some
+    sentence = verdict.published_comparison(facts, data)
+    assert bool(sentence) is some
     if some:
         table = verdict.published(facts, data)
-        assert f"{(table['robust'] < 0.6).sum()} have less" in said and f"{table['robust'].max():.3f}" in said
+        assert f"{(table['robust'] < 0.6).sum()} have less" in sentence and f"{table['robust'].max():.3f}" in sentence
 
 
 # Calibration
@@ -271,8 +271,8 @@ def test_calibration_error_is_that_of_its_definition(pairs: list[tuple[float, bo
         inside = (confidence > low / 15) & (confidence <= (low + 1) / 15) if low else confidence <= 1 / 15
         if inside.any():
             total += inside.sum() * abs(correct[inside].mean() - confidence[inside].mean())
-    found = statistics.calibration_error(confidence, correct)
-    assert found == pytest.approx(total / len(pairs), abs=1e-9)
+    error = statistics.calibration_error(confidence, correct)
+    assert error == pytest.approx(total / len(pairs), abs=1e-9)
 
 
 def test_calibration_error_of_known_cases() -> None:

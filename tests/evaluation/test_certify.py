@@ -58,13 +58,13 @@ def mask(share: float, fill: str = "zero") -> RandomTransform:
 @given(samples=st.integers(1, 500), share=st.floats(0, 1), alpha=st.floats(1e-6, 0.5))
 def test_the_bound_is_that_of_scipys_binomial_test(samples: int, share: float, alpha: float) -> None:
     votes = round(share * samples)
-    (found,) = certify.lower_bounds(np.array([votes]), samples, alpha)
+    (bound,) = certify.lower_bounds(np.array([votes]), samples, alpha)
     test = stats.binomtest(votes, samples, alternative="greater")
-    assert found == pytest.approx(test.proportion_ci(1 - alpha, "exact").low, abs=1e-9)
+    assert bound == pytest.approx(test.proportion_ci(1 - alpha, "exact").low, abs=1e-9)
     if votes:  # and where the share is the bound, so many votes or more have exactly the probability alpha
-        assert stats.binom.sf(votes - 1, samples, found) == pytest.approx(alpha, rel=1e-6)
-    (most,) = certify.lower_bounds(np.array([samples]), samples, alpha)
-    assert most == pytest.approx(alpha ** (1 / samples)) and found <= most
+        assert stats.binom.sf(votes - 1, samples, bound) == pytest.approx(alpha, rel=1e-6)
+    (highest,) = certify.lower_bounds(np.array([samples]), samples, alpha)
+    assert highest == pytest.approx(alpha ** (1 / samples)) and bound <= highest
 
 
 @pytest.mark.parametrize("samples", [1, 7, 40])
@@ -112,11 +112,11 @@ def test_of_a_linear_net_the_radius_is_the_distance_from_its_boundary() -> None:
     shares = stats.norm.cdf(exact / std)
     p = [stats.binomtest(int(one), samples, share).pvalue for one, share in zip(votes[:, 1], shares, strict=True)]
     assert min(p) > 1e-5
-    chosen = votes.argmax(1)
+    prediction = votes.argmax(1)
     bounds = certify.lower_bounds(votes.max(1), samples, alpha)
     decided = bounds > 0.5
     assert decided.sum() > 25 and (~decided).any()  # those beside the boundary are left open
-    assert (chosen[decided] == (exact > 0)[decided]).all()
+    assert (prediction[decided] == (exact > 0)[decided]).all()
     radii = np.array([Smoothing(std).radius(bound) for bound in bounds])
     assert (radii[decided] <= np.abs(exact[decided])).all()
     reach = Smoothing(std).radius(alpha ** (1 / samples))
@@ -131,7 +131,7 @@ def test_of_a_linear_net_the_radius_is_the_distance_from_its_boundary() -> None:
 def hidden_share(positions: int, visible: int, changed: int) -> Fraction:
     """The share of masks that hide the first so many positions, by enumeration."""
     masks = list(itertools.combinations(range(positions), visible))
-    return Fraction(sum(min(each) >= changed for each in masks), len(masks))
+    return Fraction(sum(min(visible_positions) >= changed for visible_positions in masks), len(masks))
 
 
 @settings(deadline=None, max_examples=150)
@@ -146,8 +146,8 @@ def test_the_radius_is_the_largest_that_enumeration_certifies(positions: int, da
     certain = [
         r for r in range(positions + 1) if Fraction(bound) - (1 - hidden_share(positions, visible, r)) > Fraction(1, 2)
     ]
-    found = Ablation(positions, visible).radius(bound)
-    assert found == max(certain) and certain == list(range(len(certain)))
+    radius = Ablation(positions, visible).radius(bound)
+    assert radius == max(certain) and certain == list(range(len(certain)))
 
 
 @pytest.mark.parametrize(("positions", "visible", "values", "seed"), [(6, 1, 3, 0), (7, 1, 2, 1), (8, 1, 2, 2)])
@@ -158,12 +158,12 @@ def test_no_change_within_the_radius_turns_the_vote(positions: int, visible: int
     inputs = np.array(list(itertools.product(range(values), repeat=positions)))
     certified_somewhere, turned_beyond = 0, 0
     for likely in (0.6, 0.8, 0.9):
-        said = {
-            (shown, seen): int(generator.random() < likely)
-            for shown in masks
+        votes_by_mask = {
+            (mask_positions, seen): int(generator.random() < likely)
+            for mask_positions in masks
             for seen in itertools.product(range(values), repeat=visible)
         }
-        votes = np.array([sum(said[m, tuple(x[list(m)].tolist())] for m in masks) for x in inputs])
+        votes = np.array([sum(votes_by_mask[m, tuple(x[list(m)].tolist())] for m in masks) for x in inputs])
         distance = (inputs[:, None] != inputs).sum(2)
         for place, one in enumerate(votes.tolist()):
             most = max(one, len(masks) - one)
@@ -184,8 +184,8 @@ def test_one_position_more_turns_the_vote_of_the_worst_classifier(positions: int
         radius = int(Ablation(positions, visible).radius(Fraction(votes, len(masks))))
         # It lets go of the class wherever it sees one of the first positions changed, and has it there first of all.
         for changed in (radius, radius + 1):
-            by_sight = sorted(masks, key=lambda shown: min(shown) >= changed)
-            left = sum(min(shown) >= changed for shown in by_sight[:votes])
+            by_sight = sorted(masks, key=lambda mask_positions: min(mask_positions) >= changed)
+            left = sum(min(mask_positions) >= changed for mask_positions in by_sight[:votes])
             assert (left > len(masks) / 2) == (changed == radius)
 
 
@@ -220,12 +220,12 @@ class Reading(nn.Module):
 def test_votes_under_masks_come_in_the_shares_of_enumeration(fill: str) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (4, 3, 3, 3), np.uint8)
     images = store.Images(np.arange(4), np.zeros(4, np.int64), pixels)
-    made, samples, hidden = mask(7 / 9, fill), 3000, np.zeros(3) if fill == "zero" else np.array(MEAN)
+    transform, samples, hidden = mask(7 / 9, fill), 3000, np.zeros(3) if fill == "zero" else np.array(MEAN)
     threshold = 7 * hidden.sum() + 3.0
-    votes = certify.count_votes(Reading(threshold), made, images, 0, "samples", samples, 64)
+    votes = certify.count_votes(Reading(threshold), transform, images, 0, "samples", samples, 64)
     for one, image in zip(votes, pixels.reshape(4, 9, 3) / 255, strict=True):
         masks = list(itertools.combinations(range(9), 2))
-        share = np.mean([image[list(shown)].sum() + 7 * hidden.sum() > threshold for shown in masks])
+        share = np.mean([image[list(visible)].sum() + 7 * hidden.sum() > threshold for visible in masks])
         assert abs(one[1] - samples * share) <= 5 * math.sqrt(samples * max(share * (1 - share), 1e-9))
     assert 0 < votes[:, 1].mean() < samples
 
@@ -233,7 +233,7 @@ def test_votes_under_masks_come_in_the_shares_of_enumeration(fill: str) -> None:
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.floats(0.01, 1, exclude_max=True), st.integers(2, 20), st.sampled_from(["zero", "mean"]), st.integers(0, 9))
 def test_as_many_positions_stay_visible_as_the_certificate_says(share: float, size: int, fill: str, seed: int) -> None:
-    visible = certify._visible(mask(share), size)
+    visible = certify._visible_positions(mask(share), size)
     draw = mask(share, fill).draw((3, size, size), np.arange(5), seed, "certify", "samples", seed)
     seen = (draw(torch.ones(5, 3, size, size)) != draw(torch.zeros(5, 3, size, size))).any(1).flatten(1)
     assert (seen.sum(1) == visible).all()
@@ -247,10 +247,10 @@ def untrained(project: Path, net: ResNet, tiny: Callable[..., Params]) -> Callab
     """Parameters whose two structures are the pretrained net: untrained(store={"batch_size": 7})."""
 
     def make(**changes: Any) -> Params:
-        chosen = tiny(**{"mask": {"share": 0.3}, "noise": {"std": 0.1}, "structures": STRUCTURES} | changes)
-        for name, seed in itertools.product(STRUCTURES, chosen.seeds):
+        params = tiny(**{"mask": {"share": 0.3}, "noise": {"std": 0.1}, "structures": STRUCTURES} | changes)
+        for name, seed in itertools.product(STRUCTURES, params.seeds):
             model_files.save_model(net, HERE.model(name, seed), {"mean_colour": list(MEAN)})
-        return chosen
+        return params
 
     return make
 
@@ -291,11 +291,11 @@ def test_the_class_is_chosen_by_other_draws_than_those_counted(
 ) -> None:
     rows = rows_of(untrained(noise={"std": 0.5}), "noisy", FEW.model_copy(update={"selection": 7}))
     images = digits[np.isin(digits.index, rows["index"])]
-    chosen, counted, others = (
+    selected, counted, others = (
         certify.count_votes(net, noise(0.5), images, 0, *what, 50)
         for what in (("selection", 7), ("samples", 60), ("selection", 60))
     )
-    assert rows["votes"].tolist() == counted[np.arange(12), chosen.argmax(1)].tolist()
+    assert rows["votes"].tolist() == counted[np.arange(12), selected.argmax(1)].tolist()
     assert (counted != others).any(1).sum() > 6
 
 
@@ -388,20 +388,20 @@ def test_bad_numbers_are_one_line(
 ) -> None:
     with pytest.raises(SystemExit, match="1"):
         command_line.main(["certify", "masked", f"--{option}", value])
-    shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.startswith(f"error: {says}") and shown.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith(f"error: {says}") and captured.err.count("\n") == 1
 
 
 @given(st.floats(1e-12, 1, exclude_max=True))
 def test_with_as_many_samples_as_the_line_says_votes_can_decide(alpha: float) -> None:
-    def made(samples: int) -> Sampling:
+    def sampling(samples: int) -> Sampling:
         return validated(Sampling, {"images": 1, "samples": samples, "selection": 1, "alpha": alpha}, "certify")
 
     least = next(samples for samples in range(1, 60) if alpha ** (1 / samples) > 0.5 + 1e-9)
-    assert made(least).highest_bound > 0.5
+    assert sampling(least).highest_bound > 0.5
     if least > 1 and alpha ** (1 / (least - 1)) < 0.5 - 1e-9:
         with pytest.raises(InputError, match=f"use {least} or more$"):
-            made(least - 1)
+            sampling(least - 1)
 
 
 # Table and curve
@@ -421,15 +421,15 @@ def test_certified_accuracy_is_the_share_right_with_that_radius_and_only_falls(s
         parts.append(rows.assign(correct=sure & (generator.random(images) < 0.8)))
     rows = pd.concat(parts, ignore_index=True)
     tidy = certified.by_radius(rows, proofs, points)
-    for name, found in tidy.groupby("structure"):
+    for name, line in tidy.groupby("structure"):
         own = rows[rows["structure"] == name]
-        for radius, accuracy in zip(found["radius"], found["accuracy"], strict=True):
-            right = sum(1 for each in own.itertuples() if each.correct and each.radius >= radius)
+        for radius, accuracy in zip(line["radius"], line["accuracy"], strict=True):
+            right = sum(1 for row in own.itertuples() if row.correct and row.radius >= radius)
             assert accuracy == pytest.approx(right / (2 * images))
-        assert found["radius"].iloc[0] == 0 and found["radius"].is_monotonic_increasing
-        assert found["accuracy"].is_monotonic_decreasing and len(found) <= points + 2
+        assert line["radius"].iloc[0] == 0 and line["radius"].is_monotonic_increasing
+        assert line["accuracy"].is_monotonic_decreasing and len(line) <= points + 2
         largest = own["radius"].max()
-        assert not largest > 0 or found["radius"].iloc[-2] <= largest < found["radius"].iloc[-1]
+        assert not largest > 0 or line["radius"].iloc[-2] <= largest < line["radius"].iloc[-1]
     masked = tidy[tidy["structure"] == "masked"]
     assert (masked["radius"] == np.arange(len(masked))).all()  # every number of positions
 
@@ -457,20 +457,20 @@ def test_the_command_certifies_trained_structures(
     numbers = ["--images", "30", "--samples", "100", "--selection", "20", "--alpha", "0.01"]
     with pytest.raises(SystemExit, match="0"):
         command_line.main(["certify", "noisy", "masked", "noisy", *numbers])
-    shown = capsys.readouterr()
-    lines = shown.out.splitlines()
-    assert lines[-1] == "certified accuracy of noisy, masked: reports/certified/certified.md" and shown.err == ""
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[-1] == "certified accuracy of noisy, masked: reports/certified/certified.md" and captured.err == ""
     assert [line.partition(" in ")[0] for line in lines[:-1]] == [
         f"certify@{name}: 30 images, each under 120 draws" for name in ("noisy", "masked")
     ]
     tidy = pd.read_csv("reports/certified/certified.csv")
     assert tidy["structure"].unique().tolist() == ["noisy", "masked"]
-    for name, found in tidy.groupby("structure"):
+    for name, line in tidy.groupby("structure"):
         rows = pd.read_parquet(HERE.certified(str(name)))
         right = rows["label"] == rows["prediction"]
-        assert found["accuracy"].iloc[0] == pytest.approx(right.mean(), abs=1e-5) and right.mean() > 0.2
-        assert found["accuracy"].is_monotonic_decreasing and found["accuracy"].iloc[1] > 0
-        assert rows["radius"].max() <= found["largest_possible"].iloc[0] + 1e-5
+        assert line["accuracy"].iloc[0] == pytest.approx(right.mean(), abs=1e-5) and right.mean() > 0.2
+        assert line["accuracy"].is_monotonic_decreasing and line["accuracy"].iloc[1] > 0
+        assert rows["radius"].max() <= line["largest_possible"].iloc[0] + 1e-5
     text = Path("reports/certified/certified.md").read_text()
     assert "mask, 26 of 256 positions visible" in text and "noise, std 0.25" in text
     assert "30 test images" in text and "probability of 0.99 at least (alpha 0.01)" in text
@@ -483,8 +483,8 @@ def test_the_command_certifies_trained_structures(
 
 
 def test_help_has_an_example_and_git_ignores_what_is_written() -> None:
-    shown = " ".join(CliRunner().invoke(command_line.app, ["certify", "--help"]).stdout.split())
-    assert "For example: python -m sparring certify masked noisy" in shown
+    text = " ".join(CliRunner().invoke(command_line.app, ["certify", "--help"]).stdout.split())
+    assert "For example: python -m sparring certify masked noisy" in text
     if not (REPOSITORY / ".git").exists():
         pytest.skip("this is no clone: git ignores nothing here")
     written = [HERE.certified("masked"), HERE.timings / "certify-masked.json", HERE.reports / "certified/certified.md"]

@@ -72,14 +72,14 @@ def pairs(rows: pd.DataFrame, linf: list[float] | None = None, prediction: list[
 def test_known_scores_give_known_figures() -> None:
     clean = [0.1, 0.2, 0.3, 0.4]
     validation = [*np.linspace(0, 0.29, 95), *np.linspace(0.5, 0.6, 5)]  # 0.29 accuses 5 of 100, 0.575 one
-    found = statistics.separation(pairs(scores(clean, [0.15, 0.35, 0.58, 0.7], validation)))
-    row = found.loc[("test", "a", "m")]
+    table = statistics.separation(pairs(scores(clean, [0.15, 0.35, 0.58, 0.7], validation)))
+    row = table.loc[("test", "a", "m")]
     assert row["auroc"] == pytest.approx((1 + 3 + 4 + 4) / 16)
     assert (row["tpr_05"], row["tpr_01"], row["images"]) == (0.75, 0.5, 4)
     assert row["auroc_low"] < row["auroc"] < row["auroc_high"] <= 1
-    assert found.loc[("test", "b", "m"), "auroc"] == 0.5
+    assert table.loc[("test", "b", "m"), "auroc"] == 0.5
     # Noise has a row of its own, and no part in that of all the others.
-    assert found.loc[("test", statistics.ALL, "m"), "auroc"] == row["auroc"]
+    assert table.loc[("test", statistics.ALL, "m"), "auroc"] == row["auroc"]
     false = statistics.false_positives(statistics.accuse(scores(clean, clean, validation)))
     assert false.loc[("test", CLEAN, "m"), ["fpr_05", "fpr_01", "images"]].tolist() == [0.5, 0, 4]
     # Without validation images the clean ones of the split set the threshold: at most 5 % of 40 are 2.
@@ -90,11 +90,11 @@ def test_known_scores_give_known_figures() -> None:
 
 def test_unchanged_images_are_left_out_and_outcomes_kept_apart() -> None:
     rows = scores([0.0] * 6, [1, 0, 1, 1, 0, 1], [0.5] * 20)
-    made = pairs(rows, linf=[0.1, 0.1, 0.1, 0.0, 0.1, 0.1], prediction=[1, 1, 0, 1, 1, 0])
-    found = statistics.separation(made)
-    assert found.loc[("test", "a", "m"), ["images", "tpr_05"]].tolist() == [5, pytest.approx(3 / 5)]
-    assert found.loc[("test", "b", "m"), "images"] == 6
-    right = statistics.pair_accuracy(made).loc[("test", "a", "m")]
+    matched = pairs(rows, linf=[0.1, 0.1, 0.1, 0.0, 0.1, 0.1], prediction=[1, 1, 0, 1, 1, 0])
+    table = statistics.separation(matched)
+    assert table.loc[("test", "a", "m"), ["images", "tpr_05"]].tolist() == [5, pytest.approx(3 / 5)]
+    assert table.loc[("test", "b", "m"), "images"] == 6
+    right = statistics.pair_accuracy(matched).loc[("test", "a", "m")]
     assert right["images"].to_dict() == {"wrong before": 1, "succeeded": 2, "failed": 2}
     assert right["accuracy"].to_dict() == {"wrong before": 1, "succeeded": 0.5, "failed": 1}
 
@@ -105,8 +105,8 @@ def test_the_interval_of_the_area_agrees_with_a_slow_computation() -> None:
     for _ in range(2):
         clean = np.round(generator.normal(size=30), 1)  # with ties
         runs.append((clean, np.round(clean + generator.normal(0.8, 1, 30), 1)))
-    made = pd.concat([pairs(scores(list(c), list(a), [0.0], seed)) for seed, (c, a) in enumerate(runs)])
-    area, low, high, sd = statistics.auroc(made[made["attack"] == "a"])
+    matched = pd.concat([pairs(scores(list(c), list(a), [0.0], seed)) for seed, (c, a) in enumerate(runs)])
+    area, low, high, sd = statistics.auroc(matched[matched["attack"] == "a"])
 
     def beats(a: float, c: float) -> float:
         return float(a > c) + 0.5 * (a == c)
@@ -125,8 +125,8 @@ def test_joint_robustness_counts_images_that_are_right_or_accused() -> None:
     rows = scores([0.0] * 4, [0.0] * 4, [0.5] * 20)
     aimed = pd.DataFrame({"index": range(4), "label": 0, "prediction": [0, 0, 1, 1], "score": [0.9, 0.1, 0.9, 0.1]})
     aimed = aimed.assign(method="m", split="test", seed=0, kind="aimed", attack="adaptive")
-    found = statistics.joint_robustness(statistics.accuse(pd.concat([rows, aimed])))
-    assert found.loc[("test", "adaptive", "m"), ["right", "accused", "joint", "images"]].tolist() == [0.5, 0.5, 0.75, 4]
+    table = statistics.joint_robustness(statistics.accuse(pd.concat([rows, aimed])))
+    assert table.loc[("test", "adaptive", "m"), ["right", "accused", "joint", "images"]].tolist() == [0.5, 0.5, 0.75, 4]
 
 
 # The known detectors
@@ -137,15 +137,15 @@ def test_mahalanobis_agrees_with_a_slow_computation() -> None:
     label = generator.integers(3, size=50)
     features = [generator.normal(size=(50, width)) @ generator.normal(size=(width, width)) for width in (3, 5)]
     features[1][:, 2] = 0  # a dead channel
-    shown = [generator.normal(size=(7, width)) for width in (3, 5)]
-    found = known_detectors.mahalanobis(features, label)(shown)
-    assert found.shape == (7, 2)
-    for layer, (known, new) in enumerate(zip(features, shown, strict=True)):
+    new_features = [generator.normal(size=(7, width)) for width in (3, 5)]
+    distances = known_detectors.mahalanobis(features, label)(new_features)
+    assert distances.shape == (7, 2)
+    for layer, (known, new) in enumerate(zip(features, new_features, strict=True)):
         means = {number: known[label == number].mean(0) for number in range(3)}
         centred = np.array([row - means[number] for row, number in zip(known, label, strict=True)])
         inverse = np.linalg.inv(LedoitWolf(assume_centered=True).fit(centred).covariance_)
         wanted = [min((row - mean) @ inverse @ (row - mean) for mean in means.values()) for row in new]
-        np.testing.assert_allclose(found[:, layer], wanted, rtol=1e-6)
+        np.testing.assert_allclose(distances[:, layer], wanted, rtol=1e-6)
 
 
 def test_squeezers() -> None:
@@ -169,18 +169,18 @@ def test_squeezing_separates_what_a_squeezer_undoes() -> None:
     clean = generator.integers(60, 120, size=(20, 8, 8, 3), dtype=np.uint8)
     attacked = clean.copy()
     attacked[:, 4, 4] = 240
-    shown = np.concatenate([clean, attacked])
+    all_images = np.concatenate([clean, attacked])
     squeezers = [
         lambda images, bits=bits: known_detectors.fewer_bits(images, bits=bits) for bits in known_detectors.BITS
     ]
     squeezers += [lambda images, side=side: known_detectors.median(images, side=side) for side in known_detectors.SIDES]
-    plain = classifier.predict(Brightest(), shown, 7, CPU)
-    moved = known_detectors.squeezed(Brightest(), shown, plain, squeezers, 7, CPU)
-    assert moved.shape == (40, 9) and (moved >= 0).all() and (moved <= 2).all()
+    plain = classifier.predict(Brightest(), all_images, 7, CPU)
+    distances = known_detectors.squeezing_distances(Brightest(), all_images, plain, squeezers, 7, CPU)
+    assert distances.shape == (40, 9) and (distances >= 0).all() and (distances <= 2).all()
     adversarial = np.arange(40) >= 20
-    assert moved[adversarial, -1].min() > 1.5 > 0.1 > moved[~adversarial, -1].max()
-    bits, side = known_detectors.choose_squeezers(moved, adversarial)
-    best = moved[:, [bits - 1, 7 + side - 2]].max(1)
+    assert distances[adversarial, -1].min() > 1.5 > 0.1 > distances[~adversarial, -1].max()
+    bits, side = known_detectors.choose_squeezers(distances, adversarial)
+    best = distances[:, [bits - 1, 7 + side - 2]].max(1)
     assert best[adversarial].min() > best[~adversarial].max()
 
 
@@ -196,13 +196,15 @@ def test_the_adaptive_attack_fools_and_is_not_seen(net: ResNet, digits: store.Im
     labels = torch.from_numpy(digits.label[:60])
     frozen = networks.frozen(net)
     starts = torch.randn((60, 2, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
-    reach = {"eps": 0.1, "steps": 15}
-    single = {"step": adaptive_attacks.step_length(**reach), "norm": "linf", "restarts": 1, "loss": "cross_entropy"}
-    unaware = pgd(frozen, images, labels, **reach, **single, starts=starts)
-    adaptive = adaptive_attacks.adaptive(frozen, images, labels, score=roughness, **reach, starts=starts)
+    budget = {"eps": 0.1, "steps": 15}
+    single = {"step": adaptive_attacks.step_length(**budget), "norm": "linf", "restarts": 1, "loss": "cross_entropy"}
+    unaware = pgd(frozen, images, labels, **budget, **single, starts=starts)
+    adaptive = adaptive_attacks.adaptive(frozen, images, labels, score=roughness, **budget, starts=starts)
     assert (adaptive - images).abs().max() <= 0.1 + 1e-6
     assert adaptive.min() >= 0 and adaptive.max() <= 1
-    right = {name: frozen(shown).argmax(1) == labels for name, shown in (("unaware", unaware), ("adaptive", adaptive))}
+    right = {
+        name: frozen(attacked).argmax(1) == labels for name, attacked in (("unaware", unaware), ("adaptive", adaptive))
+    }
     fooled = ~right["unaware"] & ~right["adaptive"]
     assert fooled.sum() > 20 and right["adaptive"].sum() <= right["unaware"].sum() + 2
     assert (roughness(adaptive) < roughness(unaware))[fooled].float().mean() > 0.9
@@ -211,7 +213,7 @@ def test_the_adaptive_attack_fools_and_is_not_seen(net: ResNet, digits: store.Im
     robust["adaptive"] = right["adaptive"] | (roughness(adaptive) > threshold)
     assert robust["adaptive"].float().mean() < robust["unaware"].float().mean() - 0.1
     # An image that is wrong and unseen as it is stays what it is, unless a better one is found.
-    smooth = adaptive_attacks.adaptive(frozen, images, 9 - labels, score=roughness, **reach, starts=starts)
+    smooth = adaptive_attacks.adaptive(frozen, images, 9 - labels, score=roughness, **budget, starts=starts)
     wrong = frozen(images).argmax(1) != 9 - labels
     assert (roughness(smooth) <= roughness(images) + 1e-5)[wrong].all()
 
@@ -262,8 +264,8 @@ def test_a_structure_without_a_detector_and_bad_input_by_the_script(project: Pat
     done = stage("detect", "adv")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("detect@adv: it has no detector in ")
-    found = pd.read_parquet(HERE.detection("adv"))
-    assert len(found) == 0 and list(found.columns) == detect.SCHEMA.names
+    rows = pd.read_parquet(HERE.detection("adv"))
+    assert len(rows) == 0 and list(rows.columns) == detect.SCHEMA.names
     failed = stage("detect", "ours")
     assert failed.returncode == 1 and failed.stdout == ""
     assert failed.stderr == "error: models/ours/0.safetensors is missing; `dvc repro` makes it\n"

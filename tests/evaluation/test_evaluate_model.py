@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from measured_models import Told, exported, measured, refused
+from measured_models import Linear, exported, measured, refused
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -60,13 +60,13 @@ def test_weights_that_are_no_numbers_are_refused_with_the_path(
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Told(after=lambda logits: logits + (logits - logits).log() * 0), "NaN for an image"),
-        (lambda: Told(after=lambda logits: logits.relu().log()), "infinity for an image"),
-        (lambda: Told(before=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
-        (lambda: Told(after=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
-        (lambda: Told(before=nn.BatchNorm2d(3)), "other logits beside other images .*: statistics of the batch are"),
-        (lambda: Told(before=lambda images: images - images.mean(0)), "beside other images .* set the model to eval"),
-        (lambda: Told(before=lambda images: images + images.new_tensor(range(16)) * images.shape[0]), "beside other"),
+        (lambda: Linear(after=lambda logits: logits + (logits - logits).log() * 0), "NaN for an image"),
+        (lambda: Linear(after=lambda logits: logits.relu().log()), "infinity for an image"),
+        (lambda: Linear(before=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
+        (lambda: Linear(after=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
+        (lambda: Linear(before=nn.BatchNorm2d(3)), "other logits beside other images .*: statistics of the batch are"),
+        (lambda: Linear(before=lambda images: images - images.mean(0)), "beside other images .* set the model to eval"),
+        (lambda: Linear(before=lambda images: images + images.new_tensor(range(16)) * images.shape[0]), "beside other"),
     ],
 )
 def test_what_is_no_fixed_function_of_numbers_is_refused(
@@ -84,9 +84,9 @@ def test_no_number_for_one_stored_image_is_refused(project: Path) -> None:
         off = (images.mean((1, 2, 3), keepdim=True) - mean).abs()
         return images / (off > 1e-5)
 
-    path = Path(exported(Told(before=spoil)))
+    path = Path(exported(Linear(before=spoil)))
     model = foreign.Model(programs.read(path, CPU), path, 10, None, CPU)
-    foreign.check(model, path, store.read(HERE.clean / "test.parquet").image, CPU)
+    foreign.check_fixed_function(model, path, store.read(HERE.clean / "test.parquet").image, CPU)
     refused(r"^mine\.pt2 gives (NaN|infinity) for an image", str(path))
 
 
@@ -123,16 +123,16 @@ def test_names_with_a_prefix_and_batch_norm_without_counters(project: Path, pref
 def awkward(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The same tensors as safetensors refuses to write them: one memory for several, strides, parameters, no tensor."""
     memory = torch.cat([tensor.flatten() for tensor in tensors.values() if tensor.is_floating_point()])
-    found: dict[str, Any] = OrderedDict(epoch=3)
+    checkpoint: dict[str, Any] = OrderedDict(epoch=3)
     start = 0
     for name, tensor in tensors.items():
-        found[name] = tensor
+        checkpoint[name] = tensor
         if tensor.is_floating_point():
-            found[name] = memory[start : start + tensor.numel()].view(tensor.shape)
+            checkpoint[name] = memory[start : start + tensor.numel()].view(tensor.shape)
             start += tensor.numel()
-    found["fc.weight"] = nn.Parameter(tensors["fc.weight"].T.contiguous().T)
-    assert not found["fc.weight"].is_contiguous()
-    return found
+    checkpoint["fc.weight"] = nn.Parameter(tensors["fc.weight"].T.contiguous().T)
+    assert not checkpoint["fc.weight"].is_contiguous()
+    return checkpoint
 
 
 @pytest.mark.parametrize(
@@ -198,15 +198,15 @@ def test_a_model_for_normalised_images_is_told_of_and_mended(
     model = exported(Normalised(*numbers).eval())
     accuracy = measured(model).xs("clean", level="attack")
     assert (accuracy["accuracy"] < 0.3).all()
-    told = capsys.readouterr().err
+    warning = capsys.readouterr().err
     right = (accuracy["accuracy"] * accuracy["images"]).sum() / accuracy["images"].sum()
-    assert told == (
+    assert warning == (
         f"warning: mine.pt2 gets {right:.3f} of the clean images right, no more than guessing does (0.106); check its "
         "normalisation (--mean, --std), the order of its classes and its image size\n"
     )
-    found = measured(model, "--mean", mean, "--std", std)
+    mended = measured(model, "--mean", mean, "--std", std)
     assert capsys.readouterr().err == ""
-    pd.testing.assert_frame_equal(found, wanted, atol=0.026)  # rounding may move a held-out image of 40
+    pd.testing.assert_frame_equal(mended, wanted, atol=0.026)  # rounding may move a held-out image of 40
 
 
 def test_classes_in_an_order_that_the_file_does_not_say_are_told_of(
@@ -246,20 +246,20 @@ def test_a_normalisation_that_is_none_is_one_line(project: Path, options: list[s
 
 def test_of_no_images_there_are_predictions_of_every_class(project: Path, digits: store.Images) -> None:
     none = digits[:0]
-    path = exported(Told())
+    path = exported(Linear())
     model = foreign.Model(programs.read(Path(path), CPU), Path(path), 10, None, CPU)
     for net in (sparring.load(HERE.pretrained), model):
-        found = classifier.predict(net, none.image, 7, CPU)
-        assert found.shape == (0, 10) and found.dtype == np.float32
+        probabilities = classifier.predict(net, none.image, 7, CPU)
+        assert probabilities.shape == (0, 10) and probabilities.dtype == np.float32
         rows = predict.classified(net, none, 7, CPU)
         assert rows.empty and rows["prediction"].dtype == np.int64 and rows["confidence"].dtype == np.float32
 
 
 def test_help_ends_with_an_example_that_is_true(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = CliRunner().invoke(command_line.app, ["evaluate-model", "--help"]).stdout
-    words = shlex.split(shown.rpartition("For example:")[2])
+    text = CliRunner().invoke(command_line.app, ["evaluate-model", "--help"]).stdout
+    words = shlex.split(text.rpartition("For example:")[2])
     assert words[:4] == ["python", "-m", "sparring", "evaluate-model"]
     net = networks.create(Network.model_validate({"name": "resnet", "blocks": [2, 2, 2, 2], "width": 64}), 10, 16)
     model_files.save_model(net, Path(words[4]), {})
-    found = measured(*words[4:])
-    assert found["images"].loc[("test", "clean")] == 120
+    accuracy = measured(*words[4:])
+    assert accuracy["images"].loc[("test", "clean")] == 120

@@ -129,8 +129,8 @@ def test_no_images_are_no_rows(project: Path, tiny: Callable[..., Params]) -> No
     settings = tiny()
     for folder in (HERE.clean, *(HERE.attacked(settings, name) for name in ("gaussian", "fgsm", "deepfool"))):
         path = folder / "heldout.parquet"
-        found = store.read(path)
-        store.write(path, [found[:0]], found.metadata)
+        images = store.read(path)
+        store.write(path, [images[:0]], images.metadata)
     path = HERE.unseen / "strong" / "heldout.parquet"
     store.write(path, [store.read(path)[:0]], store.read(path).metadata)
     rows = evaluate(settings, "baseline")
@@ -156,23 +156,23 @@ def foreign_model(settings: Params) -> str:
 
 def moved_rows(settings: Params) -> str:
     path = HERE.adversarial / "fgsm" / "heldout.parquet"
-    found = store.read(path)
-    store.write(path, [found[::-1]], found.metadata)
+    images = store.read(path)
+    store.write(path, [images[::-1]], images.metadata)
     return r"fgsm/heldout\.parquet: row 0 has index \d+ and label \d, the clean set \d+ and \d; delete it"
 
 
 def missing_rows(settings: Params) -> str:
     path = HERE.unseen / "strong" / "test.parquet"
-    found = store.read(path)
-    store.write(path, [found[:-1]], found.metadata)
+    images = store.read(path)
+    store.write(path, [images[:-1]], images.metadata)
     return r"strong/test\.parquet holds 119 rows, the clean set 120; delete it"
 
 
 def renamed_class(settings: Params) -> str:
     path = HERE.adversarial / "fgsm" / "test.parquet"
-    found = store.read(path)
-    names = found.metadata["classes"]
-    store.write(path, [found], found.metadata | {"classes": [names[0], names[2], names[1], *names[3:]]})
+    images = store.read(path)
+    names = images.metadata["classes"]
+    store.write(path, [images], images.metadata | {"classes": [names[0], names[2], names[1], *names[3:]]})
     return r"fgsm/test\.parquet: class 1 is 2, in the clean set 1; delete it"
 
 

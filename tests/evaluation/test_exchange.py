@@ -72,11 +72,11 @@ def test_an_exported_program_runs_without_sparring(program: Path, made: Path, tm
     torch.save(images, tmp_path / "images")
     call = [sys.executable, "-c", ALONE, str(program), str(tmp_path / "images"), str(tmp_path / "logits")]
     subprocess.run(call, check=True, capture_output=True)
-    found = torch.load(tmp_path / "logits")
+    results = torch.load(tmp_path / "logits")
     wanted = sparring.load(made / HERE.pretrained)(images)
-    torch.testing.assert_close(found["all"], wanted)
-    torch.testing.assert_close(found["one"], wanted[:1])
-    assert json.loads(found["facts"]["sparring.json"])["image_size"] == 16
+    torch.testing.assert_close(results["all"], wanted)
+    torch.testing.assert_close(results["one"], wanted[:1])
+    assert json.loads(results["facts"]["sparring.json"])["image_size"] == 16
     with zipfile.ZipFile(program) as archive:
         assert not any(str(Path.cwd()).encode() in archive.read(name) for name in archive.namelist())
 
@@ -92,14 +92,14 @@ def test_a_users_model_is_measured_as_a_structure_is(
     shutil.copytree("data", "elsewhere")
     shutil.rmtree("data")
     capsys.readouterr()
-    for given in (["models/pretrained.safetensors"], ["bare.safetensors", "--network", RESNET], [str(program)]):
-        found = measured(*given, "--data", "elsewhere")
-        pd.testing.assert_frame_equal(found[wanted.columns].loc[wanted.index], wanted, atol=0.006, check_dtype=False)
-        assert set(found.index.unique("attack")) == {"clean", "gaussian", "fgsm", "deepfool", "strong"}
-        shown = capsys.readouterr().out
-        low, high = statistics.wilson(round(found.loc[("test", "fgsm"), "accuracy"] * 120), 120)
-        assert f"{found.loc[('test', 'fgsm'), 'accuracy']:.3f} [{low:.3f}, {high:.3f}]" in shown
-        assert "strong (unseen)" in shown and "held-out images" in shown
+    for arguments in (["models/pretrained.safetensors"], ["bare.safetensors", "--network", RESNET], [str(program)]):
+        accuracy = measured(*arguments, "--data", "elsewhere")
+        pd.testing.assert_frame_equal(accuracy[wanted.columns].loc[wanted.index], wanted, atol=0.006, check_dtype=False)
+        assert set(accuracy.index.unique("attack")) == {"clean", "gaussian", "fgsm", "deepfool", "strong"}
+        printed = capsys.readouterr().out
+        low, high = statistics.wilson(round(accuracy.loc[("test", "fgsm"), "accuracy"] * 120), 120)
+        assert f"{accuracy.loc[('test', 'fgsm'), 'accuracy']:.3f} [{low:.3f}, {high:.3f}]" in printed
+        assert "strong (unseen)" in printed and "held-out images" in printed
 
 
 def saved(name: str, net: torch.nn.Module, **facts: Any) -> str:
@@ -171,7 +171,7 @@ def test_a_program_for_other_images_is_one_line(program: Path, project: Path) ->
     for classes, size, says in ((7, 16, "tells 10 classes apart"), (10, 24, "cannot read 2 images of 3×24×24")):
         with pytest.raises(InputError, match=says) as caught:
             model = foreign.Model(net, program, classes, None, cpu)
-            foreign.check(model, program, np.empty((0, size, size, 3), np.uint8), cpu)
+            foreign.check_fixed_function(model, program, np.empty((0, size, size, 3), np.uint8), cpu)
         assert "\n" not in str(caught.value)
 
 

@@ -194,9 +194,9 @@ class Brightness(Classifier):
 def bright(project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], Any]:
     """Runs the stage on a Brightness whose images lie a known number of levels from its boundary at 127.5."""
     levels = np.array([3] * 8 + [20] * 2 + [60] * 2) - 0.5
-    away = np.concatenate([levels, -levels])
-    image = np.broadcast_to((127.5 + away)[:, None, None, None], (24, 16, 16, 3)).astype(np.uint8)
-    label = (away > 0).astype(np.int64)
+    distances = np.concatenate([levels, -levels])
+    image = np.broadcast_to((127.5 + distances)[:, None, None, None], (24, 16, 16, 3)).astype(np.uint8)
+    label = (distances > 0).astype(np.int64)
     metadata = {"shape": [16, 16, 3], "classes": ["dark", "light"], "source": "made-up images"}
     store.write(HERE.clean / "test.parquet", [store.Images(np.arange(24), label, image)], metadata)
     params = tiny(
@@ -221,16 +221,16 @@ def test_a_linear_net_falls_at_the_radius_of_its_margin(bright: Callable[[bool],
     # 16 images lie 2.5 levels from the boundary, 4 lie 19.5 and 4 lie 59.5.
     np.testing.assert_allclose(line["accuracy"], [1, 1, 8 / 24, 4 / 24, 0])
     np.testing.assert_allclose(line["success"], [0, 0, 16 / 24, 20 / 24, 1])
-    found = checks.verdicts(params, rows, no_transfer())
-    assert found["passed"].tolist()[1:] == [True] * (len(found) - 1)
-    assert checks.warnings(found) == []
+    table = checks.verdicts(params, rows, no_transfer())
+    assert table["passed"].tolist()[1:] == [True] * (len(table) - 1)
+    assert checks.warnings(table) == []
 
 
 def test_masked_gradients_fail_the_checks_that_find_them(bright: Callable[[bool], Any]) -> None:
     params, rows = bright(True)
-    found = checks.verdicts(params, rows, no_transfer()).set_index("check")["passed"]
-    assert not found["black box does not beat white box"] and not found[checks.UNBOUNDED]
-    assert found["more steps do not help much"]
+    passed = checks.verdicts(params, rows, no_transfer()).set_index("check")["passed"]
+    assert not passed["black box does not beat white box"] and not passed[checks.UNBOUNDED]
+    assert passed["more steps do not help much"]
     table = checks.verdicts(params, rows, no_transfer())
     (line,) = checks.warnings(table)
     assert line.startswith("**Warning: gradients may be masked.** baseline still classifies a share of ")
@@ -238,15 +238,15 @@ def test_masked_gradients_fail_the_checks_that_find_them(bright: Callable[[bool]
     assert robustness.summary(accuracy, table)[BASELINE]["failed_checks"] == (
         "black box does not beat white box, without a bound nothing is left"
     )
-    shown = checks.table(params, table).wide[""].set_index("check")["baseline"]
-    assert shown["black box does not beat white box"].startswith("FAIL: ")
+    cells = checks.table(params, table).wide[""].set_index("check")["baseline"]
+    assert cells["black box does not beat white box"].startswith("FAIL: ")
 
 
 def test_transfer_that_beats_white_box_fails(tiny: Callable[..., Params]) -> None:
     params = tiny(structures=ALONE, attacks={"bim": {"eps": 0.05, "step": 0.02, "first_step": 0.02, "steps": 3}})
     index = np.arange(24)
 
-    def made(structure: str, **correct: Any) -> pd.DataFrame:
+    def rows_under(structure: str, **correct: Any) -> pd.DataFrame:
         parts = [
             pd.DataFrame({"index": index, "attack": name, "correct": value, "label": 0, "l2": 1.0, "linf": 0.04})
             for name, value in correct.items()
@@ -254,11 +254,11 @@ def test_transfer_that_beats_white_box_fails(tiny: Callable[..., Params]) -> Non
         return pd.concat(parts).assign(structure=structure, seed=0)
 
     def verdict(stored: np.ndarray) -> Any:
-        rows = made("adv", clean=True, pgd=index < 12, fgsm=index < 12, more_steps=index < 12, square=index < 18)
-        stored_rows = made("adv", clean=index < 20, bim=stored)
-        found = checks.verdicts(params, rows, stored_rows)
-        found = found[(found["check"] == "white-box beats transfer") & (found["structure"] == "adv")]
-        (cell,) = found.to_dict("records")
+        rows = rows_under("adv", clean=True, pgd=index < 12, fgsm=index < 12, more_steps=index < 12, square=index < 18)
+        stored_rows = rows_under("adv", clean=index < 20, bim=stored)
+        table = checks.verdicts(params, rows, stored_rows)
+        table = table[(table["check"] == "white-box beats transfer") & (table["structure"] == "adv")]
+        (cell,) = table.to_dict("records")
         assert cell["compared"] == "pgd, stored bim, Linf 12/255" and cell["images"] == 24
         return cell
 
@@ -278,15 +278,17 @@ def test_the_worst_case_is_the_least_over_all_attacks_within_the_radius(tiny: Ca
     rows["linf"] = generator.integers(0, 20, len(rows)) / 255 * (rows["attack"] != CLEAN)
     rows["l2"] = generator.random(len(rows)) * (rows["attack"] != CLEAN)
     accuracy = robustness.accuracies(params, rows, robustness.worst_cases(params, rows))
-    found = accuracy.set_index(["attack", "radius"])["accuracy"]
+    by_radius = accuracy.set_index(["attack", "radius"])["accuracy"]
     inside = {"Linf 12/255": rows["linf"] * 255 < 12.5, "L2 0.5": rows["l2"] <= 0.5}
     inside[robustness.ANY] = inside["Linf 12/255"] | inside["L2 0.5"]
     for radius, within in inside.items():
         alive = [
             all(rows["correct"][place] for place in rows.index[(rows["index"] == image) & within]) for image in range(6)
         ]
-        assert found[robustness.WORST, radius] == pytest.approx(np.mean(alive))
-        assert found[robustness.WORST, robustness.ANY] <= found[robustness.WORST, radius] <= found[CLEAN, ""]
-    wilson = statistics.wilson(round(6 * found[CLEAN, ""]), 6)
+        assert by_radius[robustness.WORST, radius] == pytest.approx(np.mean(alive))
+        assert (
+            by_radius[robustness.WORST, robustness.ANY] <= by_radius[robustness.WORST, radius] <= by_radius[CLEAN, ""]
+        )
+    wilson = statistics.wilson(round(6 * by_radius[CLEAN, ""]), 6)
     first = accuracy.iloc[0]
     assert (first["ci_low"], first["ci_high"]) == pytest.approx(wilson)

@@ -1,6 +1,6 @@
-"""How robust is a model of one's own? From a model and images to a page, without a pipeline.
+"""An audit: from a model and images to a page on how robust the model is, without a pipeline.
 
-images → model → plan → run → facts → verdict → page
+Its modules are used in the order images, model, plan, run, facts, verdict, page.
 """
 
 import math
@@ -27,14 +27,17 @@ from sparring.params.errors import InputError
 from sparring.params.sections import Network
 from sparring.params.values import fraction
 
-# Seconds, from which the time is planned: making all corruptions of an image of 32 pixels, and the page.
+# Seconds that are planned for all corruptions of an image of 32 pixels, and for the page.
 PER_CORRUPTED, FOR_PAGE = 0.006, 8.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for; the names are those of the command line.  eps: in [0, 1] units.  batch_size: None for what
-    fits.  transfer_from: a model whose attacked images are shown to this one, too."""
+    """The options of an audit, by their names on the command line.
+
+    eps: in [0, 1] units.  batch_size: None for as many images as fit.  transfer_from: a model; images that are attacked
+    through it are given to the audited model, too.
+    """
 
     model: str
     data: str
@@ -52,7 +55,7 @@ class Options:
 
 
 def radius(text: str, norm: str) -> float:
-    """The option --eps, in [0, 1] units. Raises InputError for what is no radius in this norm."""
+    """Parse the option --eps, in [0, 1] units. Raises InputError for what is no radius in this norm."""
     if norm not in ("linf", "l2"):
         raise InputError(f"--norm is {norm}; use linf or l2")
     try:
@@ -71,7 +74,7 @@ def radius(text: str, norm: str) -> float:
 
 
 def batch_size(text: str) -> int | None:
-    """The option --batch-size; None for auto. Raises InputError for anything but a number of images."""
+    """Parse the option --batch-size; None for auto. Raises InputError for anything but a number of images."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -80,97 +83,102 @@ def batch_size(text: str) -> int | None:
 
 
 def positive(option: str, value: float) -> float:
-    """A number above 0. Raises InputError for any other."""
+    """Return the value of an option that has to be a number above 0. Raises InputError for any other."""
     if not 0 < value < math.inf:
         raise InputError(f"{option} is {value:g}; it is a number above 0")
     return value
 
 
 def audit(options: Options) -> numbers.Facts:
-    """Audit a model and write the page, audit.md and audit.json into `options.out`; prints what each attack did.
+    """Audit a model, write index.html, audit.md and audit.json into `options.out`, and print each attack's result.
 
     Raises InputError, before any attack, where the model or the images cannot be used.
     """
     clock = Clock(60 * options.minutes)
     began = time.time()
-    work, classes, data = _begin(options, clock)
-    gradients = work.subject.gradients
+    work, classes, data = _prepare_work(options, clock)
+    has_gradients = work.subject.has_gradients
     size, norm, eps = work.images.image.shape[1], options.norm, options.eps
-    other = _other(options, work) if options.transfer_from else None
+    transfer_aim = _transfer_aim(options, work) if options.transfer_from else None
     parts = {
-        plan.CHECKS: plan.checks(norm, eps, gradients),
-        plan.CURVE: plan.curve(norm, eps, size, gradients),
-        plan.LEAST: plan.least_norms(gradients),
+        plan.CHECKS: plan.check_attacks(norm, eps, has_gradients),
+        plan.CURVE: plan.curve_attacks(norm, eps, size, has_gradients),
+        plan.LEAST: plan.minimum_norm_attacks(has_gradients),
     }
-    sizes = plan.sizes(parts, int(work.right.sum()), clock.seconds, work.rates)
-    each = 31 * work.rates.forward + PER_CORRUPTED * (size / 32) ** 2
-    for_end = FOR_PAGE + min(each * len(work.images), 0.1 * clock.seconds)
-    for_parts = sum(sizes[name] * plan.part_seconds(name, steps, work.rates) for name, steps in parts.items())
-    clock.reserved = for_end + for_parts
-    if other is not None:
-        work.attack(plan.transfer(norm, eps), work.right, plan.WORST, other)
-    waiting = run.climb(work, plan.ladder(norm, eps, len(classes), gradients))
-    clock.reserved = for_end
-    run.parts(work, parts, sizes)
-    waiting = run.climb(work, waiting)  # the other parts may have left some of their time
+    sizes = plan.part_sizes(parts, int(work.right.sum()), clock.seconds, work.rates)
+    corruption_seconds = 31 * work.rates.forward + PER_CORRUPTED * (size / 32) ** 2
+    end_seconds = FOR_PAGE + min(corruption_seconds * len(work.images), 0.1 * clock.seconds)
+    parts_seconds = sum(sizes[name] * plan.part_seconds(name, attacks, work.rates) for name, attacks in parts.items())
+    clock.reserved = end_seconds + parts_seconds
+    if transfer_aim is not None:
+        work.attack(plan.transfer_attack(norm, eps), work.right, plan.WORST, transfer_aim)
+    waiting = run.run_worst_case(work, plan.worst_case_attacks(norm, eps, len(classes), has_gradients))
+    clock.reserved = end_seconds
+    run.run_parts(work, parts, sizes)
+    waiting = run.run_worst_case(work, waiting)  # the other parts may have left some of their time
     clock.reserved = FOR_PAGE
-    corruptions = run.corrupted(work, each)
-    found = numbers.gather(work, classes, waiting, corruptions)
-    verdict = words.verdict(found, data)
-    page.write(options.out, found, verdict, _made(options, work, classes, data, time.time() - began))
+    corruptions = run.predict_corrupted(work, corruption_seconds)
+    facts = numbers.gather(work, classes, waiting, corruptions)
+    verdict = words.verdict(facts, data)
+    page.write(options.out, facts, verdict, _page_data(options, work, classes, data, time.time() - began))
     if not waiting:
         shutil.rmtree(options.out / "unfinished", ignore_errors=True)  # nothing is left to go on with
     for sentence in verdict.sentences:
         print(sentence.replace("**", ""))
-    print(page.one_line(found, options.out), flush=True)
-    return found
+    print(page.one_line(facts, options.out), flush=True)
+    return facts
 
 
-def _begin(options: Options, clock: Clock) -> tuple[Work, list[str], str]:
-    """The work before its first attack, the names of the classes, and the data set's name."""
+def _prepare_work(options: Options, clock: Clock) -> tuple[Work, list[str], str]:
+    """Open the model and the images. Returns the work before its first attack, the class names and the data set's name.
+
+    Raises InputError where the model or the images cannot be used.
+    """
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out is {options.out}, a file; name a folder")
-    opened = models.open_model(options.model, options.network)
-    data = images.open_data(options.data)
-    known = data.classes or [str(number) for number in range(int(data.source.label.max()) + 1)]
-    size = options.image_size or opened.size or images.native_size(data, data.rows)
+    source = models.open_model(options.model, options.network)
+    data_set = images.open_data(options.data)
+    named_classes = data_set.classes or [str(number) for number in range(int(data_set.source.label.max()) + 1)]
+    size = options.image_size or source.size or images.native_size(data_set, data_set.rows)
     settings = run.settings_of(options.batch_size or 1)
     device = choose(settings)
-    net, count = models.load(opened, len(known), size, device)
-    chosen = images.choose(data, count, options.images, settings.seed)
-    classes = known + [str(number) for number in range(len(known), count)]
+    net, count = models.load(source, len(named_classes), size, device)
+    rows = images.choose(data_set, count, options.images, settings.seed)
+    classes = named_classes + [str(number) for number in range(len(named_classes), count)]
     batch_size = options.batch_size or models.largest_batch(net, size, device)
     settings = run.settings_of(batch_size)
-    loaded = images.read(data, chosen, size)
-    subject = models.subject(opened, net, classes, loaded, options.scaling, batch_size, device)
-    probe = loaded[:batch_size]
+    all_images = images.read(data_set, rows, size)
+    subject = models.subject(source, net, classes, all_images, options.scaling, batch_size, device)
+    probe = all_images[:batch_size]
     pixels, labels = classifier.to_images(probe.image, device), on_device(probe.label, device)
-    clean = predict.classified(subject.model, loaded, batch_size, device)
+    clean = predict.classified(subject.model, all_images, batch_size, device)
     clean["correct"] = clean["prediction"] == clean["label"]
     models.check_better_than_guessing(options.model, clean)
-    rates = plan.measured(subject.aim, pixels, labels, subject.gradients)
-    steps = plan.ladder(options.norm, options.eps, count, subject.gradients)
-    fits = plan.images_that_fit(len(loaded), clock.seconds - clock.used, rates, steps)
-    folder = run.unfinished(options.out, subject, size, settings, options.norm, options.eps)
-    work = Work(settings, subject, loaded[:fits], clean[:fits], options.norm, options.eps, rates, clock, folder, device)
-    if fits < len(loaded):
-        work.left_out["images"] = f"{len(loaded) - fits:,} of {len(loaded):,}, as more --minutes would be needed"
-        print(f"note: {fits:,} of {len(loaded):,} images fit {options.minutes:g} minutes", file=sys.stderr)
+    rates = plan.measure_rates(subject.aim, pixels, labels, subject.has_gradients)
+    attacks = plan.worst_case_attacks(options.norm, options.eps, count, subject.has_gradients)
+    fits = plan.images_that_fit(len(all_images), clock.seconds - clock.used, rates, attacks)
+    folder = run.unfinished_folder(options.out, subject, size, settings, options.norm, options.eps)
+    norm, eps = options.norm, options.eps
+    work = Work(settings, subject, all_images[:fits], clean[:fits], norm, eps, rates, clock, folder, device)
+    if fits < len(all_images):
+        rest = len(all_images) - fits
+        work.left_out["images"] = f"{rest:,} of {len(all_images):,}, as more --minutes would be needed"
+        print(f"note: {fits:,} of {len(all_images):,} images fit {options.minutes:g} minutes", file=sys.stderr)
     passes = f"{1 / rates.gradient:,.0f} passes forward and back, {1 / rates.forward:,.0f} forward a second"
     print(f"{options.model}: {fits:,} images of {size} pixels, {count} classes, {passes}", flush=True)
-    if not subject.gradients:
+    if not subject.has_gradients:
         print(f"warning: {options.model} has no gradient; only attacks without one are run", file=sys.stderr)
-    return work, classes, data.name
+    return work, classes, data_set.name
 
 
-def _other(options: Options, work: Work) -> engine.Aim:
-    """What attacks ask of the net of --transfer-from. Raises InputError where it has no gradient or other classes."""
+def _transfer_aim(options: Options, work: Work) -> engine.Aim:
+    """The net of --transfer-from, ready for attacks. Raises InputError where it has no gradient or other classes."""
     text, classes, device = str(options.transfer_from), work.subject.model.classes or 0, work.device
-    opened = models.open_model(text, None)
-    net, count = models.load(opened, classes, work.images.image.shape[1], device)
+    source = models.open_model(text, None)
+    net, count = models.load(source, classes, work.images.image.shape[1], device)
     if count != classes:
         raise InputError(f"--transfer-from {text} tells {count} classes apart, the audited model {classes}")
-    aim: engine.Aim = foreign.Model(net, opened.path, classes, None, device)
+    aim: engine.Aim = foreign.Model(net, source.path, classes, None, device)
     if isinstance(net, Classifier):
         aim = engine.Fast(net, device, torch.float32)
     if not models.has_gradients(aim, work.images[: models.PROBE], device):
@@ -178,7 +186,7 @@ def _other(options: Options, work: Work) -> engine.Aim:
     return aim
 
 
-def _made(options: Options, work: Work, classes: list[str], data: str, seconds: float) -> sections.Made:
+def _page_data(options: Options, work: Work, classes: list[str], data: str, seconds: float) -> sections.PageData:
     facts = {
         "model": options.model,
         "model_digest": work.subject.digest,
@@ -193,4 +201,4 @@ def _made(options: Options, work: Work, classes: list[str], data: str, seconds: 
     }
     name = Path(options.model).name
     title = f"How robust is {name}? An audit"
-    return sections.Made(title, options.command, facts, data, work.images, work.pictures)
+    return sections.PageData(title, options.command, facts, data, work.images, work.pictures)

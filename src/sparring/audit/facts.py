@@ -1,4 +1,4 @@
-"""The numbers of an audit, from rows of predictions: no model is asked. They are what audit.json holds."""
+"""The numbers of an audit, from rows of predictions: no model is run. audit.json holds them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pandas as pd
 
 from sparring import statistics
 from sparring.audit import plan
-from sparring.audit.plan import CHECKS, CURVE, LEAST, WORST, Planned
+from sparring.audit.plan import CHECKS, CURVE, LEAST, WORST, PlannedAttack
 from sparring.audit.run import Work
 from sparring.params.attacks import STEPS
 from sparring.params.names import CLEAN
@@ -20,15 +20,16 @@ POINTS = 60  # of the curve over L2 lengths
 
 @dataclass(frozen=True)
 class Facts:
-    """What an audit found.
+    """The numbers of an audit.
 
-    images: a row an image: index, label, correct (clean), standing, confidence (clean), attack (the title of the one
-    that broke it first), attacked_confidence, attacked_correct, least (change in the audit's norm that broke it),
-    least_l2, on_curve and measured (whether the curve, and the search for the least change, took it).
+    images: a row an image: index, label, correct (clean), standing, confidence (clean), attack (the title of the first
+    that broke it), attacked_confidence, attacked_correct, least (the least change in the audit's norm that broke it),
+    least_l2 (the same in L2), on_curve (whether the curve has it), measured (whether its least change was looked for).
     attacks: a row an attack of the worst case, in its order.  curve: eps, accuracy, ci_low, ci_high, images.
     lengths: the same by L2 length.  checks: as `report.checks.verdicts`, without structures.
-    corruptions: corruption, strength, accuracy, ci_low, ci_high, images.  classes: names.
-    waiting: titles of attacks of the worst case that had no time.  autoattack: whether all of its parts ran whole.
+    corruptions: corruption, strength, accuracy, ci_low, ci_high, images.  classes: their names.
+    waiting: the titles of the worst case's attacks that had no time.  autoattack: whether all of AutoAttack ran.
+    left_out: reason by what was not done.  has_gradients: whether the model has any.
     """
 
     images: pd.DataFrame
@@ -43,7 +44,7 @@ class Facts:
     waiting: Sequence[str]
     autoattack: bool
     left_out: dict[str, str]
-    gradients: bool
+    has_gradients: bool
 
     @property
     def clean(self) -> dict[str, Any]:
@@ -55,31 +56,32 @@ class Facts:
 
     @property
     def median_least(self) -> float:
-        """Of the images that are right when clean and on the curve: the change that breaks half of them."""
+        """The change in the audit's norm that breaks half of the images that are on the curve and right when clean."""
         return self._median("least", "on_curve")
 
     @property
     def median_length(self) -> float:
-        """The same in L2, of the images whose least change was looked for."""
+        """The L2 length that breaks half of the images whose least change was looked for and that are right clean."""
         return self._median("least_l2", "measured")
 
-    def _median(self, column: str, chosen: str) -> float:
-        least = self.images.loc[self.images[chosen] & self.images["correct"], column].to_numpy(float)
+    def _median(self, column: str, membership: str) -> float:
+        least = self.images.loc[self.images[membership] & self.images["correct"], column].to_numpy(float)
         return float(np.median(least)) if len(least) else float("nan")
 
     @property
     def by_class(self) -> pd.DataFrame:
-        """A row a class that has images, the worst first: class, clean, standing, ci_low, ci_high, images."""
+        """A row for each class that has images, the least robust first: class, clean, standing, ci_low, ci_high,
+        images."""
         rows = []
-        for number, own in self.images.groupby("label"):
-            found = share(own["standing"])
-            rows.append({"class": self.classes[int(str(number))], "clean": own["correct"].mean(), **found})
+        for number, rows_of_class in self.images.groupby("label"):
+            standing = share(rows_of_class["standing"])
+            rows.append({"class": self.classes[int(str(number))], "clean": rows_of_class["correct"].mean(), **standing})
         table = pd.DataFrame(rows).rename(columns={"accuracy": "standing"})
         return table.sort_values(["standing", "clean"], kind="stable", ignore_index=True)
 
     @property
     def calibration(self) -> dict[str, float]:
-        """The expected calibration error, clean and under the worst case."""
+        """The expected calibration error and the mean confidence, clean and under the worst case."""
         images = self.images
         return {
             "clean": statistics.calibration_error(images["confidence"].to_numpy(), images["correct"].to_numpy(bool)),
@@ -97,17 +99,20 @@ def share(right: pd.Series) -> dict[str, Any]:
     return {"accuracy": float(right.mean()), "ci_low": low, "ci_high": high, "images": len(right)}
 
 
-def gather(work: Work, classes: Sequence[str], waiting: Sequence[Planned], corruptions: pd.DataFrame) -> Facts:
-    """waiting: attacks of the worst case that had no time.  corruptions: from `run.corrupted`."""
+def gather(work: Work, classes: Sequence[str], waiting: Sequence[PlannedAttack], corruptions: pd.DataFrame) -> Facts:
+    """The facts of a finished audit.
+
+    waiting: attacks of the worst case that had no time.  corruptions: from `run.predict_corrupted`.
+    """
     empty = pd.DataFrame(columns=["index", "attack", "title", "part", "correct", "inside", "l2", "linf", "confidence"])
     rows = pd.concat(work.frames, ignore_index=True) if work.frames else empty
     images = _images(work, rows)
-    gradients = work.subject.gradients
-    planned = plan.ladder(work.norm, work.eps, len(classes), gradients)
-    missing = {step.key for step in waiting} | set(plan.AUTOATTACK) - {step.key for step in planned}
+    has_gradients = work.subject.has_gradients
+    planned = plan.worst_case_attacks(work.norm, work.eps, len(classes), has_gradients)
+    missing = {attack.key for attack in waiting} | set(plan.AUTOATTACK) - {attack.key for attack in planned}
     return Facts(
         images=images,
-        attacks=pd.DataFrame(work.ran, columns=["key", "attack", "met", "of", "fooled", "accuracy", "seconds"]),
+        attacks=pd.DataFrame(work.attack_rows, columns=["key", "attack", "met", "of", "fooled", "accuracy", "seconds"]),
         curve=_curve(work, images, rows),
         lengths=_lengths(images),
         checks=_checks(work, rows),
@@ -115,10 +120,10 @@ def gather(work: Work, classes: Sequence[str], waiting: Sequence[Planned], corru
         classes=classes,
         norm=work.norm,
         eps=work.eps,
-        waiting=[step.title for step in waiting],
+        waiting=[attack.title for attack in waiting],
         autoattack=not missing & set(plan.AUTOATTACK),
         left_out=dict(work.left_out),
-        gradients=gradients,
+        has_gradients=has_gradients,
     )
 
 
@@ -131,33 +136,33 @@ def _images(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
         by_index[column] = least.where(by_index["correct"], 0.0).astype(float).fillna(np.inf)
     fooled = broken[broken["inside"].astype(bool)].drop_duplicates("index").set_index("index")
     by_index["attack"] = fooled["title"].reindex(by_index.index)
-    # Of an image that stands, what the last attack on it left.
+    # An image that stands is shown as the last attack on it left it.
     last = rows[rows["part"] == WORST].drop_duplicates("index", keep="last").set_index("index")
     for name, default in (("confidence", by_index["confidence"]), ("correct", by_index["correct"])):
-        seen = fooled[name].reindex(by_index.index).astype(object)
-        seen = seen.where(seen.notna(), last[name].reindex(by_index.index))
-        by_index[f"attacked_{name}"] = seen.where(seen.notna(), default)
+        attacked_values = fooled[name].reindex(by_index.index).astype(object)
+        attacked_values = attacked_values.where(attacked_values.notna(), last[name].reindex(by_index.index))
+        by_index[f"attacked_{name}"] = attacked_values.where(attacked_values.notna(), default)
     by_index["attacked_confidence"] = by_index["attacked_confidence"].astype(float)
     by_index["attacked_correct"] = by_index["attacked_correct"].astype(bool)
     for name, part in (("on_curve", CURVE), ("measured", LEAST)):
-        met = rows.loc[rows["part"] == part, "index"]
-        place = np.flatnonzero(by_index.index.isin(met))
-        by_index[name] = np.arange(len(by_index)) <= (place.max() if len(place) else -1)
+        attacked_index = rows.loc[rows["part"] == part, "index"]
+        positions = np.flatnonzero(by_index.index.isin(attacked_index))
+        by_index[name] = np.arange(len(by_index)) <= (positions.max() if len(positions) else -1)
     return by_index.reset_index()
 
 
 def _curve(work: Work, images: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy by radius, from 0; an image falls at the least change by which any attack of the audit broke it."""
+    """Accuracy by radius, from 0. An image falls at the least change by which any attack of the audit broke it."""
     columns = ["eps", "accuracy", "ci_low", "ci_high", "images"]
     on_curve = images[images["on_curve"]]
     met = set(rows.loc[rows["part"] == CURVE, "attack"])
-    steps = plan.curve(work.norm, work.eps, work.images.image.shape[1], True)
-    radii = [0.0, *(plan.radius_of(step, work.norm) for step in steps if step.key in met)]
+    attacks = plan.curve_attacks(work.norm, work.eps, work.images.image.shape[1], True)
+    radii = [0.0, *(plan.radius_of(attack, work.norm) for attack in attacks if attack.key in met)]
     if on_curve.empty:
         return pd.DataFrame(columns=columns)
     slack = 1e-3 / 255 if work.norm == "linf" else 1e-4
-    found = [share(on_curve["least"] > radius + slack * (radius > 0)) for radius in radii]
-    return pd.DataFrame([{"eps": radius, **row} for radius, row in zip(radii, found, strict=True)], columns=columns)
+    shares = [share(on_curve["least"] > radius + slack * (radius > 0)) for radius in radii]
+    return pd.DataFrame([{"eps": radius, **row} for radius, row in zip(radii, shares, strict=True)], columns=columns)
 
 
 def _lengths(images: pd.DataFrame) -> pd.DataFrame:
@@ -174,11 +179,11 @@ def _lengths(images: pd.DataFrame) -> pd.DataFrame:
 
 def _checks(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
     """The sanity checks (Carlini et al., 2019, arXiv 1902.06705); columns check, compared, images, accuracy, against,
-    passed. One that had no time is left out."""
-    own = rows[(rows["part"] == CHECKS) | (rows["attack"] == plan.TRANSFER)].assign(seed=0)
-    # An image that an attack only broke outside of the ball withstood it.
-    own["correct"] = own["correct"].astype(bool) | ~own["inside"].astype(bool)
-    under = dict(list(own.groupby("attack")))
+    passed. A check whose attacks had no time is left out."""
+    check_rows = rows[(rows["part"] == CHECKS) | (rows["attack"] == plan.TRANSFER)].assign(seed=0)
+    # An image that an attack broke only outside of the ball counts as correct.
+    check_rows["correct"] = check_rows["correct"].astype(bool) | ~check_rows["inside"].astype(bool)
+    by_attack = dict(list(check_rows.groupby("attack")))
     square = f"Square of {plan.FEW_QUERIES} queries"
     compared = [
         ("iterative beats single step", "PGD of 20 steps, one step", plan.SINGLE, 0.0),
@@ -187,27 +192,27 @@ def _checks(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
         ("white box beats transfer", "PGD of 20 steps, PGD on the other net", plan.TRANSFER, 0.0),
     ]
     decided = [
-        {"check": check, "compared": words, **rules.paired(under[plan.REFERENCE], under[other], tolerance)}
+        {"check": check, "compared": words, **rules.paired(by_attack[plan.REFERENCE], by_attack[other], tolerance)}
         for check, words, other, tolerance in compared
-        if plan.REFERENCE in under and other in under
+        if plan.REFERENCE in by_attack and other in by_attack
     ]
     decided += _unbounded(work, rows[rows["part"] == CURVE])
     return pd.DataFrame(decided, columns=["check", "compared", "images", "accuracy", "against", "passed"])
 
 
 def _unbounded(work: Work, curve: pd.DataFrame) -> list[dict[str, Any]]:
-    """The check that nothing is left at the largest radius; none where an image that stands had no time to meet it.
+    """The check that no image stands at the largest radius; none where a standing image had no time to meet it.
 
     curve: rows of the curve's attacks, the radii rising.
     """
     if curve.empty:
         return []
-    last = plan.curve(work.norm, work.eps, work.images.image.shape[1], True)[-1]
-    stands = curve.groupby("index")["correct"].all()
-    met = stands.index.isin(curve.loc[curve["attack"] == last.key, "index"])
-    if (stands & ~met).any():
+    last = plan.curve_attacks(work.norm, work.eps, work.images.image.shape[1], True)[-1]
+    standing = curve.groupby("index")["correct"].all()
+    is_met = standing.index.isin(curve.loc[curve["attack"] == last.key, "index"])
+    if (standing & ~is_met).any():
         return []
-    facts = {"images": len(stands), "accuracy": float(stands.mean()), "passed": bool(not stands.any())}
+    facts = {"images": len(standing), "accuracy": float(standing.mean()), "passed": bool(not standing.any())}
     return [{"check": rules.UNBOUNDED, "compared": f"{curve['title'].iloc[-1]} and below", **facts}]
 
 
@@ -219,5 +224,5 @@ def _corruptions(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_under_corruptions(table: pd.DataFrame) -> float:
-    """The mean accuracy over all kinds and strengths; nan where none was seen."""
+    """The mean accuracy over all kinds and strengths; NaN where there are none."""
     return float(table.loc[table["corruption"] != CLEAN, "accuracy"].mean()) if len(table) else float("nan")

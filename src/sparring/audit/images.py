@@ -1,4 +1,4 @@
-"""The images of an audit: those of a data set that nobody should have trained on, at the size that the model reads."""
+"""The images of an audit: the test images of a data set where it has any, at the size that the model reads."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ NAMES = ("digits", *known.TORCHVISION, "gtsrb", "belgium", "orl", "yale")
 """Data sets that --data may call by their names, as `gtsrb:FOLDER`; the first ones also without a folder."""
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SMALLEST = 8  # pixels of an image's side
-LOOKED_AT = 100  # images whose size is looked at where nobody tells it
+SIZE_SAMPLE = 100  # images whose size is read where neither model nor option gives one
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,28 @@ class DataSet:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes; empty where nothing tells them."""
+        """The names of the classes; empty where they are not known."""
         return self.source.classes
 
     @property
-    def numbered(self) -> bool:
-        """Whether the classes have no names but the numbers of their labels."""
+    def is_numbered(self) -> bool:
+        """Whether the classes' names are the numbers of their labels."""
         return self.classes == [str(number) for number in range(len(self.classes))]
 
 
 def open_data(text: str) -> DataSet:
-    """The data set that --data names: a path, or one of NAMES, alone or before a colon and a folder.
+    """Open the data set that --data names: a path, or one of NAMES, alone or before a colon and a folder.
 
     Nothing is downloaded. Raises InputError where there is no such data set or it cannot be read.
     """
-    name, path = _named(text)
+    name, path = _kind_and_path(text)
     if name == "store":
-        return _store(Path(str(path)))
+        return _open_store(Path(str(path)))
     try:
-        # Only some of what `prepare` is told matters here, and an image may have any size.
-        source = prepare.read_labels(_data(name, path, SMALLEST), download=False)
+        # Reading labels needs only some of these settings, and an image may have any size.
+        source = prepare.read_labels(_data_params(name, path, SMALLEST), download=False)
     except InputError as error:
-        raise InputError(_as_option(str(error))) from error
+        raise InputError(_with_option_name(str(error))) from error
     for remark in source.remarks:
         print(f"warning: {one_line(remark)}", file=sys.stderr)
     rows = np.flatnonzero(source.heldout)
@@ -69,11 +69,11 @@ def open_data(text: str) -> DataSet:
             "the model was trained on it knows more than of others",
             file=sys.stderr,
         )
-    return DataSet(source, rows, _recognised(name, source.classes))
+    return DataSet(source, rows, _recognised_name(name, source.classes))
 
 
-def _recognised(name: str, classes: list[str]) -> str:
-    """A data set's name, also where only its class names tell it."""
+def _recognised_name(name: str, classes: list[str]) -> str:
+    """The data set's name by its class names, where they are those of CIFAR-10 or ImageNet; else `name`."""
     if [word.lower() for word in classes] == CIFAR10:
         return "cifar10"
     if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", word) for word in classes):
@@ -81,7 +81,7 @@ def _recognised(name: str, classes: list[str]) -> str:
     return name
 
 
-def _named(text: str) -> tuple[str, str | None]:
+def _kind_and_path(text: str) -> tuple[str, str | None]:
     """The kind of a data set, and its path where it has one."""
     word, colon, rest = text.partition(":")
     if word in NAMES and not (Path(text).exists() and not colon):
@@ -103,40 +103,40 @@ def _named(text: str) -> tuple[str, str | None]:
     return ("folder" if files is None else "parquet"), text
 
 
-def _data(name: str, path: str | None, size: int) -> Data:
+def _data_params(name: str, path: str | None, size: int) -> Data:
     fields = {"source": name, "path": path, "group_pattern": None, "background": "white", "image_size": size}
     return Data.model_construct(**fields)  # type: ignore[arg-type]
 
 
-def _store(path: Path) -> DataSet:
-    """The images of a store of the pipeline, as data/clean/test.parquet is one."""
+def _open_store(path: Path) -> DataSet:
+    """The clean images of a store of the pipeline, such as data/clean/test.parquet."""
     images = store.read(path)
     if "attack" in images.metadata:
         raise InputError(f"{path} holds attacked images; name clean ones, as in data/clean/test.parquet")
-    read = partial(known.in_batches, images.image)
+    read_rows = partial(known.in_batches, images.image)
     classes = [str(name) for name in images.metadata["classes"]]
-    source = Source(str(path), images.label, np.ones(len(images), bool), classes, None, read)
+    source = Source(str(path), images.label, np.ones(len(images), bool), classes, None, read_rows)
     name = str(images.metadata.get("source", "store"))
-    return DataSet(source, np.arange(len(images)), _recognised(name if name in NAMES else "store", classes))
+    return DataSet(source, np.arange(len(images)), _recognised_name(name if name in NAMES else "store", classes))
 
 
 def choose(data: DataSet, classes: int, count: int, seed: int) -> np.ndarray:
-    """Rows of at most so many images (N,), every beginning of which has the classes in their shares.
+    """Draw the rows (N,) of at most `count` images. Every prefix has the classes in their proportions.
 
-    classes: how many the model tells apart.  Raises InputError where the data set has others.
-    A line on standard error says which classes have no image at all.
+    classes: the model's number of classes.  Raises InputError where the data set does not fit it.
+    Warns of classes that have no image.
     """
     source = data.source
-    if data.classes and len(data.classes) != classes and not (data.numbered and len(data.classes) < classes):
+    if data.classes and len(data.classes) != classes and not (data.is_numbered and len(data.classes) < classes):
         raise InputError(
             f"the model tells {classes} classes apart, {source.name} has {len(data.classes)}; name the data set that "
             "it was trained for, or a folder with one folder for each of its classes"
         )
     label = source.label[data.rows]
     if label.min() < 0 or label.max() >= classes:
-        wrong = label.max() if label.max() >= classes else label.min()
+        bad_label = label.max() if label.max() >= classes else label.min()
         raise InputError(
-            f"{source.name} has the label {wrong}; the model tells {classes} classes apart, so labels are 0 to "
+            f"{source.name} has the label {bad_label}; the model tells {classes} classes apart, so labels are 0 to "
             f"{classes - 1}"
         )
     absent = np.setdiff1d(np.arange(classes), label)
@@ -151,36 +151,36 @@ def choose(data: DataSet, classes: int, count: int, seed: int) -> np.ndarray:
 
 
 def read(data: DataSet, rows: np.ndarray, size: int) -> store.Images:
-    """The images of these rows in their order, (N, S, S, 3) uint8. Raises InputError for images that cannot be read."""
+    """Read the images of these rows, in their order: (N, S, S, 3) uint8. Raises InputError where one cannot be read."""
     order = np.argsort(rows, kind="stable")
-    several: list[str] = []
-    batches = list(decode.decoded(data.source.read(rows[order]), size, "white", several))
-    if several:
-        print(f"warning: several frames or pages, of which the first is taken: {some(several, 3)}", file=sys.stderr)
+    multi_frame: list[str] = []
+    batches = list(decode.decoded(data.source.read(rows[order]), size, "white", multi_frame))
+    if multi_frame:
+        print(f"warning: several frames or pages, of which the first is taken: {some(multi_frame, 3)}", file=sys.stderr)
     image = np.empty((len(rows), size, size, 3), np.uint8)
     image[order] = np.concatenate(batches)
     return store.Images(rows, data.source.label[rows], image)
 
 
 def native_size(data: DataSet, rows: np.ndarray) -> int:
-    """The side in pixels of the images as they lie there. Raises InputError where they have several sizes or are not
+    """The side in pixels of the images as they are stored. Raises InputError where they have several sizes or are not
     square."""
-    looked_at = np.sort(rows)[:LOOKED_AT]
-    found = [decode.native_size(encoded) for batch in data.source.read(looked_at) for _, encoded in batch]
-    sizes = sorted({size for size in found if size is not None})
+    sample = np.sort(rows)[:SIZE_SAMPLE]
+    sample_sizes = [decode.native_size(encoded) for batch in data.source.read(sample) for _, encoded in batch]
+    sizes = sorted({size for size in sample_sizes if size is not None})
     if not sizes:
         raise InputError(f"no image of {data.source.name} can be read; look at {data.source.name}")
     if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
-        shown = some([f"{width}×{height}" for width, height in sizes], 3)
+        sizes_text = some([f"{width}×{height}" for width, height in sizes], 3)
         raise InputError(
-            f"the images of {data.source.name} have {shown} pixels; say at which size the model reads them, as in "
+            f"the images of {data.source.name} have {sizes_text} pixels; say at which size the model reads them, as in "
             "--image-size 224"
         )
     return sizes[0][0]
 
 
-def _as_option(text: str) -> str:
-    """An error of `prepare` in the words of the command line."""
+def _with_option_name(text: str) -> str:
+    """Replace the parameters' names in an error of `prepare` by that of the option --data."""
     for before in (f"{PARAMS_FILE}: data.path", "data.path", "data.source"):
         text = text.replace(before, "--data")
     return text

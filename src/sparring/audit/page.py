@@ -6,27 +6,27 @@ from typing import Any
 
 from sparring.audit import verdict as words
 from sparring.audit.facts import Facts, mean_under_corruptions
-from sparring.audit.sections import FIGURES, Made, sections
+from sparring.audit.sections import FIGURES, PageData, sections
 from sparring.audit.verdict import Verdict
 from sparring.report import page, publish
 from sparring.report.table import number, with_interval
 
 
-def write(out: Path, facts: Facts, verdict: Verdict, made: Made) -> None:
+def write(out: Path, facts: Facts, verdict: Verdict, page_data: PageData) -> None:
     """Write index.html, audit.md, audit.json and figures/ into a folder; what else lies there stays."""
     with publish.replacing(out) as folder:
         folder.mkdir(parents=True)
-        shown = sections(folder, facts, verdict, made)
-        html = page.html(made.title, shown, folder / "vector")
-        texts = {"index.html": html, "audit.md": page.markdown(made.title, shown, FIGURES)}
-        texts["audit.json"] = publish.as_json(tree(facts, verdict, made), 6)
+        page_sections = sections(folder, facts, verdict, page_data)
+        html = page.html(page_data.title, page_sections, folder / "vector")
+        texts = {"index.html": html, "audit.md": page.markdown(page_data.title, page_sections, FIGURES)}
+        texts["audit.json"] = publish.as_json(json_tree(facts, verdict, page_data), 6)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
-        shutil.rmtree(folder / "vector")  # which the page has in it
+        shutil.rmtree(folder / "vector")  # the page has these figures inside
 
 
-def tree(facts: Facts, verdict: Verdict, made: Made) -> dict[str, Any]:
-    """What audit.json holds, with NaN for what is not known."""
+def json_tree(facts: Facts, verdict: Verdict, page_data: PageData) -> dict[str, Any]:
+    """The content of audit.json, with NaN for what is not known."""
     images = facts.images
     return {
         "clean": facts.clean,
@@ -46,15 +46,15 @@ def tree(facts: Facts, verdict: Verdict, made: Made) -> dict[str, Any]:
         "classes": facts.by_class.to_dict("records"),
         "left_out": facts.left_out,
         "verdict": verdict.sentences,
-        **made.facts,
+        **page_data.facts,
     }
 
 
 def one_line(facts: Facts, out: Path) -> str:
-    """What is printed at the end."""
+    """The last line that an audit prints."""
     worst = facts.worst
-    shown = with_interval(worst["accuracy"], worst["ci_low"], worst["ci_high"])
+    accuracy = with_interval(worst["accuracy"], worst["ci_low"], worst["ci_high"])
     return (
-        f"audit: robust accuracy {shown} within {words.ball(facts)}, clean {number(facts.clean['accuracy'])}, "
-        f"{worst['images']:,} images: {out / 'index.html'}"
+        f"audit: robust accuracy {accuracy} within {words.threat_model(facts)}, "
+        f"clean {number(facts.clean['accuracy'])}, {worst['images']:,} images: {out / 'index.html'}"
     )

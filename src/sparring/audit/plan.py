@@ -1,4 +1,4 @@
-"""Which attacks an audit runs, what each costs, and what of them fits the time."""
+"""The attacks of an audit, what each costs, and how many images fit the time."""
 
 import time
 from collections.abc import Callable
@@ -23,27 +23,27 @@ from sparring.params.attacks import (
 )
 from sparring.params.names import SQUARE
 
-AUTOATTACK = (APGD, APGD_T, FAB_T, SQUARE)  # all that have to run for a figure to be AutoAttack's
-FEW_TARGETS, FEW_QUERIES = 3, 500  # of what comes before
+AUTOATTACK = (APGD, APGD_T, FAB_T, SQUARE)  # all of these have to run for a figure to be AutoAttack's
+FEW_TARGETS, FEW_QUERIES = 3, 500  # of the short versions of APGD-T and Square, which run before the whole ones
 SHORT_SQUARE = "square_short"
 SUBSET = 100  # images of the checks, the least norms and the curve
 FEWEST = 20  # images on which such a part still says something
 FEWEST_AUDITED = 50
-FOR_PARTS = 0.4  # of the time, at most, goes to what is not the worst case
+FOR_PARTS = 0.4  # of the time, at most, goes to the parts other than the worst case
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)  # of the curve in L∞; at 128 any image can be made grey
 LENGTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of the curve in L2, at images of 32 pixels
 WORST, CHECKS, LEAST, CURVE = "worst case", "checks", "least norms", "curve"  # the parts of an audit
-STANDING_ON_CURVE = 0.4  # of the images, in the mean over the radii: an estimate, from which the time is planned
+STANDING_ON_CURVE = 0.4  # of the images, in the mean over the radii: an estimate by which the time is planned
 REFERENCE, SINGLE, LONGER, BLACK_BOX = "pgd", "one_step", "more_steps", "random_search"  # in the checks
 TRANSFER = "transfer"
 
 
 @dataclass(frozen=True)
-class Planned:
-    """An attack of an audit.
+class PlannedAttack:
+    """An attack of an audit, with what it costs.
 
-    key: its name in files.  title: for reading.
-    gradients, forwards: how many passes an image takes, forward and back and forward alone; mostly an upper bound.
+    key: its name in files.  title: its name on the page.
+    gradients, forwards: the passes that an image takes, forward and back, and forward alone; mostly upper bounds.
     """
 
     key: str
@@ -55,17 +55,17 @@ class Planned:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a pass of one image takes, in seconds."""
+    """The seconds that a pass of one image takes: gradient, forward and back; forward, alone."""
 
     gradient: float
     forward: float
 
-    def seconds(self, planned: Planned, images: int = 1) -> float:
-        return images * (planned.gradients * self.gradient + planned.forwards * self.forward)
+    def seconds(self, attack: PlannedAttack, images: int = 1) -> float:
+        return images * (attack.gradients * self.gradient + attack.forwards * self.forward)
 
 
 class Clock:
-    """The time that an audit has: `left` until its end, but for `reserved` seconds that later parts need."""
+    """The time of an audit: `left` are the seconds until its end, less the `reserved` ones that later parts need."""
 
     def __init__(self, seconds: float) -> None:
         self.start = time.monotonic()
@@ -80,13 +80,13 @@ class Clock:
     def left(self) -> float:
         return self.seconds - self.used - self.reserved
 
-    def allows(self, each: float) -> Callable[[int], bool]:
-        """Whether so many more images fit, of which each takes so long."""
-        return lambda count: count * each <= self.left
+    def allows(self, seconds_per_image: float) -> Callable[[int], bool]:
+        """A predicate: do so many images, of which each takes so long, fit the time left when it is called?"""
+        return lambda count: count * seconds_per_image <= self.left
 
 
-def measured(aim: engine.Aim, images: Tensor, labels: Tensor, gradients: bool) -> Rates:
-    """Seconds of a pass of one image, in batches of these images (N, 3, H, W)."""
+def measure_rates(aim: engine.Aim, images: Tensor, labels: Tensor, has_gradients: bool) -> Rates:
+    """Measure the seconds of a pass of one image, in batches of these images (N, 3, H, W)."""
 
     def seconds(work: Callable[[], object]) -> float:
         work()  # the first pass loads and chooses kernels
@@ -99,11 +99,11 @@ def measured(aim: engine.Aim, images: Tensor, labels: Tensor, gradients: bool) -
         return (time.perf_counter() - began) / times / len(images)
 
     forward = seconds(lambda: aim.quick(images))
-    return Rates(seconds(lambda: losses.loss_gradient(aim, images, labels)) if gradients else forward, forward)
+    return Rates(seconds(lambda: losses.loss_gradient(aim, images, labels)) if has_gradients else forward, forward)
 
 
 def pgd(norm: str, eps: float, steps: int, restarts: int, loss: str) -> Attack:
-    """PGD whose steps reach two and a half times across the ball."""
+    """PGD whose steps together are two and a half radii long, in L∞ at least a level each."""
     step = max(2.5 * eps / steps, 1 / 255 if norm == "linf" else 0.0)
     settings = {"eps": eps, "step": step, "steps": steps, "norm": norm, "restarts": restarts, "loss": loss}
     return attack_entry("pgd", settings)
@@ -117,112 +117,117 @@ def one_step(norm: str, eps: float) -> Attack:
     return attack_entry("pgd", settings)
 
 
-def square(norm: str, eps: float, queries: int) -> Attack:
-    """Square with a schedule brought to the length of its budget."""
+def square_attack(norm: str, eps: float, queries: int) -> Attack:
+    """Square, with its schedule scaled to the number of queries."""
     return torchattacks_entry("Square", norm, eps=eps, n_queries=queries, resc_schedule=True)
 
 
-def ladder(norm: str, eps: float, classes: int, gradients: bool) -> list[Planned]:
+def worst_case_attacks(norm: str, eps: float, classes: int, has_gradients: bool) -> list[PlannedAttack]:
     """The attacks of the worst case, the cheapest first.
 
-    eps: in [0, 1] units.  gradients: without them, Square is all there is.
+    eps: in [0, 1] units.  has_gradients: whether the model has any; without them only Square is run.
     """
     targets = min(TARGETS, classes - 1)
     parts = autoattack_parts(norm, eps, classes)
-    short = Planned(SHORT_SQUARE, f"Square, {FEW_QUERIES:,} queries", square(norm, eps, FEW_QUERIES), 0, FEW_QUERIES)
-    whole = Planned(SQUARE, f"Square, {QUERIES:,} queries", parts[SQUARE], 0, QUERIES)
-    if not gradients:
+    few_queries = square_attack(norm, eps, FEW_QUERIES)
+    short = PlannedAttack(SHORT_SQUARE, f"Square, {FEW_QUERIES:,} queries", few_queries, 0, FEW_QUERIES)
+    whole = PlannedAttack(SQUARE, f"Square, {QUERIES:,} queries", parts[SQUARE], 0, QUERIES)
+    if not has_gradients:
         return [short, whole]
-    steps = [
-        Planned(SINGLE, "FGSM" if norm == "linf" else "one step", one_step(norm, eps), 1),
-        Planned("pgd_ce", "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
-        Planned("pgd_margin", "PGD on the margin, 20 steps, 2 starts", pgd(norm, eps, 20, 2, "margin"), 40, 2),
-        Planned(APGD, f"APGD-CE, {STEPS} steps", parts[APGD], STEPS),
+    attacks = [
+        PlannedAttack(SINGLE, "FGSM" if norm == "linf" else "one step", one_step(norm, eps), 1),
+        PlannedAttack("pgd_ce", "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
+        PlannedAttack("pgd_margin", "PGD on the margin, 20 steps, 2 starts", pgd(norm, eps, 20, 2, "margin"), 40, 2),
+        PlannedAttack(APGD, f"APGD-CE, {STEPS} steps", parts[APGD], STEPS),
     ]
     if APGD_T in parts and targets > FEW_TARGETS:
         few = torchattacks_entry("APGDT", norm, eps=eps, steps=STEPS, n_restarts=1, n_classes=FEW_TARGETS + 1)
         title = f"APGD-T, {STEPS} steps, the {FEW_TARGETS} nearest classes"
-        steps.append(Planned("apgd_t_few", title, few, STEPS * FEW_TARGETS, FEW_TARGETS))
-    steps.append(short)
+        attacks.append(PlannedAttack("apgd_t_few", title, few, STEPS * FEW_TARGETS, FEW_TARGETS))
+    attacks.append(short)
     passes = STEPS * targets
     if APGD_T in parts:
-        steps.append(Planned(APGD_T, f"APGD-T, {STEPS} steps, {targets} classes", parts[APGD_T], passes, targets))
-    return [*steps, whole, Planned(FAB_T, f"FAB-T, {STEPS} steps, {targets} classes", parts[FAB_T], passes, 2 * passes)]
+        title = f"APGD-T, {STEPS} steps, {targets} classes"
+        attacks.append(PlannedAttack(APGD_T, title, parts[APGD_T], passes, targets))
+    title = f"FAB-T, {STEPS} steps, {targets} classes"
+    return [*attacks, whole, PlannedAttack(FAB_T, title, parts[FAB_T], passes, 2 * passes)]
 
 
-def checks(norm: str, eps: float, gradients: bool) -> list[Planned]:
-    """The attacks that the sanity checks compare, each on all images of a subset."""
-    white = [
-        Planned(SINGLE, "one step", one_step(norm, eps), 1),
-        Planned(REFERENCE, "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
-        Planned(LONGER, f"PGD, {STEPS} steps", pgd(norm, eps, STEPS, 1, "cross_entropy"), STEPS),
+def check_attacks(norm: str, eps: float, has_gradients: bool) -> list[PlannedAttack]:
+    """The attacks that the sanity checks compare; each is run on all images of a subset."""
+    white_box = [
+        PlannedAttack(SINGLE, "one step", one_step(norm, eps), 1),
+        PlannedAttack(REFERENCE, "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
+        PlannedAttack(LONGER, f"PGD, {STEPS} steps", pgd(norm, eps, STEPS, 1, "cross_entropy"), STEPS),
     ]
-    return [*(white if gradients else []), Planned(BLACK_BOX, "Square", square(norm, eps, FEW_QUERIES), 0, FEW_QUERIES)]
+    black_box = PlannedAttack(BLACK_BOX, "Square", square_attack(norm, eps, FEW_QUERIES), 0, FEW_QUERIES)
+    return [*(white_box if has_gradients else []), black_box]
 
 
-def least_norms(gradients: bool) -> list[Planned]:
-    """The attacks that look for the least change of each image, in L2."""
+def minimum_norm_attacks(has_gradients: bool) -> list[PlannedAttack]:
+    """The attacks that look for the least L2 change of each image; none without gradients."""
     steps = STEPS // 2
     ddn = attack_entry("ddn", {"steps": STEPS, "gamma": 0.05, "start": 1.0})
     cw = {"c": 1.0, "kappa": 0.0, "steps": steps, "learning_rate": 0.01, "search_steps": 4}
-    # Estimates: storing looks for the least scale that fools, which takes passes too, and from C&W images leave early.
-    found = [
-        Planned("ddn", f"DDN, {STEPS} steps", ddn, STEPS, 12),
-        Planned("cw", f"C&W, 4 × {steps} steps", attack_entry("cw", cw), 2 * steps, 16),
+    # The passes are estimates: storing looks for the least scale that fools, and images leave C&W early.
+    attacks = [
+        PlannedAttack("ddn", f"DDN, {STEPS} steps", ddn, STEPS, 12),
+        PlannedAttack("cw", f"C&W, 4 × {steps} steps", attack_entry("cw", cw), 2 * steps, 16),
     ]
-    return found if gradients else []
+    return attacks if has_gradients else []
 
 
-def curve(norm: str, eps: float, size: int, gradients: bool) -> list[Planned]:
-    """PGD at rising radii, up to one at which any image can be made grey."""
+def curve_attacks(norm: str, eps: float, size: int, has_gradients: bool) -> list[PlannedAttack]:
+    """PGD at rising radii, up to one at which any image can be made grey; none without gradients."""
     if norm == "linf":
         radii = sorted({level / 255 for level in LEVELS} | {eps})
     else:
         radii = sorted({length * size / 32 for length in LENGTHS} | {eps})
-    shown = {radius: f"{round(255 * radius)}/255" if norm == "linf" else f"{radius:g}" for radius in radii}
-    planned = [
-        Planned(f"radius_{number}", f"PGD at {shown[radius]}", pgd(norm, radius, 20, 1, "margin"), 20)
+    texts = {radius: f"{round(255 * radius)}/255" if norm == "linf" else f"{radius:g}" for radius in radii}
+    attacks = [
+        PlannedAttack(f"radius_{number}", f"PGD at {texts[radius]}", pgd(norm, radius, 20, 1, "margin"), 20)
         for number, radius in enumerate(radii)
     ]
-    return planned if gradients else []
+    return attacks if has_gradients else []
 
 
-def transfer(norm: str, eps: float) -> Planned:
-    """What is made against another net and shown to the model."""
-    return Planned(TRANSFER, "PGD on another net, 40 steps", pgd(norm, eps, 40, 1, "margin"), 40)
+def transfer_attack(norm: str, eps: float) -> PlannedAttack:
+    """The attack whose images are made through another net and then given to the model."""
+    return PlannedAttack(TRANSFER, "PGD on another net, 40 steps", pgd(norm, eps, 40, 1, "margin"), 40)
 
 
-def images_that_fit(wanted: int, seconds: float, rates: Rates, steps: list[Planned]) -> int:
-    """How many images the time allows to meet the attacks up to APGD-CE, which half of them live to see; without
-    gradients, Square's short version."""
-    by_key = {step.key: rates.seconds(step) for step in steps}
+def images_that_fit(wanted: int, seconds: float, rates: Rates, attacks: list[PlannedAttack]) -> int:
+    """The number of images, of those wanted, for which the time allows the attacks up to APGD-CE, if half of them still
+    stand at the last two; without gradients, Square's short version. It is FEWEST_AUDITED at least."""
+    by_key = {attack.key: rates.seconds(attack) for attack in attacks}
     first = by_key.get(SINGLE, 0.0) + by_key.get("pgd_ce", 0.0)
     later = by_key.get("pgd_margin", 0.0) + by_key.get(APGD, 0.0)
     fits = int((1 - FOR_PARTS) * seconds / ((first + later / 2) or by_key[SHORT_SQUARE]))
     return min(wanted, max(fits, FEWEST_AUDITED))
 
 
-def part_seconds(name: str, steps: list[Planned], rates: Rates) -> float:
-    """What a part of the audit takes an image. At the radii of the curve fewer and fewer images stand."""
-    return sum(rates.seconds(step) for step in steps) * (STANDING_ON_CURVE if name == CURVE else 1.0)
+def part_seconds(name: str, attacks: list[PlannedAttack], rates: Rates) -> float:
+    """The seconds that a part of the audit takes an image. The images on the curve are fewer at each radius."""
+    return sum(rates.seconds(attack) for attack in attacks) * (STANDING_ON_CURVE if name == CURVE else 1.0)
 
 
-def sizes(parts: dict[str, list[Planned]], most: int, seconds: float, rates: Rates) -> dict[str, int]:
-    """How many images each part takes, of `most` that there are, so that all keep to their share of the time.
+def part_sizes(parts: dict[str, list[PlannedAttack]], available: int, seconds: float, rates: Rates) -> dict[str, int]:
+    """The number of images of each part, so that all parts together keep to their share of the time.
 
-    parts: the most important first. Where FEWEST images of all would not fit, the last ones take none.
+    parts: the most important first. Where FEWEST images do not fit for all of them, the last ones have none.
+    available: the number of images that there are.
     """
-    wanted = min(most, SUBSET)
+    wanted = min(available, SUBSET)
     for last in range(len(parts), 0, -1):
-        chosen = list(parts)[:last]
-        each = sum(part_seconds(name, parts[name], rates) for name in chosen)
-        count = min(wanted, int(FOR_PARTS * seconds / each)) if each else 0
-        if count >= min(FEWEST, most):
-            return {name: count if name in chosen and parts[name] else 0 for name in parts}
+        included = list(parts)[:last]
+        seconds_per_image = sum(part_seconds(name, parts[name], rates) for name in included)
+        count = min(wanted, int(FOR_PARTS * seconds / seconds_per_image)) if seconds_per_image else 0
+        if count >= min(FEWEST, available):
+            return {name: count if name in included and parts[name] else 0 for name in parts}
     return dict.fromkeys(parts, 0)
 
 
-def radius_of(planned: Planned, norm: str) -> float:
-    """The radius of an attack of the curve, in [0, 1] units."""
-    found = planned.attack.linf if norm == "linf" else planned.attack.l2
-    return float(np.nan if found is None else found)
+def radius_of(planned: PlannedAttack, norm: str) -> float:
+    """The radius of an attack of the curve in the audit's norm, in [0, 1] units; NaN where it has none."""
+    radius = planned.attack.linf if norm == "linf" else planned.attack.l2
+    return float(np.nan if radius is None else radius)

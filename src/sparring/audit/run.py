@@ -1,4 +1,4 @@
-"""The attacks of an audit, run within its time: what is finished is kept, and what does not fit is named."""
+"""The attacks of an audit, run within its time. Finished batches are kept, and what does not fit is noted."""
 
 import hashlib
 import json
@@ -15,19 +15,19 @@ from sparring import progress, store
 from sparring.attacks import engine
 from sparring.audit import plan
 from sparring.audit.model import Subject
-from sparring.audit.plan import CURVE, WORST, Clock, Planned, Rates
+from sparring.audit.plan import CURVE, WORST, Clock, PlannedAttack, Rates
 from sparring.evaluation import aimed, corruptions, predict
 from sparring.params.attacks import Attack
 from sparring.params.names import CLEAN, CORRUPTIONS, STRENGTHS
 from sparring.params.sections import Store
 
 SEED = 0
-PICTURES = 12  # images that fell, of each attack, that are kept for the page
+PICTURES = 12  # the images broken by an attack that are kept for the page, at most
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides how attacked images are made; as params.yaml would say it."""
+    """The settings that decide how attacked images are made, in the names of params.yaml."""
 
     store: Store
     seed: int = SEED
@@ -39,16 +39,16 @@ class Settings:
 
 
 def settings_of(batch_size: int) -> Settings:
-    """Attacked images are kept as float16 levels, so that rounding costs an attacker next to nothing."""
-    kept = Store(
+    """The settings of an audit. Attacked images are stored as float16 levels, as rounding would weaken the attacks."""
+    store_settings = Store(
         shard_size=batch_size, batch_size=batch_size, dtype="float16", faithful=True, margin=1e-3, memory_budget=1.0
     )
-    return Settings(kept)
+    return Settings(store_settings)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that fell.  attack: what broke it, for reading.  image: (S, S, 3), levels.  prediction: a class."""
+    """An image that an attack broke.  attack: its title.  image: (S, S, 3), levels.  prediction: the wrong class."""
 
     attack: str
     image: np.ndarray
@@ -57,12 +57,13 @@ class Picture:
 
 @dataclass
 class Work:
-    """An audit while it runs.
+    """The state of an audit while it runs.
 
-    images: (N, S, S, 3).  clean: a row of predictions of each, with `correct`.  folder: keeps what is finished.
+    images: (N, S, S, 3).  clean: a row of predictions of each, with `correct`.  folder: keeps finished batches.
     frames: rows of predictions under attacks, with `attack`, its `title`, `part`, `correct`, and `inside`: whether the
-    change lies within the ball.  ran: a row an attack of the worst case.
-    left_out: what was not done, and why.  pictures: of fallen images, by index.
+    change lies within the ball.  attack_rows: a row an attack of the worst case.
+    left_out: reason by what was not done.  pictures: broken images, by index.
+    right (N,): whether an image is correct when clean.  standing (N,): whether no attack has broken it so far.
     """
 
     settings: Settings
@@ -76,7 +77,7 @@ class Work:
     folder: Path
     device: torch.device
     frames: list[pd.DataFrame] = field(default_factory=list)
-    ran: list[dict[str, object]] = field(default_factory=list)
+    attack_rows: list[dict[str, object]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     pictures: dict[int, Picture] = field(default_factory=dict)
 
@@ -84,13 +85,15 @@ class Work:
         self.right = self.clean["correct"].to_numpy(bool)
         self.standing = self.right.copy()
 
-    def attack(self, planned: Planned, only: np.ndarray, part: str, aim: engine.Aim | None = None) -> pd.DataFrame:
-        """Run an attack on the images that `only` (N,) names, as far as the time allows: a row of each that it met.
+    def attack(
+        self, planned: PlannedAttack, only: np.ndarray, part: str, aim: engine.Aim | None = None
+    ) -> pd.DataFrame:
+        """Attack the images where `only` (N,) is true, as far as the time allows. Returns a row for each attacked one.
 
-        Whatever part it belongs to, an image that it brings across the boundary within the ball stands no longer.
+        Whatever part it belongs to, an image that it breaks within the ball stands no longer.
         """
-        each, count = self.rates.seconds(planned), int(only.sum())
-        fits = each * count <= self.clock.left
+        seconds_per_image, count = self.rates.seconds(planned), int(only.sum())
+        fits = seconds_per_image * count <= self.clock.left
         spent = f"{self.clock.used / 60:.1f} of {self.clock.seconds / 60:g} minutes are over"
         with progress.bar(f"{part}: {planned.title} ({spent})", count) as advance:
             rows, attacked = aimed.attack_images(
@@ -106,18 +109,18 @@ class Work:
                 self.folder / part.replace(" ", "-"),
                 self.device,
                 advance,
-                self.clock.allows(each) if fits else lambda count: False,
+                self.clock.allows(seconds_per_image) if fits else lambda count: False,
             )
         rows = rows.assign(attack=planned.key, title=planned.title, part=part)
         rows["correct"] = rows["prediction"] == rows["label"]
-        rows["inside"] = inside(rows, self.norm, self.eps)
+        rows["inside"] = is_inside_ball(rows, self.norm, self.eps)
         self.frames.append(rows)
         fallen = ~rows["correct"] & rows["inside"]
-        self._fell(rows, attacked, fallen, planned.title)
+        self._record_fallen(rows, attacked, fallen, planned.title)
         if part == WORST:
-            self._note(planned, rows, count, int(fallen.sum()), attacked)
+            self._record_attack(planned, rows, count, int(fallen.sum()), attacked)
         if len(rows) < count:
-            minutes = each * (count - len(rows)) / 60
+            minutes = seconds_per_image * (count - len(rows)) / 60
             self.left_out[f"{part}: {planned.title}"] = (
                 f"{count - len(rows):,} of {count:,} images were not attacked: they would take up to "
                 f"{minutes:.1f} minutes, which were not left"
@@ -127,92 +130,97 @@ class Work:
         return rows
 
     def predict(self, images: store.Images) -> pd.DataFrame:
-        """What the model says of images, a row each."""
+        """The model's predictions of images, a row each."""
         return predict.classified(self.subject.model, images, self.settings.store.batch_size, self.device)
 
-    def _fell(self, rows: pd.DataFrame, attacked: store.Images, fallen: pd.Series, title: str) -> None:
-        down = rows.loc[fallen, "index"].to_numpy()
-        self.standing &= ~np.isin(self.images.index, down)
+    def _record_fallen(self, rows: pd.DataFrame, attacked: store.Images, fallen: pd.Series, title: str) -> None:
+        fallen_index = rows.loc[fallen, "index"].to_numpy()
+        self.standing &= ~np.isin(self.images.index, fallen_index)
         for place in np.flatnonzero(fallen.to_numpy())[:PICTURES]:
             picture = Picture(title, np.array(attacked.image[place]), int(rows["prediction"].iloc[place]))
             self.pictures.setdefault(int(rows["index"].iloc[place]), picture)
 
-    def _note(self, planned: Planned, rows: pd.DataFrame, count: int, fallen: int, attacked: store.Images) -> None:
+    def _record_attack(
+        self, planned: PlannedAttack, rows: pd.DataFrame, count: int, fallen: int, attacked: store.Images
+    ) -> None:
         if rows.empty:
             return
-        left = float(self.standing.mean())
-        self.ran = [row for row in self.ran if row["key"] != planned.key]
+        accuracy = float(self.standing.mean())
+        self.attack_rows = [row for row in self.attack_rows if row["key"] != planned.key]
         facts = {"key": planned.key, "attack": planned.title, "met": len(rows), "of": count, "fooled": fallen}
         seconds = float(attacked.columns["seconds"].sum())
-        self.ran.append(facts | {"accuracy": left, "seconds": seconds})
-        said = f"{fallen:,} of {len(rows):,} images fell, {left:.3f} of all are left, {seconds:.0f} s"
-        print(f"{planned.title}: {said}", flush=True)
+        self.attack_rows.append(facts | {"accuracy": accuracy, "seconds": seconds})
+        summary = f"{fallen:,} of {len(rows):,} images fell, {accuracy:.3f} of all are left, {seconds:.0f} s"
+        print(f"{planned.title}: {summary}", flush=True)
 
 
-def inside(rows: pd.DataFrame, norm: str, eps: float) -> pd.Series:
-    """Whether each change lies within the ball; what rounding adds is forgiven."""
+def is_inside_ball(rows: pd.DataFrame, norm: str, eps: float) -> pd.Series:
+    """Whether each change lies within the ball, with room for rounding."""
     if norm == "linf":
         return 255 * rows["linf"] <= 255 * eps + 1e-3
     return rows["l2"] <= eps * (1 + 1e-4)
 
 
-def climb(work: Work, steps: Sequence[Planned]) -> list[Planned]:
-    """Run the steps of the worst case, each on the images still standing; returns those that had no time."""
+def run_worst_case(work: Work, attacks: Sequence[PlannedAttack]) -> list[PlannedAttack]:
+    """Run the attacks of the worst case, each on the images still standing. Returns those that had no time."""
     waiting = []
-    for step in steps:
+    for planned in attacks:
         if not work.standing.any():
             break
         standing = work.standing.copy()
-        if len(work.attack(step, standing, WORST)) < standing.sum():
-            waiting.append(step)
+        if len(work.attack(planned, standing, WORST)) < standing.sum():
+            waiting.append(planned)
     return waiting
 
 
-def parts(work: Work, planned: dict[str, list[Planned]], sizes: dict[str, int]) -> None:
-    """Run the other parts, each on its number of images that are right when clean."""
-    for name, steps in planned.items():
-        if not steps:
+def run_parts(work: Work, planned: dict[str, list[PlannedAttack]], sizes: dict[str, int]) -> None:
+    """Run the other parts, each on the first images that are right when clean.
+
+    planned: attacks by part.  sizes: numbers of images by part.
+    """
+    for name, attacks in planned.items():
+        if not attacks:
             continue
         if not sizes[name]:
             work.left_out[name] = f"fewer than {plan.FEWEST} images would fit the time"
             continue
-        chosen = work.right & (np.cumsum(work.right) <= sizes[name])
-        open_ones = chosen.copy()
-        for step in steps:
-            rows = work.attack(step, open_ones if name == CURVE else chosen, name)
-            if name == CURVE:  # who falls at a radius falls at a larger one
-                open_ones = open_ones & ~np.isin(work.images.index, rows.loc[~rows["correct"], "index"])
-                if not open_ones.any():
+        subset = work.right & (np.cumsum(work.right) <= sizes[name])
+        standing = subset.copy()
+        for attack in attacks:
+            rows = work.attack(attack, standing if name == CURVE else subset, name)
+            if name == CURVE:  # an image that falls at a radius falls at all larger ones
+                standing = standing & ~np.isin(work.images.index, rows.loc[~rows["correct"], "index"])
+                if not standing.any():
                     break
 
 
-def corrupted(work: Work, each: float) -> pd.DataFrame:
-    """Predictions under common corruptions: columns corruption, strength, correct, of as many images as fit the time.
+def predict_corrupted(work: Work, seconds_per_image: float) -> pd.DataFrame:
+    """Predict as many images as fit the time under common corruptions: columns corruption, strength, correct.
 
-    each: seconds that the kinds and strengths of one image take.
+    seconds_per_image: the seconds that all kinds and strengths of one image take.
     """
-    count = min(len(work.images), int(max(work.clock.left, 0) / each))
+    count = min(len(work.images), int(max(work.clock.left, 0) / seconds_per_image))
     if count < min(plan.FEWEST, len(work.images)):
         work.left_out["corruptions"] = f"fewer than {plan.FEWEST} images would fit the time"
         return pd.DataFrame(columns=["index", "corruption", "strength", "correct", "seed"])
     if count < len(work.images):
         work.left_out["corruptions"] = f"seen on {count:,} of {len(work.images):,} images, as more had no time"
-    shown = work.images[:count]
+    images = work.images[:count]
     frames = []
     kinds = [(name, strength) for name in CORRUPTIONS for strength in STRENGTHS]
     with progress.bar("corruptions", len(kinds) * count) as advance:
         for name, strength in [(CLEAN, 0), *kinds]:
-            image = corruptions.corrupt(shown, name, strength, work.settings.seed) if strength else shown.image
-            rows = work.predict(store.Images(shown.index, shown.label, image))
+            image = corruptions.corrupt(images, name, strength, work.settings.seed) if strength else images.image
+            rows = work.predict(store.Images(images.index, images.label, image))
             rows["correct"] = rows["prediction"] == rows["label"]
             frames.append(rows.assign(corruption=name, strength=strength, seed=0))
             advance(count)
     return pd.concat(frames, ignore_index=True)
 
 
-def unfinished(out: Path, subject: Subject, size: int, settings: Settings, norm: str, eps: float) -> Path:
+def unfinished_folder(out: Path, subject: Subject, size: int, settings: Settings, norm: str, eps: float) -> Path:
     """The folder, below that of the audit, where finished batches are kept. Its name is a digest of the model and the
-    settings; the names of its files have digests of their images."""
+    settings; its files have digests of their images in their names."""
     facts = [subject.digest, size, norm, eps, settings.store.model_dump(), settings.seed, torch.__version__]
     folder = out / "unfinished" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     if folder.exists():

@@ -20,18 +20,18 @@ from sparring.report.page import Figure, Section, Thumbnails
 from sparring.report.table import Table, intervals, number, records
 
 FIGURES = ("fall", "radius", "classes")
-SHOWN = 12  # images that fell first, and as many that never did
+SHOWN = 12  # pictures of images that fell first, and as many of images that never fell
 TICKS = (0, 4, 8, 16, 32, 64, 128)
-MOST_CLASSES = 30  # that the figure has room for
+MOST_CLASSES = 30  # for which the figure has room
 
 
 @dataclass(frozen=True)
-class Made:
+class PageData:
     """What the page shows beside the numbers.
 
-    title: of the page.  command: what was called.  facts: name → value, for the last section and for JSON.
-    data: the data set's name, by which published models are found.  images: (N, S, S, 3).  pictures: of images that
-    fell, by index.
+    command: the command line of the audit.  facts: value by name, for the last section and for JSON.
+    data: the data set's name, by which published models are found.  images: (N, S, S, 3).  pictures: broken images, by
+    index.
     """
 
     title: str
@@ -42,19 +42,19 @@ class Made:
     pictures: dict[int, Picture]
 
 
-def sections(folder: Path, facts: Facts, verdict: Verdict, made: Made) -> list[Section]:
-    """The page in the order in which it is read; figures are drawn into `folder`."""
+def sections(folder: Path, facts: Facts, verdict: Verdict, page_data: PageData) -> list[Section]:
+    """The sections of the page in their order; figures are drawn into `folder`."""
     sentences = "\n".join(f"- {sentence}" for sentence in verdict.sentences)
     return [
-        Section("Verdict", [sentences, *_published(facts, made.data)]),
-        Section("Worst case", _worst(folder, facts)),
+        Section("Verdict", [sentences, *_published(facts, page_data.data)]),
+        Section("Worst case", _worst_case(folder, facts)),
         Section("Accuracy over the size of the change", _curve(folder, facts)),
         Section("Can the figures be trusted?", _checks(facts)),
         Section("By class", _classes(folder, facts)),
-        Section("Images", _images(facts, made.images, made.pictures)),
+        Section("Images", _images(facts, page_data.images, page_data.pictures)),
         Section("Common corruptions", _corruptions(facts)),
         Section("Confidence", _calibration(facts)),
-        Section("What was left out, and how it was made", _making(facts, made)),
+        Section("What was left out, and how it was made", _conditions(facts, page_data)),
     ]
 
 
@@ -62,26 +62,26 @@ def _published(facts: Facts, data: str) -> list[str | Table | Figure]:
     models = words.published(facts, data)
     if models.empty:
         return []
-    own = facts.worst["accuracy"]
-    near = (models["robust"] - own).abs().nsmallest(3).index
-    chosen = models.loc[models.index.isin([*models.index[:3], *near])]
+    accuracy = facts.worst["accuracy"]
+    near = (models["robust"] - accuracy).abs().nsmallest(3).index
+    rows = models.loc[models.index.isin([*models.index[:3], *near])]
     frame = pd.DataFrame(
         {
-            "model": chosen["model"],
-            "architecture": chosen["architecture"],
-            "more training data": chosen["more_data"].map({0: "no", 1: "yes"}),
-            "clean": chosen["clean"].map(number),
-            "robust": chosen["robust"].map(number),
+            "model": rows["model"],
+            "architecture": rows["architecture"],
+            "more training data": rows["more_data"].map({0: "no", 1: "yes"}),
+            "clean": rows["clean"].map(number),
+            "robust": rows["robust"].map(number),
         }
     )
-    this = {"model": "this model", "architecture": "-", "more training data": "-"}
-    this |= {"clean": number(facts.clean["accuracy"]), "robust": number(own)}
-    frame = pd.concat([pd.DataFrame([this]), frame]).sort_values("robust", ascending=False, kind="stable")
+    own_row = {"model": "this model", "architecture": "-", "more training data": "-"}
+    own_row |= {"clean": number(facts.clean["accuracy"]), "robust": number(accuracy)}
+    frame = pd.concat([pd.DataFrame([own_row]), frame]).sort_values("robust", ascending=False, kind="stable")
     caption = "Beside it, published models: the best three, and the three whose figures are nearest."
     return [Table("published", caption, frame, {"": frame}, [words.SOURCE + "."])]
 
 
-def _worst(folder: Path, facts: Facts) -> list[str | Table | Figure]:
+def _worst_case(folder: Path, facts: Facts) -> list[str | Table | Figure]:
     attacks = facts.attacks
     if attacks.empty:
         return ["No attack was run."]
@@ -99,7 +99,7 @@ def _worst(folder: Path, facts: Facts) -> list[str | Table | Figure]:
         "Each attack meets the images that all before it left standing, so each row counts what it adds. An image also "
         "falls where an attack of another part of the audit breaks it within the ball; these have no row of their own."
     ]
-    caption = f"The attacks within {words.ball(facts)}, in the order in which they ran."
+    caption = f"The attacks within {words.threat_model(facts)}, in the order in which they ran."
     return [
         Table("attacks", caption, attacks, {"": wide}, notes),
         Figure("fall", "Accuracy that each attack left, with 95 % intervals."),
@@ -131,11 +131,11 @@ def _curve(folder: Path, facts: Facts) -> list[str | Table | Figure]:
         return ["Nothing was measured, as the time did not allow it or the model has no gradient."]
     with canvas(folder, "radius", 3.9 * len(panels) + 0.6, 3.4, picture=True) as figure:
         row = np.ravel(figure.subplots(1, len(panels), sharey=True, squeeze=False))
-        for number_, (axes, (label, points)) in enumerate(zip(row, panels, strict=True)):
+        for panel_number, (axes, (label, points)) in enumerate(zip(row, panels, strict=True)):
             levels = label.startswith("L∞")
             x = points["eps"] * (255 if levels else 1)
-            style = {"color": COLOURS[number_], "marker": "o" if levels else None, "ms": 3}
-            axes.fill_between(x, points["ci_low"], points["ci_high"], color=COLOURS[number_], alpha=0.15, lw=0)
+            style = {"color": COLOURS[panel_number], "marker": "o" if levels else None, "ms": 3}
+            axes.fill_between(x, points["ci_low"], points["ci_high"], color=COLOURS[panel_number], alpha=0.15, lw=0)
             axes.plot(x, points["accuracy"], **style)
             if levels:
                 axes.set_xscale("symlog", linthresh=8, base=2)
@@ -154,13 +154,13 @@ def _curve(folder: Path, facts: Facts) -> list[str | Table | Figure]:
 
 
 def _least(facts: Facts) -> str:
-    """The median least change, in words."""
+    """Sentences on the median least change."""
     parts = []
     if not math.isnan(facts.median_length):
         count = int((facts.images["measured"] & facts.images["correct"]).sum())
-        shown = "no length that was found" if math.isinf(facts.median_length) else f"{facts.median_length:.3g}"
+        length = "no length that was found" if math.isinf(facts.median_length) else f"{facts.median_length:.3g}"
         parts.append(
-            f"Half of the images fall to an L2 change of length {shown} or less ({count} images; DDN and C&W)."
+            f"Half of the images fall to an L2 change of length {length} or less ({count} images; DDN and C&W)."
         )
     if facts.norm == "linf" and not math.isnan(facts.median_least):
         count = int((facts.images["on_curve"] & facts.images["correct"]).sum())
@@ -204,18 +204,18 @@ def _classes(folder: Path, facts: Facts) -> list[str | Table | Figure]:
             "images": table["images"].map("{:,}".format),
         }
     )
-    shown = table.head(MOST_CLASSES)
-    with canvas(folder, "classes", 7.2, 0.7 + 0.26 * len(shown), table["class"], picture=True) as figure:
+    worst = table.head(MOST_CLASSES)
+    with canvas(folder, "classes", 7.2, 0.7 + 0.26 * len(worst), table["class"], picture=True) as figure:
         axes = figure.subplots()
-        place = np.arange(len(shown))[::-1]
-        axes.barh(place, shown["clean"], color=COLOURS[4], label="clean")
-        axes.barh(place, shown["standing"], color=COLOURS[0], label="worst case")
-        axes.set_yticks(place, [str(name)[:24] for name in shown["class"]])
+        place = np.arange(len(worst))[::-1]
+        axes.barh(place, worst["clean"], color=COLOURS[4], label="clean")
+        axes.barh(place, worst["standing"], color=COLOURS[0], label="worst case")
+        axes.set_yticks(place, [str(name)[:24] for name in worst["class"]])
         axes.set_xlim(0, 1)
         axes.set_xlabel("accuracy")
         axes.grid(axis="y", visible=False)
         figure.legend(loc="outside lower center", ncols=2)
-    left = f", of {len(table)} the {MOST_CLASSES} worst" if len(table) > len(shown) else ""
+    left = f", of {len(table)} the {MOST_CLASSES} worst" if len(table) > len(worst) else ""
     return [
         Figure("classes", f"Accuracy by class, the worst first{left}."),
         Table("classes", "Accuracy by class, the worst first.", table, {"": wide}),
@@ -223,21 +223,24 @@ def _classes(folder: Path, facts: Facts) -> list[str | Table | Figure]:
 
 
 def _images(facts: Facts, images: store.Images, pictures: dict[int, Picture]) -> list[str | Table | Figure]:
-    """Pictures of who falls first, and of who never does."""
+    """Pictures of the images that fell first, and of images that never fell."""
     by_index = {int(row.index_): row for row in records(facts.images.rename(columns={"index": "index_"}))}
     place = {int(index): number_ for number_, index in enumerate(images.index)}
     by_ease = sorted(pictures, key=lambda index: (min(by_index[index].least, facts.eps), by_index[index].confidence))
-    fell = by_ease[:SHOWN]
+    fallen = by_ease[:SHOWN]
     rows: dict[str, list[tuple[str, str]]] = {}
-    if fell:
+    if fallen:
         rows["The first to fall, as attacked"] = [
-            (page.png(pictures[index].image), _fell(facts, by_index[index].label, pictures[index])) for index in fell
+            (page.png(pictures[index].image), _fallen_caption(facts, by_index[index].label, pictures[index]))
+            for index in fallen
         ]
-        rows["The same images, clean"] = [_clean(facts, by_index[index], images, place[index]) for index in fell]
+        rows["The same images, clean"] = [
+            _clean_thumbnail(facts, by_index[index], images, place[index]) for index in fallen
+        ]
     standing = facts.images[facts.images["standing"]].sort_values("attacked_confidence", ascending=False, kind="stable")
     if len(standing):
         rows["Never fell, the surest first"] = [
-            _clean(facts, by_index[index], images, place[index]) for index in standing["index"].head(SHOWN)
+            _clean_thumbnail(facts, by_index[index], images, place[index]) for index in standing["index"].head(SHOWN)
         ]
     if not rows:
         return ["No image is right when clean."]
@@ -245,11 +248,11 @@ def _images(facts: Facts, images: store.Images, pictures: dict[int, Picture]) ->
     return [Thumbnails("images", caption, True, rows)]
 
 
-def _fell(facts: Facts, label: int, picture: Picture) -> str:
+def _fallen_caption(facts: Facts, label: int, picture: Picture) -> str:
     return f"{facts.classes[label]} → {facts.classes[picture.prediction]}\n{picture.attack}"
 
 
-def _clean(facts: Facts, row: Any, images: store.Images, place: int) -> tuple[str, str]:
+def _clean_thumbnail(facts: Facts, row: Any, images: store.Images, place: int) -> tuple[str, str]:
     return page.png(images.image[place]), f"{facts.classes[row.label]}\nsure by {row.confidence:.2f}"
 
 
@@ -274,13 +277,13 @@ def _corruptions(facts: Facts) -> list[str | Table | Figure]:
 
 
 def _calibration(facts: Facts) -> list[str | Table | Figure]:
-    found = facts.calibration
+    calibration = facts.calibration
     frame = pd.DataFrame(
         {
             "images": ["clean", "worst case"],
-            "mean confidence": [number(found["confidence"]), number(found["attacked_confidence"])],
+            "mean confidence": [number(calibration["confidence"]), number(calibration["attacked_confidence"])],
             "accuracy": [number(facts.clean["accuracy"]), number(facts.worst["accuracy"])],
-            "calibration error": [number(found["clean"]), number(found["attacked"])],
+            "calibration error": [number(calibration["clean"]), number(calibration["attacked"])],
         }
     )
     note = (
@@ -291,16 +294,16 @@ def _calibration(facts: Facts) -> list[str | Table | Figure]:
     return [Table("calibration", "How sure the model is, and how often right.", frame, {"": frame}, [note])]
 
 
-def _making(facts: Facts, made: Made) -> list[str | Table | Figure]:
+def _conditions(facts: Facts, page_data: PageData) -> list[str | Table | Figure]:
     parts: list[str | Table | Figure] = []
     if facts.left_out:
         lines = [f"- {escape.markdown(what)}: {why}." for what, why in facts.left_out.items()]
         parts.append("Left out:\n\n" + "\n".join(lines))
     else:
         parts.append("Nothing was left out.")
-    frame = pd.DataFrame({"": list(made.facts), "value": [str(value) for value in made.facts.values()]})
+    frame = pd.DataFrame({"": list(page_data.facts), "value": [str(value) for value in page_data.facts.values()]})
     parts.append(Table("made", "How the audit was made.", frame, {"": frame}))
-    parts.append(f"`{made.command}`")
+    parts.append(f"`{page_data.command}`")
     parts.append(
         "What an audit cannot tell: docs/audit.md has the list. Attacks that know the model's inner workings (adaptive "
         "attacks) may break more, and so may changes of other kinds than this ball."

@@ -1,4 +1,4 @@
-"""What an audit found, in sentences made from its numbers."""
+"""The verdict of an audit: sentences made from its numbers."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -19,53 +19,55 @@ SOURCE = (
     "5,000)"
 )
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
-SURPRISE = 0.02  # of the images that gradient attacks left, that Square may still break
+SURPRISE = 0.02  # the share of the images left by gradient attacks that Square may break without a sign of masking
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """sentences: in Markdown, the most important first.  masked: whether something suggests masked gradients."""
+    """The sentences of a verdict, in Markdown, the most important first; and whether gradients may be masked."""
 
     sentences: list[str]
     masked: bool
 
 
-def ball(facts: Facts) -> str:
-    """The threat model, for reading."""
+def threat_model(facts: Facts) -> str:
+    """The norm and radius of the audit in words."""
     if facts.norm == "linf":
         return f"an L∞ radius of {round(255 * facts.eps)}/255"
     return f"an L2 radius of {facts.eps:g}"
 
 
 def verdict(facts: Facts, data: str) -> Verdict:
-    """data: the data set's name, by which published models of it are found."""
+    """The verdict from an audit's numbers.  data: the data set's name, by which published models are found."""
     signs = masking_signs(facts)
     sentences = [_headline(facts), _breakers(facts), _gradients(facts, signs), _autoattack(facts)]
-    published = beside(facts, data)
+    published = published_comparison(facts, data)
     return Verdict([sentence for sentence in [*sentences, published] if sentence], bool(signs))
 
 
 def _headline(facts: Facts) -> str:
     worst, clean = (
-        with_interval(each["accuracy"], each["ci_low"], each["ci_high"]) for each in (facts.worst, facts.clean)
+        with_interval(share["accuracy"], share["ci_low"], share["ci_high"]) for share in (facts.worst, facts.clean)
     )
     return (
-        f"**Robust accuracy {worst}** within {ball(facts)}, against {clean} of the same {len(facts.images):,} images "
-        "clean. In brackets: 95 % intervals over images. It is an upper bound: a stronger attacker may find more."
+        f"**Robust accuracy {worst}** within {threat_model(facts)}, against {clean} of the same "
+        f"{len(facts.images):,} images clean. In brackets: 95 % intervals over images. It is an upper bound: a "
+        "stronger attacker may find more."
     )
 
 
 def _breakers(facts: Facts) -> str:
-    fell = facts.images[facts.images["correct"] & ~facts.images["standing"]]
-    if fell.empty:
+    fallen = facts.images[facts.images["correct"] & ~facts.images["standing"]]
+    if fallen.empty:
         return "No attack broke any image that is right when clean."
-    counts = [f"{title} {count:,}" for title, count in fell["attack"].value_counts().items()]
-    return f"What broke the {len(fell):,} images that fell: {'; '.join(counts)}."
+    counts = [f"{title} {count:,}" for title, count in fallen["attack"].value_counts().items()]
+    return f"What broke the {len(fallen):,} images that fell: {'; '.join(counts)}."
 
 
 def masking_signs(facts: Facts) -> list[str]:
-    """What suggests that gradients mislead the attacker, or that attacks were too weak; empty where nothing does."""
-    if not facts.gradients:
+    """The signs that gradients mislead the attacker or that attacks were too weak, in words; empty where there are
+    none."""
+    if not facts.has_gradients:
         return []
     failed = facts.checks[facts.checks["passed"].eq(False)]
     signs = [f"the check “{check}” failed" for check in failed["check"]]
@@ -78,7 +80,7 @@ def masking_signs(facts: Facts) -> list[str]:
 
 
 def _gradients(facts: Facts, signs: list[str]) -> str:
-    if not facts.gradients:
+    if not facts.has_gradients:
         return (
             "**The model has no gradient** that an attacker could follow (it is quantised, or decides inside), so only "
             "attacks without one were run. That says little about its robustness: attack the model before that step, "
@@ -89,8 +91,8 @@ def _gradients(facts: Facts, signs: list[str]) -> str:
     decided = int(facts.checks["passed"].notna().sum())
     if not decided:
         return "Whether gradients are masked was not checked, as the time did not allow it."
-    few = f" on {int(facts.checks['images'].max())} images"
-    return f"Nothing suggests masked gradients: all {decided} sanity checks passed{few}."
+    images_text = f" on {int(facts.checks['images'].max())} images"
+    return f"Nothing suggests masked gradients: all {decided} sanity checks passed{images_text}."
 
 
 def _autoattack(facts: Facts) -> str:
@@ -99,8 +101,8 @@ def _autoattack(facts: Facts) -> str:
     if facts.autoattack:
         return "All four parts of AutoAttack's standard version ran whole, each on what the attacks before had left."
     if facts.waiting:
-        late = "; ".join(facts.waiting)
-        return f"This is **not AutoAttack**: the time left out {late}. More `--minutes` go on from here."
+        titles = "; ".join(facts.waiting)
+        return f"This is **not AutoAttack**: the time left out {titles}. More `--minutes` go on from here."
     return "This is **not AutoAttack**, whose four parts are not all defined for this model."
 
 
@@ -118,8 +120,8 @@ def published(facts: Facts, data: str) -> pd.DataFrame:
     return table[same & ((radius - facts.eps).abs() < 1e-3)].sort_values("robust", ascending=False, kind="stable")
 
 
-def beside(facts: Facts, data: str) -> str:
-    """What published models of this data set and threat model reach; empty where nothing is known of any."""
+def published_comparison(facts: Facts, data: str) -> str:
+    """A sentence on how robust published models of this data set and threat model are; empty where there are none."""
     models = published(facts, data)
     if models.empty:
         return ""

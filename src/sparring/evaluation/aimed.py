@@ -1,4 +1,4 @@
-"""The engine of white-box evaluation: one attack on one net, shard by shard, judged by the net itself."""
+"""The engine of white-box evaluation: it attacks one net shard by shard, and the net itself classifies the results."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sparring.attacks import engine, generation
 from sparring.params.attacks import Attack
 
 Predict = Callable[[store.Images], pd.DataFrame]
-"""From images to a row an image: index, label, prediction, confidence, and what else is known."""
+"""A function from images to a row an image: index, label, prediction, confidence, and further columns."""
 
 
 def attack_images(
@@ -31,30 +31,32 @@ def attack_images(
     folder: Path,
     device: torch.device,
     advance: progress.Advance,
-    goes_on: Callable[[int], bool] = lambda count: True,
+    may_attack: Callable[[int], bool] = lambda count: True,
 ) -> tuple[pd.DataFrame, store.Images]:
-    """One attack on the images that `only` (N,) names: a row of predictions for each, with l2 and linf, and the images
-    as they were attacked, whose column `seconds` tells how long each took.
+    """Attack the images where `only` (N,) is true. Returns a row of predictions for each, with l2 and linf, and the
+    attacked images, whose column `seconds` is the time that each took.
 
-    net: decides.  aim: what the attack asks instead.  pool: clean images among which NST's partners are drawn.
-    folder: keeps finished shards; a run that was killed goes on after them.
-    goes_on: is asked before each shard that is not finished, with its number of images; where it says no, the images
-    from there on are not attacked, and have no row.
+    net: the model that the attack has to fool.  aim: the model that the attack queries in its place.
+    pool: clean images among which NST's partners are drawn.  folder: keeps finished shards, after which a run that was
+    killed continues.
+    may_attack: is called before each unfinished shard with its number of images. Where it returns false, the images of
+    that shard and of all later ones are not attacked and have no row.
     """
 
-    def make(shard: store.Images) -> store.Images:
+    def attack_shard(shard: store.Images) -> store.Images:
         began = time.perf_counter()
-        made = generation.attacked(settings, attack, name, net, aim, shard, pool, device)
-        each = np.full(len(shard), (time.perf_counter() - began) / max(len(shard), 1), np.float32)
-        return store.Images(made.index, made.label, made.image, made.columns | {"seconds": each})
+        attacked_shard = generation.attacked(settings, attack, name, net, aim, shard, pool, device)
+        seconds = np.full(len(shard), (time.perf_counter() - began) / max(len(shard), 1), np.float32)
+        columns = attacked_shard.columns | {"seconds": seconds}
+        return store.Images(attacked_shard.index, attacked_shard.label, attacked_shard.image, columns)
 
     metadata = {"shape": list(images.image.shape[1:]), "attack": name}
     parts = []
     for shard, path in generation.kept_paths(folder / name, images[only], settings.store.batch_size):
-        path = path.with_stem(f"{path.stem}-{_digest(shard)}")
-        if not (generation.is_finished(path, shard) or goes_on(len(shard))):
+        path = path.with_stem(f"{path.stem}-{_image_digest(shard)}")
+        if not (generation.is_finished(path, shard) or may_attack(len(shard))):
             break
-        generation.kept(path, shard, make, metadata, advance)
+        generation.kept(path, shard, attack_shard, metadata, advance)
         parts.append(store.read(path))
     attacked = store.joined(parts) if parts else images[:0]
     rows = predict(attacked)
@@ -63,6 +65,6 @@ def attack_images(
     return rows, attacked
 
 
-def _digest(shard: store.Images) -> str:
-    """Tells one shard's clean images from any others."""
+def _image_digest(shard: store.Images) -> str:
+    """A hexadecimal digest of a shard's clean images, by which its file is recognised."""
     return blake2b(np.ascontiguousarray(shard.image).tobytes(), digest_size=8).hexdigest()

@@ -1,8 +1,8 @@
-"""Certified robustness: nets asked about many random draws of their transform, whose votes no small change can turn.
+"""Certified robustness of a net under random draws of its transform: a radius within which no change turns its vote.
 
-Two certificates, both for the classifier that names the class for which a net votes most often under fresh draws:
-randomized smoothing by Gaussian noise (Cohen et al., 2019, arXiv 1902.02918), which certifies a radius in L2, and
-randomized ablation by masks (Levine and Feizi, 2020, arXiv 1911.09272), which certifies one in L0.
+The certified classifier names the class for which the net votes most often under fresh draws. There are two
+certificates: randomized smoothing by Gaussian noise (Cohen et al., 2019, arXiv 1902.02918) certifies a radius in L2,
+and randomized ablation by masks (Levine and Feizi, 2020, arXiv 1911.09272) certifies one in L0.
 """
 
 import bisect
@@ -37,11 +37,11 @@ COLUMNS = ["index", "split", "seed", "label", "prediction", "votes", "samples", 
 
 
 class Sampling(Section):
-    """How images are certified.
+    """How many images and draws a certification takes, and its error probability.
 
-    images: how many, drawn evenly from the classes; all where there are fewer.
-    selection: draws that choose an image's class.  samples: other draws, whose votes for that class are counted.
-    alpha: how probable a wrong certificate may be, for each image.
+    images: the number of images, drawn evenly from the classes; all where there are fewer.
+    selection: the number of draws that choose an image's class.  samples: the number of other draws, whose votes for
+    that class are counted.  alpha: the largest probability of a wrong certificate, for each image.
     """
 
     images: Count
@@ -50,26 +50,26 @@ class Sampling(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)]
 
     @model_validator(mode="after")
-    def _can_decide(self) -> "Sampling":
+    def _has_enough_samples(self) -> "Sampling":
         if self.highest_bound <= 0.5:
-            enough = int(np.floor(-np.log2(self.alpha))) + 1
+            needed = int(np.floor(-np.log2(self.alpha))) + 1
             raise ValueError(
                 f"samples is {self.samples}; with alpha {self.alpha:g} even votes that all agree decide nothing then; "
-                f"use {enough} or more"
+                f"use {needed} or more"
             )
         return self
 
     @property
     def highest_bound(self) -> float:
-        """The bound where all votes agree, above which no number of votes gets."""
+        """The lower bound where all votes agree: the largest that so many samples can give."""
         return float(lower_bounds(np.array([self.samples]), self.samples, self.alpha)[0])
 
 
 def lower_bounds(votes: np.ndarray, samples: int, alpha: float) -> np.ndarray:
-    """Clopper and Pearson's (1934) one-sided lower bound of a share of which `votes` (N,) of `samples` draws were seen:
-    (N,) float64. Whatever the share is, its bound lies above it with probability alpha at most."""
-    found: np.ndarray = stats.beta.ppf(alpha, np.maximum(votes, 1), samples - votes + 1)
-    return np.where(votes > 0, found, 0)
+    """Clopper and Pearson's (1934) one-sided lower bounds on a class's probability, given `votes` (N,) for it among
+    `samples` draws: (N,) float64. A bound lies above the true probability with probability alpha at most."""
+    bounds: np.ndarray = stats.beta.ppf(alpha, np.maximum(votes, 1), samples - votes + 1)
+    return np.where(votes > 0, bounds, 0)
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Smoothing:
     norm: ClassVar[str] = "L2"
 
     def radius(self, bound: float) -> float:
-        """How long a change of the image, in [0, 1] units, must be at least to turn a class of at least this
-        probability, above 1/2."""
+        """The L2 radius, in [0, 1] units, within which no change of the image turns a class whose probability is at
+        least `bound`, which is above 1/2."""
         return float(self.std * stats.norm.ppf(bound))
 
     def __str__(self) -> str:
@@ -97,20 +97,21 @@ class Ablation:
     norm: ClassVar[str] = "L0"
 
     def radius(self, bound: float | Fraction) -> float:
-        """How many positions may change, all at once, without turning a class of at least this probability, above 1/2.
+        """The largest number of positions that may change at once without turning a class whose probability is at
+        least `bound`, which is above 1/2.
 
-        A mask that hides all of them has the same vote before and after. With a share Δ(r) of masks that do not hide
-        r given positions, the class has at least `bound` - Δ(r) of the votes still, which must be above 1/2.
+        A mask that hides all changed positions has the same vote before and after. With a share Δ(r) of masks that do
+        not hide r given positions, the class keeps at least `bound` - Δ(r) of the votes, which must be above 1/2.
         """
-        needed = Fraction(3, 2) - Fraction(bound)  # which 1 - Δ(r) must be above; in floats, small shares would be lost
-        # The shares fall, so those above it are the first ones, and the very first is that of no changed position.
+        needed = Fraction(3, 2) - Fraction(bound)  # 1 - Δ(r) must be above it; floats would lose small shares
+        # The shares fall from r = 0 on, so the last r whose share is above `needed` is the radius.
         return float(bisect.bisect_left(self._hidden, -needed, key=lambda share: -share) - 1)
 
     @cached_property
     def _hidden(self) -> list[Fraction]:
-        """1 - Δ(r) for r = 0, 1, …: the share of masks that hide r given positions, as long as it is above 1/2.
+        """The shares 1 - Δ(r), for r = 0, 1, …, of masks that hide r given positions, as long as they are above 1/2.
 
-        C(d - r, k) / C(d, k), of d positions and k visible ones.
+        A share is C(d - r, k) / C(d, k), for d positions of which k are visible.
         """
         shares = [Fraction(1)]
         while shares[-1] > Fraction(1, 2):
@@ -126,24 +127,24 @@ Certificate = Smoothing | Ablation
 
 
 def certificate(params: Params, structure: str) -> Certificate:
-    """What the transform of a structure certifies.
+    """The certificate that the transform of a structure allows.
 
     Raises InputError where there is no such structure, or its transform has no certificate.
     """
-    word, settings = params.structure(structure).transform, params.transform(structure)
+    transform, settings = params.structure(structure).transform, params.transform(structure)
     where = f"{PARAMS_FILE}: structures.{structure}"
     if isinstance(settings, Noise):
         if not settings.std:
             raise InputError(f"{where} uses noise, whose std is 0; set it above 0 and run `dvc repro`")
         return Smoothing(settings.std)
     if not isinstance(settings, Mask):
-        fit = [name for name, other in params.structures.items() if other.transform in ("mask", "noise")]
-        mend = f"certify {' or '.join(fit)}" if fit else "train one with mask or noise"
-        raise InputError(f"{where}.transform is {word}; only mask and noise certify anything; {mend}")
+        certifiable = [name for name, other in params.structures.items() if other.transform in ("mask", "noise")]
+        remedy = f"certify {' or '.join(certifiable)}" if certifiable else "train one with mask or noise"
+        raise InputError(f"{where}.transform is {transform}; only mask and noise certify anything; {remedy}")
     if settings.unit != "pixel":
         raise InputError(f"{where} uses mask, whose unit is {settings.unit}; set it to pixel and run `dvc repro`")
     positions = params.data.image_size**2
-    visible = _visible(RandomTransform(word, settings, (0.0, 0.0, 0.0)), params.data.image_size)
+    visible = _visible_positions(RandomTransform(transform, settings, (0.0, 0.0, 0.0)), params.data.image_size)
     if visible == positions:
         raise InputError(
             f"{where} uses mask, whose share is {settings.share:g} and hides none of {positions} positions; set it to "
@@ -152,19 +153,19 @@ def certificate(params: Params, structure: str) -> Certificate:
     return Ablation(positions, visible)
 
 
-def _visible(mask: RandomTransform, size: int) -> int:
-    """How many positions a mask leaves: those where what the net sees differs with the image."""
+def _visible_positions(mask: RandomTransform, size: int) -> int:
+    """The number of positions that a mask leaves visible: there a light and a dark image still differ."""
     draw = mask.draw((3, size, size), np.zeros(1, np.int64), 0, "certify")
     light, dark = draw(torch.ones(1, 3, size, size)), draw(torch.zeros(1, 3, size, size))
     return int((light != dark).any(1).sum())
 
 
 def certify(params: Params, structure: str, sampling: Sampling, layout: Layout = HERE) -> None:
-    """Certify test images for one structure, each seed of it, and write a row for each image.
+    """Certify test images for every seed of a structure, and write a row for each image and seed.
 
-    Columns: index, split, seed, label; prediction (ABSTAINED where the bound is not above 1/2); votes for it (or what
-    would have been it) in so many samples; bound, the lower bound of its probability; radius, in the norm of the
-    structure's certificate, nan where it abstains.
+    Columns: index, split, seed, label; prediction, ABSTAINED where the bound is not above 1/2; votes for the selected
+    class among `samples` draws; bound, the lower bound of its probability; radius, in the norm of the structure's
+    certificate, NaN where it abstains.
     Raises InputError as `certificate` does, and where there is no test image or no net.
     """
     proof = certificate(params, structure)
@@ -177,18 +178,18 @@ def certify(params: Params, structure: str, sampling: Sampling, layout: Layout =
         images = test[np.sort(whitebox.draw(test.index, test.label, params.seed)[: sampling.images])]
         seeds = params.seeds_of(structure)
         parts = []
-        each = sampling.selection + sampling.samples
-        with progress.bar(f"certify@{structure}", len(seeds) * len(images) * each) as advance:
+        draws_per_image = sampling.selection + sampling.samples
+        with progress.bar(f"certify@{structure}", len(seeds) * len(images) * draws_per_image) as advance:
             for seed in seeds:
-                found = _certified(params, layout, structure, seed, proof, sampling, images, device, advance)
-                parts.append(found.assign(split=SPLIT, seed=seed, samples=sampling.samples))
+                seed_rows = _certified_rows(params, layout, structure, seed, proof, sampling, images, device, advance)
+                parts.append(seed_rows.assign(split=SPLIT, seed=seed, samples=sampling.samples))
         rows = pd.concat(parts, ignore_index=True)
         with replacing(layout.certified(structure)) as path:
             rows[COLUMNS].to_parquet(path, index=False)
-        done(len(rows), f"{len(rows):,} images, each under {each:,} draws")
+        done(len(rows), f"{len(rows):,} images, each under {draws_per_image:,} draws")
 
 
-def _certified(
+def _certified_rows(
     params: Params,
     layout: Layout,
     structure: str,
@@ -199,26 +200,28 @@ def _certified(
     device: torch.device,
     advance: progress.Advance,
 ) -> pd.DataFrame:
-    """Rows of one training: index, label, prediction, votes, bound, radius."""
+    """The rows of one seed: index, label, prediction, votes, bound, radius."""
     path = layout.model(structure, seed)
     net = networks.load(params.network, images.metadata["classes"], params.data.image_size, path)
     transform = predict.transform_of(params, structure, path)
     assert transform is not None  # as `certificate` has checked
-    voters = channels_last(net, device).eval(), transform, images, params.seed
+    vote_arguments = channels_last(net, device).eval(), transform, images, params.seed
     size = params.store.batch_size
     # The class is chosen by other draws than those that are counted, or the bound would not hold.
-    chosen = count_votes(*voters, "selection", sampling.selection, size, advance).argmax(1)
-    votes = count_votes(*voters, "samples", sampling.samples, size, advance)[np.arange(len(images)), chosen]
+    selected = count_votes(*vote_arguments, "selection", sampling.selection, size, advance).argmax(1)
+    votes = count_votes(*vote_arguments, "samples", sampling.samples, size, advance)[np.arange(len(images)), selected]
     bound = lower_bounds(votes, sampling.samples, sampling.alpha)
     decided = bound > 0.5
     return pd.DataFrame(
         {
             "index": images.index,
             "label": images.label,
-            "prediction": np.where(decided, chosen, ABSTAINED),
+            "prediction": np.where(decided, selected, ABSTAINED),
             "votes": votes,
             "bound": bound,
-            "radius": [proof.radius(low) if sure else np.nan for low, sure in zip(bound, decided, strict=True)],
+            "radius": [
+                proof.radius(low) if is_decided else np.nan for low, is_decided in zip(bound, decided, strict=True)
+            ],
         }
     )
 
@@ -229,30 +232,28 @@ def count_votes(
     transform: RandomTransform,
     images: store.Images,
     seed: int,
-    what_for: str,
+    purpose: str,
     draws: int,
     batch_size: int,
     advance: progress.Advance = lambda done, note="": None,
 ) -> np.ndarray:
-    """How many of the draws make the net, in eval mode, say each class of each image: (N, classes) int64.
+    """The number of draws under which the net, in eval mode, predicts each class of each image: (N, classes) int64.
 
-    A draw is a function of the seed, what it is for, its number and the image's index, so it does not depend on the
-    other images; `batch_size` of images, under one draw or several, are asked about at a time.
+    A draw is a function of the seed, the purpose, its number and the image's index, so it does not depend on the other
+    images. A batch has `batch_size` views of images, under one draw or several.
     """
     device = next(net.parameters()).device
     counts = []
-    for shown in store.in_shards(images, batch_size):
-        pixels = classifier.to_images(shown.image, device)
-        shape, together = tuple(pixels.shape[1:]), max(batch_size // len(shown), 1)
+    for shard in store.in_shards(images, batch_size):
+        pixels = classifier.to_images(shard.image, device)
+        shape, draws_at_once = tuple(pixels.shape[1:]), max(batch_size // len(shard), 1)
         votes = torch.zeros((), dtype=torch.int64, device=device)
-        for first in range(0, draws, together):
-            numbers = range(first, min(first + together, draws))
-            views = [
-                transform.draw(shape, shown.index, seed, "certify", what_for, number)(pixels) for number in numbers
-            ]
+        for first in range(0, draws, draws_at_once):
+            numbers = range(first, min(first + draws_at_once, draws))
+            views = [transform.draw(shape, shard.index, seed, "certify", purpose, number)(pixels) for number in numbers]
             logits = net(torch.cat(views))
-            said = F.one_hot(logits.argmax(1), logits.shape[1]).view(len(numbers), len(shown), -1)
-            votes = votes + said.sum(0)
+            choices = F.one_hot(logits.argmax(1), logits.shape[1]).view(len(numbers), len(shard), -1)
+            votes = votes + choices.sum(0)
             advance(len(logits))
         counts.append(votes.cpu().numpy())
     return np.concatenate(counts)

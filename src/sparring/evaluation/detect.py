@@ -1,7 +1,8 @@
-"""Detectors, scored: the structure's own and two known ones on the same net and images, on clean, attacked and benignly
-changed images; and an attack that aims at classifier and detector together.
+"""Scores of a structure's own detector and of two known ones, on clean, attacked and benignly changed images, and under
+an attack that aims at classifier and detector together.
 
-One row an image and version of it. Every figure on detectors but those of the mixture is made of these rows.
+There is one row for each version of an image. The report's figures on detectors are made from these rows, but those of
+the mixture.
 """
 
 import json
@@ -18,11 +19,11 @@ import torch
 from sparring import progress, store
 from sparring.device import channels_last, choose
 from sparring.evaluation import corruptions, predict
-from sparring.evaluation.adaptive import aimed_rows, detector_score, rows_of
+from sparring.evaluation.adaptive import aimed_rows, detector_score, image_rows
 from sparring.layout import HERE, Layout, replacing
-from sparring.models import classifier, model_files, networks
-from sparring.models.classifier import Classifier
-from sparring.models.detector import TransformerDetector
+from sparring.load_models import classifier, model_files, networks
+from sparring.load_models.classifier import Classifier
+from sparring.load_models.detector import TransformerDetector
 from sparring.params import Params
 from sparring.params.names import CLEAN, EVALUATED_SPLITS
 
@@ -45,9 +46,12 @@ BENIGN, MILD = ("blur", "brightness", "jpeg"), 2  # corruptions that a detector 
 
 
 def detect(params: Params, name: str, layout: Layout = HERE) -> None:
-    """Score all test and held-out images, clean, attacked and benignly changed, and the clean validation images, with
-    the detector of `structures.<name>` and two known ones; and attack `detection.images` of each split anew, aiming at
-    classifier and detector. A structure without a detector gets a file without rows."""
+    """Write the scores of the detector of `structures.<name>` and of two known ones.
+
+    Scored are all test and held-out images, clean, attacked and benignly changed, and the clean validation images.
+    `detection.images` images of each split are also attacked anew, through classifier and detector. A structure
+    without a detector gets a file without rows. Raises InputError for a structure that is not in params.yaml.
+    """
     structure = params.structure(name)
     device = choose(params)
     with progress.timed(layout, f"detect@{name}", device) as done:
@@ -67,10 +71,10 @@ def detect(params: Params, name: str, layout: Layout = HERE) -> None:
         channels_last(pretrained, device)
         models = []
         for seed in params.seeds:
-            net, detector = predict.models(params, layout, name, seed, pretrained, classes, device)
+            net, detector = predict.load_models(params, layout, name, seed, pretrained, classes, device)
             assert detector is not None  # as params.structures says
             models.append((seed, net, detector))
-        known, facts = fit_known_detectors(params, layout, pretrained, source, clean, device)
+        known_scores, facts = fit_known_detectors(params, layout, pretrained, source, clean, device)
         size = params.store.batch_size
         parts = []
         evaluated = len(params.attacks) + len(params.unseen_attacks) + len(BENIGN)
@@ -78,11 +82,11 @@ def detect(params: Params, name: str, layout: Layout = HERE) -> None:
         count += len(models) * sum(min(len(clean[split]), params.detection.images) for split in EVALUATED_SPLITS)
         with progress.bar(f"detect@{name}", count) as advance:
             for split, kind, attack, images in _versions(params, layout, source, clean):
-                others = known(images.image)
+                their_scores = known_scores(images.image)
                 for seed, _, detector in models:
                     score = _scores(pretrained, detector, images.image, size, device)
-                    row = rows_of(images, split, seed, kind, attack).assign(detector=score, **others)
-                    parts.append(row)
+                    score_rows = image_rows(images, split, seed, kind, attack).assign(detector=score, **their_scores)
+                    parts.append(score_rows)
                 advance(len(images))
             for seed, net, detector in models:
                 for split in EVALUATED_SPLITS:
@@ -103,7 +107,7 @@ def _write(path: Path, rows: pd.DataFrame, facts: dict[str, Any]) -> None:
 def _versions(
     params: Params, layout: Layout, source: str, clean: dict[str, store.Images]
 ) -> Iterator[tuple[str, str, str, store.Images]]:
-    """(split, kind, attack, images) for all that there are images of."""
+    """Yield (split, kind, attack, images) for every version of every split that has images."""
     for split in ("validation", *EVALUATED_SPLITS):
         images = clean[split]
         if not len(images):
@@ -111,8 +115,8 @@ def _versions(
         if split not in EVALUATED_SPLITS:
             yield split, CLEAN, CLEAN, images
             continue
-        for _, attack, shown in predict.versions(params, layout, {split: images}, source):
-            yield split, CLEAN if attack == CLEAN else "attack", attack, shown
+        for _, attack, attacked in predict.versions(params, layout, {split: images}, source):
+            yield split, CLEAN if attack == CLEAN else "attack", attack, attacked
         for change in BENIGN:
             changed = corruptions.corrupt(images, change, MILD, params.seed)
             yield split, "benign", change, store.Images(images.index, images.label, changed)

@@ -1,4 +1,4 @@
-"""Model files that come and go: a structure as a program of torch.export, and anybody's model file for evaluation.
+"""Export of a structure as a program of torch.export, and evaluation of model files from elsewhere.
 
 Nothing is unpickled, and no file that is read can run code of its own.
 """
@@ -35,15 +35,15 @@ def load(path: str | Path) -> Classifier:
     if not isinstance(classes, list) or not isinstance(size, int):
         raise InputError(f"{path} does not say its classes and image_size; train it again with `dvc repro`")
     net = networks.create(foreign.network_of(facts, path), len(classes), size)
-    foreign.fill(net, path, len(classes), size)
+    foreign.load_tensors(net, path, len(classes), size)
     return net.eval()
 
 
 def export(source: Path, target: Path) -> None:
     """Write the model file `source` as a program of torch.export, which torch.export.load reads without Sparring.
 
-    images (N, 3, H, W) float32 in [0, 1], for any N, → logits (N, classes). What is known of the model is beside it,
-    as the extra file sparring.json. Raises InputError as `load` does, and for a name that does not end in .pt2.
+    The program takes images (N, 3, H, W) float32 in [0, 1], for any N, and gives logits (N, classes). Its extra file
+    sparring.json has the model's facts. Raises InputError as `load` does, and for a name that does not end in .pt2.
     """
     if target.suffix != foreign.PROGRAM:
         raise InputError(f"{target} should end in {foreign.PROGRAM}, as programs of torch.export do")
@@ -53,19 +53,19 @@ def export(source: Path, target: Path) -> None:
     program = torch.export.export(net, (torch.zeros(2, 3, size, size),), dynamic_shapes=({0: batch},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
-    written = io.BytesIO()
-    torch.export.save(program, written, extra_files={FACTS: json.dumps(facts, sort_keys=True)})
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={FACTS: json.dumps(facts, sort_keys=True)})
     with replacing(target) as temporary:
-        temporary.write_bytes(written.getvalue())
+        temporary.write_bytes(buffer.getvalue())
 
 
 def evaluate(
     params: Params, path: Path, network: Network | None, scaling: foreign.Scaling | None = None, layout: Layout = HERE
 ) -> pd.DataFrame:
-    """Predict all clean and attacked test and held-out images with the model in a file, as `evaluation.evaluate` does.
+    """Predict all clean and attacked test and held-out images with the model in a file, as `predict.evaluate` does.
 
     path: a safetensors file, of Sparring or of the architecture `network`; or a program of torch.export.
-    scaling: what the model wants its images normalised by.
+    scaling: the mean and standard deviation by which the model wants its images normalised.
     Returns columns index, split, seed (0), attack, label, prediction, confidence. Raises InputError where the file
     cannot be read, or its model is not one for these classes and images, or no fixed function that gives numbers.
     """
@@ -74,9 +74,9 @@ def evaluate(
     facts = clean["test"].metadata
     net, names = foreign.read(path, network, len(facts["classes"]), int(facts["shape"][0]), device)
     model = foreign.Model(net, path, len(facts["classes"]), scaling, device)
-    foreign.check(model, path, clean["test"].image, device)
-    mend = "use a model of these classes, or, where the two mean the same, a file that does not name them"
-    model.order = model_files.class_order(path, names, facts["classes"], mend)
+    foreign.check_fixed_function(model, path, clean["test"].image, device)
+    remedy = "use a model of these classes, or, where the two mean the same, a file that does not name them"
+    model.order = model_files.class_order(path, names, facts["classes"], remedy)
     parts = []
     count = sum(map(len, clean.values())) * (1 + len(params.all_attacks))
     with progress.bar(f"evaluate {path.name}", count) as advance:

@@ -1,4 +1,4 @@
-"""Anybody's model file, read for evaluation. Nothing is unpickled, and no file that is read can run code of its own."""
+"""Model files from elsewhere, read for evaluation. Nothing is unpickled, and no file can run code of its own."""
 
 import math
 import shlex
@@ -19,7 +19,7 @@ PROGRAM = ".pt2"
 TENSORS = ".safetensors"
 # What DataParallel, DistributedDataParallel and torch.compile put before the name of every tensor.
 PREFIXES = ("module.", "_orig_mod.")
-# Of all dictionaries in a checkpoint, the one with most tensors, each with memory of its own.
+# Converts a checkpoint: writes the dictionary with most tensors in it, with each tensor in memory of its own.
 CONVERT = (
     "import sys, torch, safetensors.torch as s; "
     "a = [torch.load(sys.argv[1], map_location='cpu', weights_only=True)]; "
@@ -33,15 +33,15 @@ Scaling = tuple[list[float], list[float]]  # mean and standard deviation, of eac
 
 
 def scaling(mean: str | None, std: str | None) -> Scaling | None:
-    """The options --mean and --std as numbers, one or three each; None where neither is given.
+    """Parse the options --mean and --std, of one or three numbers each; None where neither is given.
 
-    Raises InputError for one without the other, for anything else than such numbers, and for a std that is not above 0.
+    Raises InputError for one without the other, for anything but such numbers, and for a std that is not above 0.
     """
     if mean is None and std is None:
         return None
     if mean is None or std is None:
-        given, absent, neutral = ("--std", "--mean", 0) if mean is None else ("--mean", "--std", 1)
-        raise InputError(f"{given} is given without {absent}; give both ({absent} {neutral} leaves the images alone)")
+        present, absent, neutral = ("--std", "--mean", 0) if mean is None else ("--mean", "--std", 1)
+        raise InputError(f"{present} is given without {absent}; give both ({absent} {neutral} leaves the images alone)")
     numbers = _numbers("--mean", mean), _numbers("--std", std)
     if min(numbers[1]) <= 0:
         raise InputError(f"--std is {std}; give numbers above 0, by which the images are divided")
@@ -59,18 +59,18 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 class Model(nn.Module):
-    """A model from elsewhere as evaluation wants it: images (N, 3, H, W) in [0, 1] → logits (N, classes), float32.
+    """A model from elsewhere, from images (N, 3, H, W) in [0, 1] to logits (N, classes), float32.
 
-    classes: how many it has to tell apart; None for any number.
-    order: where the model has each of the data's classes; None where it has them in the same order.
-    Raises InputError where the model cannot read the images, or gives anything else than a number for each class.
+    classes: the number of classes that it must distinguish; None for any number.
+    order: the model's index of each of the data's classes; None where both have the same order.
+    Raises InputError where the model cannot read the images, or does not give a finite number for each class.
     """
 
     def __init__(
         self, net: nn.Module, path: Path, classes: int | None, scaling: Scaling | None, device: torch.device
     ) -> None:
         super().__init__()
-        self.run = [net]  # in a list, so that it is no part of this module: a program refuses to be set to eval mode
+        self.boxed_net = [net]  # in a list, so that it is no submodule: a program refuses to be set to eval mode
         self.path, self.classes = path, classes
         self.scaling = [torch.tensor(numbers, device=device).view(-1, 1, 1) for numbers in scaling or ()]
         self.order: list[int] | None = None
@@ -80,7 +80,7 @@ class Model(nn.Module):
         if self.scaling:
             images = (images - self.scaling[0]) / self.scaling[1]
         try:
-            logits = self.run[0](images)
+            logits = self.boxed_net[0](images)
         except Exception as error:  # whatever a program raises
             if engine.is_memory(error):
                 raise
@@ -110,42 +110,45 @@ class Model(nn.Module):
 
 
 @torch.no_grad()
-def check(model: Model, path: Path, stored: np.ndarray, device: torch.device) -> None:
-    """Raise InputError unless the model is a fixed function of each image, whatever stands before it or beside it.
+def check_fixed_function(model: Model, path: Path, stored: np.ndarray, device: torch.device) -> None:
+    """Raise InputError unless an image's logits are the same every time, and whatever other images are in the batch.
 
-    stored: (N, H, W, 3) clean images, of which the first are tried; N may be 0.
+    stored: (N, H, W, 3) clean images, of which the first PROBE are tried; N may be 0.
     """
     noise = rng(0, "evaluate-model", "noise").integers(0, 256, (PROBE, *stored.shape[1:]), np.uint8)
     images = torch.cat([classifier.to_images(part, device) for part in (noise, stored[:PROBE])])
     for count in (2, 3):
         model(images[:count])
     logits = model(images)
-    # Sums in another order differ in their last digits, and a whole net's in more of them: half of all are left to it.
-    bound = math.sqrt(_rounding(model.run[0])) * float(logits.abs().max())
-    asked = [("when it is asked again", "dropout is", len(images))]
-    asked += [("beside other images", "statistics of the batch are", count) for count in (2, 1)]
-    for when, what, count in asked:
-        off = float((torch.cat([model(part) for part in images.split(count)]) - logits).abs().max())
-        if off > bound:
+    # Sums in another order differ in their last digits, more so through a whole net: half of the digits have to agree.
+    bound = math.sqrt(_coarsest_eps(model.boxed_net[0])) * float(logits.abs().max())
+    repeats = [("when it is asked again", "dropout is", len(images))]
+    repeats += [("beside other images", "statistics of the batch are", count) for count in (2, 1)]
+    for when, what, count in repeats:
+        gap = float((torch.cat([model(part) for part in images.split(count)]) - logits).abs().max())
+        if gap > bound:
             raise InputError(
-                f"{path} gives an image other logits {when} (by up to {off:.2g}; rounding explains {bound:.1g}): "
+                f"{path} gives an image other logits {when} (by up to {gap:.2g}; rounding explains {bound:.1g}): "
                 f"{what} left on; set the model to eval mode before it is exported"
             )
 
 
-def _rounding(net: nn.Module) -> float:
+def _coarsest_eps(net: nn.Module) -> float:
     """The step from 1 to the next number in the coarsest floating-point format that a net or program computes in."""
     values = [*net.state_dict().values()]
     if isinstance(net, torch.fx.GraphModule):
         values += [node.meta.get("val") for node in net.graph.nodes]
-    formats = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
-    return max(torch.finfo(dtype).eps for dtype in formats | {torch.float32})
+    dtypes = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
+    return max(torch.finfo(dtype).eps for dtype in dtypes | {torch.float32})
 
 
 def read(
     path: Path, network: Network | None, classes: int, size: int, device: torch.device
 ) -> tuple[nn.Module, object]:
-    """The model in a file, in eval mode, and what the file says its classes are."""
+    """The model in a file, on the device and in eval mode, and the names of its classes as the file has them, or None.
+
+    Raises InputError where the file cannot be read, or its model is not for so many classes or images of this size.
+    """
     if not path.is_file():
         raise InputError(f"{path} is missing; name a {TENSORS} or a {PROGRAM} file")
     if path.suffix == PROGRAM:
@@ -158,7 +161,7 @@ def read(
             f"{path} is neither {TENSORS} nor {PROGRAM}; a pickle can run any code when it is read, so convert it "
             f'where you trust it: python -c "{CONVERT}" {arguments}'
         )
-    facts = noted(path)
+    facts = read_facts(path)
     if network is None:
         if facts is None:
             raise InputError(f"{path} does not say its architecture; name it, as in --network vgg11_bn")
@@ -169,12 +172,15 @@ def read(
     if isinstance(trained, int) and trained != size:
         raise InputError(f"{path} is for images of {trained} pixels; the stored ones have {size}")
     net = networks.create(network, classes, size)
-    fill(net, path, classes, size)
+    load_tensors(net, path, classes, size)
     return channels_last(net.eval(), device), names
 
 
-def noted(path: Path) -> dict[str, object] | None:
-    """What Sparring noted in a safetensors file; None for one from elsewhere. Raises InputError where it is none."""
+def read_facts(path: Path) -> dict[str, object] | None:
+    """The facts on a model that Sparring wrote into its safetensors file; None for a file from elsewhere.
+
+    Raises InputError where it is no safetensors file.
+    """
     try:
         return model_files.noted(path)
     except InputError as error:
@@ -182,15 +188,16 @@ def noted(path: Path) -> dict[str, object] | None:
 
 
 def network_of(facts: dict[str, object], path: Path) -> Network:
+    """The architecture that the facts of a model file name. Raises InputError where they name none."""
     try:
         return Network.model_validate(facts["network"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{path} does not say its architecture; name it, as in --network vgg11_bn") from error
 
 
-def fill(net: nn.Module, path: Path, classes: int, size: int) -> None:
-    """The file's tensors into the net, whose last layer tells `classes` apart."""
-    tensors = _plain(model_files.read(path))
+def load_tensors(net: nn.Module, path: Path, classes: int, size: int) -> None:
+    """Load the file's tensors into the net, which has so many classes. Raises InputError where they do not fit."""
+    tensors = _without_prefixes(model_files.read(path))
     # How many batches BatchNorm has averaged over, which older files leave out and evaluation does not read.
     counters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith("num_batches_tracked")}
     tensors = counters | tensors
@@ -198,18 +205,19 @@ def fill(net: nn.Module, path: Path, classes: int, size: int) -> None:
     if not wrong:
         net.load_state_dict(tensors)
         return
-    last = [(found, wanted) for found, wanted in wrong.values() if found and wanted and found[1:] == wanted[1:]]
-    if len(last) == len(wrong) and all(wanted[0] == classes for _, wanted in last):
-        raise InputError(f"{path} tells {last[0][0][0]} classes apart; the stored images have {classes}")
-    name, (found, wanted) = next(iter(wrong.items()))
+    shapes = wrong.values()
+    last_layer = [(actual, wanted) for actual, wanted in shapes if actual and wanted and actual[1:] == wanted[1:]]
+    if len(last_layer) == len(wrong) and all(wanted[0] == classes for _, wanted in last_layer):
+        raise InputError(f"{path} tells {last_layer[0][0][0]} classes apart; the stored images have {classes}")
+    name, (actual, wanted) = next(iter(wrong.items()))
     raise InputError(
         f"{path} holds another architecture (of images of {size} pixels and {classes} classes): {name} is "
-        f"{model_files.words(found)}, not {model_files.words(wanted)}; name its own with --network"
+        f"{model_files.words(actual)}, not {model_files.words(wanted)}; name its own with --network"
     )
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their names in the net itself, without what wrappers put before each of them."""
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their names in the net itself, without the prefixes that wrappers give them."""
     for prefix in PREFIXES * 2:  # in either order
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

@@ -17,19 +17,19 @@ from sparring.models.classifier import Classifier
 def linearity_rows(
     net: Classifier, images: store.Images, eps: float, steps: int, seed: int, batch_size: int, device: torch.device
 ) -> pd.DataFrame:
-    """A row an image: index, gradient_norm and linearity_error, as `measure` has them.
+    """A row an image: index, gradient_norm and linearity_error, as `measure` returns them.
 
-    seed: from which the starts are drawn, image by image. A net that predicts at random is measured under the draws
-    that it predicts with, as two draws would differ by more than two images.
+    seed: the starts are drawn from it, image by image. A net that predicts at random is measured under the draws that
+    it predicts with, as two draws would differ by more than two images.
     """
     model, draws = engine.Fast(net, device, torch.float32), Draws(seed, "linearity")
     parts = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        shown = classifier.to_images(batch.image, device)
-        drawn = 2 * draws.uniform(batch.index, shown[0].numel()) - 1
-        starts = torch.from_numpy(drawn).to(device, torch.float32).view_as(shown)
-        norm, error = measure(model, shown, torch.from_numpy(batch.label).to(device), eps, steps, starts)
+        pixels = classifier.to_images(batch.image, device)
+        noise = 2 * draws.uniform(batch.index, pixels[0].numel()) - 1
+        starts = torch.from_numpy(noise).to(device, torch.float32).view_as(pixels)
+        norm, error = measure(model, pixels, torch.from_numpy(batch.label).to(device), eps, steps, starts)
         rows = {"index": batch.index, "gradient_norm": norm.cpu().numpy(), "linearity_error": error.cpu().numpy()}
         parts.append(pd.DataFrame(rows))
     return pd.concat(parts, ignore_index=True)
@@ -45,23 +45,23 @@ def measure(
     images: (N, 3, H, W) in [0, 1].  starts: of their shape, in [-1, 1].
     """
 
-    def losses(shown: Tensor) -> Tensor:
-        return F.cross_entropy(model(shown), labels, reduction="none")
+    def losses(changed: Tensor) -> Tensor:
+        return F.cross_entropy(model(changed), labels, reduction="none")
 
-    at = images.detach().requires_grad_()
-    here = losses(at)
-    slope = torch.autograd.grad(here.sum(), at)[0]
-    here = here.detach()
+    point = images.detach().requires_grad_()
+    clean_losses = losses(point)
+    gradient = torch.autograd.grad(clean_losses.sum(), point)[0]
+    clean_losses = clean_losses.detach()
 
     def error(change: Tensor) -> Tensor:
-        return (losses(images + change) - here - (change * slope).flatten(1).sum(1)).abs()
+        return (losses(images + change) - clean_losses - (change * gradient).flatten(1).sum(1)).abs()
 
-    change, largest = eps * starts, torch.zeros_like(here)
+    change, largest = eps * starts, torch.zeros_like(clean_losses)
     for number in range(steps + 1):
         change = change.detach().requires_grad_()
-        found = error(change)
-        largest = torch.maximum(largest, found.detach())
+        errors = error(change)
+        largest = torch.maximum(largest, errors.detach())
         if number < steps:
-            up = torch.autograd.grad(found.sum(), change)[0].sign()
-            change = (change + 2.5 * eps / steps * up).clamp(-eps, eps)
-    return slope.flatten(1).norm(dim=1), largest
+            direction = torch.autograd.grad(errors.sum(), change)[0].sign()
+            change = (change + 2.5 * eps / steps * direction).clamp(-eps, eps)
+    return gradient.flatten(1).norm(dim=1), largest

@@ -1,4 +1,4 @@
-"""Models × stored sets → one row of predictions an image. Every table is made of these rows and asks no model."""
+"""Predictions of structures on stored images, one row an image. The report's tables are made from these rows alone."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,11 +38,11 @@ def evaluate(params: Params, structure: str, layout: Layout = HERE) -> None:
         count = sum(map(len, clean.values())) * (1 + len(params.all_attacks)) * len(seeds)
         with progress.bar(f"evaluate@{structure}", count) as advance:
             for seed in seeds:
-                net, detector = models(params, layout, structure, seed, pretrained, classes, device)
-                for split, attack, shown in versions(params, layout, clean, source):
-                    rows = predicted(params, net, pretrained, detector, shown, device)
+                net, detector = load_models(params, layout, structure, seed, pretrained, classes, device)
+                for split, attack, images in versions(params, layout, clean, source):
+                    rows = classified_and_scored(params, net, pretrained, detector, images, device)
                     parts.append(rows.assign(split=split, attack=attack, seed=seed))
-                    advance(len(shown))
+                    advance(len(images))
         rows = pd.concat(parts, ignore_index=True)
         columns = ["index", "split", "seed", "attack", "label", "prediction", "confidence", "detector_score"]
         with replacing(layout.predictions(structure)) as path:
@@ -53,8 +53,7 @@ def evaluate(params: Params, structure: str, layout: Layout = HERE) -> None:
 def trained(
     params: Params, layout: Layout, structure: str, seed: int, classes: int | Sequence[str], device: torch.device
 ) -> Classifier:
-    """A structure's net as it was trained with one seed, on the device, as it predicts: through its transform where
-    that has `draws`."""
+    """Load a structure's net of one seed, on the device. It predicts through its transform where that has `draws`."""
     path = layout.model(structure, seed)
     net = networks.load(params.network, classes, params.data.image_size, path)
     channels_last(net, device)
@@ -65,9 +64,9 @@ def trained(
 
 
 def transform_of(params: Params, structure: str, path: Path) -> RandomTransform | None:
-    """A structure's transform as its net, in the file at `path`, was trained with; None where it has none.
+    """The transform with which a structure's net, in the file at `path`, was trained; None where it has none.
 
-    Raises InputError where the net was trained without any.
+    Raises InputError where it has one, but the net was trained without.
     """
     mean: Any = model_files.facts(path).get("mean_colour", ())
     transform = RandomTransform.of(params, structure, tuple(mean))
@@ -76,7 +75,7 @@ def transform_of(params: Params, structure: str, path: Path) -> RandomTransform 
     return transform
 
 
-def models(
+def load_models(
     params: Params,
     layout: Layout,
     structure: str,
@@ -85,7 +84,7 @@ def models(
     classes: int | Sequence[str],
     device: torch.device,
 ) -> tuple[Classifier, TransformerDetector | None]:
-    """A structure as it was trained with one seed, on the device: its net, and its detector where it has one."""
+    """Load what a structure trained with one seed, on the device: its net, and its detector where it has one."""
     net = trained(params, layout, structure, seed, classes, device)
     if params.structures[structure].detector == "none":
         return net, None
@@ -95,9 +94,10 @@ def models(
 def versions(
     params: Params, layout: Layout, clean: dict[str, store.Images], source: str | None
 ) -> Iterator[tuple[str, str, store.Images]]:
-    """Every split, clean and under each attack, one after another: (split, attack, images).
+    """Yield (split, attack, images) for every split, clean and under each attack.
 
-    source: digest of the net that the attacks have to have been made against; InputError where they were not.
+    source: the digest of the net that the attacks were made against, or None where any will do. Raises InputError where
+    the attacks were made against another net or on other images.
     """
     for split, images in clean.items():
         yield split, CLEAN, images
@@ -120,14 +120,14 @@ def _detector(
 
 
 def classified(net: nn.Module, images: store.Images, size: int, device: torch.device) -> pd.DataFrame:
-    """A row an image: index, label, prediction, confidence; `size` images at a time."""
+    """A row an image: index, label, prediction, confidence. The net takes `size` images at a time."""
     probabilities = classifier.predict(net, images.image, size, device)
     rows = pd.DataFrame({"index": images.index, "label": images.label})
     rows["prediction"], rows["confidence"] = probabilities.argmax(1), probabilities.max(1)
     return rows
 
 
-def predicted(
+def classified_and_scored(
     params: Params,
     net: Classifier,
     pretrained: Classifier,
@@ -135,7 +135,7 @@ def predicted(
     images: store.Images,
     device: torch.device,
 ) -> pd.DataFrame:
-    """A row an image: index, label, prediction, confidence, detector_score."""
+    """A row an image: index, label, prediction, confidence, detector_score (NaN without a detector)."""
     size = params.store.batch_size
     rows = classified(net, images, size, device)
     rows["detector_score"] = pd.Series(np.nan, rows.index, dtype="float32")

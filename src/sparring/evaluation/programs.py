@@ -13,8 +13,8 @@ from torch._ops import OpOverload
 
 from sparring.params.errors import InputError, reason
 
-FACTS = "sparring.json"  # in a program, what is known of the model
-# Of an archive of torch.export, what a copy of it needs, and all that such parts may be called.
+FACTS = "sparring.json"  # the extra file of a program that has the model's facts
+# The parts of an archive of torch.export that a copy keeps, by the only names that they may have.
 PARTS = re.compile(
     r"archive_format|archive_version|byteorder|\.data/\w+|models/model\.json|data/sample_inputs/model\.pt"
     r"|data/weights/(weight_\d+|\w+\.json)|data/constants/(tensor_\d+|\w+\.json)"
@@ -23,7 +23,7 @@ PLAIN = re.compile(r"[\w.]*")
 SIZES = re.compile(r"(Symbol\('\w+'|[A-Z][A-Za-z]*\(|[a-z]+\d+|, \w+=True|[\d\s,()+*/-])*")
 OPERATORS = {"getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le"}
 OPERATORS |= {"gt", "ge"}
-# One tensor in, one out, as torch.export writes it.
+# The trees of arguments and results of a program that takes one tensor and gives one, as torch.export writes them.
 LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 INPUT = {"type": "builtins.tuple", "context": "null", "children_spec": [LEAF]}
 KEYWORDS = {"type": "builtins.dict", "context": "[]", "children_spec": []}
@@ -32,7 +32,7 @@ ONE_OUT = json.dumps([1, LEAF])
 
 
 def facts(path: Path) -> dict[str, object]:
-    """What `export` noted in a program beside the graph; nothing for a program from elsewhere."""
+    """The facts on the model that `exchange.export` wrote beside a program's graph; empty for one from elsewhere."""
     try:
         with ZipFile(path) as archive:
             for name in archive.namelist():
@@ -44,14 +44,14 @@ def facts(path: Path) -> dict[str, object]:
 
 
 def read(path: Path, device: torch.device) -> nn.Module:
-    """The program in a file, on the device; torch refuses to set it to eval or training mode.
+    """Load a program of torch.export on the device; torch refuses to set it to eval or training mode.
 
-    Raises InputError where the file holds no such program, or one that is more than operations on tensors.
+    Raises InputError where the file holds no such program, or one with more than operations on tensors.
     """
     from torch.export.passes import move_to_device_pass
 
     try:
-        program = torch.export.load(_harmless(path))
+        program = torch.export.load(_sanitised(path))
         return move_to_device_pass(program, device).module(check_guards=False)
     except InputError:
         raise
@@ -59,12 +59,12 @@ def read(path: Path, device: torch.device) -> nn.Module:
         raise InputError(f"{path} cannot be read as a program of torch.export ({reason(error)})") from error
 
 
-def _harmless(path: Path) -> io.BytesIO:
-    """A copy of an archive of torch.export, with its graph and its plain tensors alone.
+def _sanitised(path: Path) -> io.BytesIO:
+    """Copy an archive of torch.export into memory, with its graph and its plain tensors alone.
 
     torch.export.load by itself unpickles example inputs, some tensors and objects, loads compiled libraries, imports
-    what trees of arguments name, and evaluates sizes and guards as Python. The copy has no such part. What it does
-    have is checked to be operations on tensors, by names that can be nothing else. Raises InputError where it is not.
+    what trees of arguments name, and evaluates sizes and guards as Python. The copy has no such part. Its graph is
+    checked to have plain names and operations on tensors only. Raises InputError where it has others.
     """
     copy = io.BytesIO()
     try:
@@ -75,7 +75,7 @@ def _harmless(path: Path) -> io.BytesIO:
                     continue
                 content = b"" if part.startswith("data/sample_inputs/") else old.read(name)
                 if part == "models/model.json":
-                    content = json.dumps(_graph(json.loads(content), path)).encode()
+                    content = json.dumps(_checked_graph(json.loads(content), path)).encode()
                 elif part.endswith(".json"):
                     _check_payload(json.loads(content), path)
                 new.writestr(f"model/{part}", content)
@@ -91,13 +91,13 @@ def _check_payload(payload: dict[str, Any], path: Path) -> None:
             _refuse(path, f"{name} is pickled")
 
 
-def _graph(program: dict[str, Any], path: Path) -> dict[str, Any]:
+def _checked_graph(program: dict[str, Any], path: Path) -> dict[str, Any]:
     module = program["graph_module"]
     (signature,) = (entry["signature"] for entry in module["module_call_graph"] if entry["fqn"] == "")
     if [json.loads(signature[key]) for key in ("in_spec", "out_spec")] != [json.loads(ONE_IN), json.loads(ONE_OUT)]:
         raise InputError(f"{path} does not take one tensor of images and give one of logits")
     signature |= {"in_spec": "", "out_spec": ""}
-    # What modules the nodes came from matters to nobody here.
+    # The modules that the nodes came from are not needed.
     module["module_call_graph"] = [{"fqn": "", "signature": signature}]
     program |= {"guards_code": [], "torch_version": ""}
     cleaned: dict[str, Any] = _cleaned(program, path)
@@ -106,7 +106,8 @@ def _graph(program: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _cleaned(value: Any, path: Path) -> Any:
-    """A part of a graph without notes. Every name in it becomes Python code, so it may be a plain name only."""
+    """Copy a part of a graph without its metadata. Raises InputError where a string is no plain name or size: torch
+    makes Python code of it."""
     if isinstance(value, list):
         return [_cleaned(inner, path) for inner in value]
     if isinstance(value, dict):
@@ -129,14 +130,14 @@ def _check_operation(target: str, path: Path) -> None:
     if family == "_operator" and name in OPERATORS:
         return
     operation, _, overload = target.removeprefix("torch.ops.aten.").partition(".")
-    found = getattr(getattr(torch.ops.aten, operation, None), overload, None)
-    if target.startswith("torch.ops.aten.") and isinstance(found, OpOverload) and operation != "from_file":
+    operator = getattr(getattr(torch.ops.aten, operation, None), overload, None)
+    if target.startswith("torch.ops.aten.") and isinstance(operator, OpOverload) and operation != "from_file":
         return
     _refuse(path, f"it calls {target}")
 
 
-def _refuse(path: Path, what: str) -> NoReturn:
+def _refuse(path: Path, problem: str) -> NoReturn:
     raise InputError(
-        f"{path} is not read: {what[:200]}, and what is not plain operations on plain tensors could run any code; "
+        f"{path} is not read: {problem[:200]}, and what is not plain operations on plain tensors could run any code; "
         "use a .safetensors file"
     )

@@ -1,4 +1,4 @@
-"""Attacks aimed at a structure itself: every image is made against the very net whose predictions are stored."""
+"""White-box attacks: every image is attacked through the very net whose predictions are stored."""
 
 import shutil
 from functools import partial
@@ -14,9 +14,9 @@ from sparring.device import channels_last, choose, rng
 from sparring.evaluation import aimed
 from sparring.evaluation import predict as evaluation
 from sparring.layout import HERE, Layout, replacing
-from sparring.models import networks
-from sparring.models.averaged import Averaged, as_attacked
-from sparring.models.classifier import Classifier
+from sparring.load_models import networks
+from sparring.load_models.averaged import Averaged, as_attacked
+from sparring.load_models.classifier import Classifier
 from sparring.params import Params, check_classes
 from sparring.params.attacks import Attack
 from sparring.params.names import CLEAN, SINGLE_DRAW
@@ -25,24 +25,24 @@ COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidenc
 
 
 def draw(index: np.ndarray, label: np.ndarray, seed: int) -> np.ndarray:
-    """An order of the images, a permutation (N,), whose every beginning has the classes in their shares.
+    """A random permutation (N,) of the images, every prefix of which has the classes in their proportions.
 
     The test split lies in the order of its source, where images of one class may stand together.
     """
     shuffled = np.argsort(index, kind="stable")[rng(seed, "whitebox").permutation(len(index))]
-    place = np.empty(len(index))
-    for own in np.unique(label):
-        rows = shuffled[label[shuffled] == own]
-        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    return shuffled[np.argsort(place[shuffled], kind="stable")]
+    positions = np.empty(len(index))
+    for class_number in np.unique(label):
+        rows = shuffled[label[shuffled] == class_number]
+        positions[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return shuffled[np.argsort(positions[shuffled], kind="stable")]
 
 
 def attack_structure(params: Params, structure: str, layout: Layout = HERE, split: str = "test") -> None:
-    """Run every attack of `whitebox` against one structure, each seed of it, and write a row of predictions for each
-    image and attack. Raises InputError for a structure that is not in params.yaml.
+    """Run every attack of `whitebox` against every seed of a structure, and write a row of predictions for each image,
+    attack and seed. Raises InputError for a structure that is not in params.yaml.
 
-    An image that the structure misclassifies when clean is not attacked: its rows tell of the clean image. Attacked
-    images are kept below PARTIAL until the rows are written: a run that was killed goes on after them.
+    An image that the structure misclassifies when clean is not attacked: its rows have the clean image's prediction.
+    Attacked images are kept below PARTIAL until the rows are written: a run that was killed continues after them.
     """
     params.structure(structure)
     device = choose(params)
@@ -65,9 +65,9 @@ def attack_structure(params: Params, structure: str, layout: Layout = HERE, spli
         parts = []
         with progress.bar(f"whitebox@{structure}", total) as advance:
             for seed in seeds:
-                net, detector = evaluation.models(params, layout, structure, seed, pretrained, classes, device)
-                predict = partial(evaluation.predicted, params, net, pretrained, detector, device=device)
-                rows = _attacked(params, net, predict, test, order, device, unfinished / str(seed), advance)
+                net, detector = evaluation.load_models(params, layout, structure, seed, pretrained, classes, device)
+                predict = partial(evaluation.classified_and_scored, params, net, pretrained, detector, device=device)
+                rows = _attacked_rows(params, net, predict, test, order, device, unfinished / str(seed), advance)
                 parts.append(rows.assign(seed=seed, split=split))
         rows = pd.concat(parts, ignore_index=True)
         with replacing(layout.whitebox(structure)) as path:
@@ -77,14 +77,14 @@ def attack_structure(params: Params, structure: str, layout: Layout = HERE, spli
 
 
 def runs_of(params: Params, at_random: bool) -> dict[str, tuple[Attack, int]]:
-    """Every attack on a structure, by name, and how many images it meets at most.
+    """Every attack on a structure by name, with the largest number of images that it is run on.
 
-    at_random: whether it predicts at random.
+    at_random: whether the structure predicts at random.
     """
     return params.whitebox.runs | (params.whitebox.of_random if at_random else {})
 
 
-def _attacked(
+def _attacked_rows(
     params: Params,
     net: Classifier,
     predict: aimed.Predict,
@@ -94,7 +94,7 @@ def _attacked(
     folder: Path,
     advance: progress.Advance,
 ) -> pd.DataFrame:
-    """Rows of the images test[order], clean and under each attack on `net`, which meets the first so many of them.
+    """Rows of the images test[order], clean and under each attack on `net`. An attack takes a prefix of `order`.
 
     Gradients are float32 whatever `precision` says: rounded ones make an attacker weaker.
     """
@@ -106,17 +106,17 @@ def _attacked(
         engine.compile_below(folder / "compiled")
     model = engine.Fast(as_attacked(net), device, torch.float32, compiled=compiled)
     clean = predict(images).assign(l2=np.float32(0), linf=np.float32(0))
-    right = (clean["prediction"] == clean["label"]).to_numpy(bool)
+    is_right = (clean["prediction"] == clean["label"]).to_numpy(bool)
     parts = [clean.assign(attack=CLEAN)]
     for name, (attack, count) in runs.items():
-        met = rank < count
-        advance(int((met & ~right).sum()))
+        is_attacked = rank < count
+        advance(int((is_attacked & ~is_right).sum()))
         aim = model
         if name == SINGLE_DRAW and isinstance(net, Averaged):
             aim = engine.Fast(net.of_one_draw(), device, torch.float32)
         rows, _ = aimed.attack_images(
-            params, attack, name, net, aim, predict, images, met & right, test, folder, device, advance
+            params, attack, name, net, aim, predict, images, is_attacked & is_right, test, folder, device, advance
         )
-        rows = pd.concat([rows, clean[met & ~right]]).sort_values("index")
+        rows = pd.concat([rows, clean[is_attacked & ~is_right]]).sort_values("index")
         parts.append(rows.assign(attack=name))
     return pd.concat(parts, ignore_index=True)
