@@ -1,4 +1,4 @@
-"""Accuracy on the mixture of clean and attacked images: Table 2."""
+"""Make the section on accuracy on the mixture of clean and attacked images: Table 2."""
 
 import itertools
 from typing import Any
@@ -24,12 +24,12 @@ from sparring.report.table import (
 
 
 def section(results: Results, table: Table) -> Section:
-    """Table 2, and a test of any two structures beside it.  table: from `table`."""
+    """Make the section: Table 2, and McNemar's tests of any two structures.  table: from `table`."""
     return Section("Accuracy on the mixture", [table, *mcnemar(results.params, "table2_mcnemar", results.on_mixture)])
 
 
 def summary(results: Results, tidy: pd.DataFrame, split: str) -> dict[str, Any]:
-    """Accuracy by structure, and every difference between two.  tidy: the frame of `table`."""
+    """Return accuracy by structure, and the difference between any two.  tidy: the frame of `table`."""
     rows = tidy[tidy["split"] == split].set_index("structure")
     return {
         "mixture": rows[["accuracy", "ci_low", "ci_high", "sd"]].to_dict("index"),
@@ -42,13 +42,13 @@ def summary(results: Results, tidy: pd.DataFrame, split: str) -> dict[str, Any]:
 
 
 def table(results: Results) -> Table:
-    """Table 2, with the difference of each structure to the baseline."""
+    """Return Table 2, with the difference of each structure to the baseline."""
     params = results.params
     differences = results.on_mixture[[*DIFFERENCE, "trainings"]].reset_index()
     differences = differences[differences["other"] == BASELINE].drop(columns=["attack", "other"])
     accuracy = statistics.accuracies(results.mixture, ["split", "structure"])
-    both = accuracy.join(differences.set_index(["split", "structure"]))
-    tidy = full(both, [EVALUATED_SPLITS, results.structures], ["split", "structure"])
+    figures = accuracy.join(differences.set_index(["split", "structure"]))
+    tidy = full(figures, [EVALUATED_SPLITS, results.structures], ["split", "structure"])
     tidy.insert(2, "attack", MIXTURE)
     tidy["paper"] = tidy["structure"].map(paper.mixture(params))
     columns: dict[str, list[str]] = {"structure": results.structures}
