@@ -44,7 +44,7 @@ def by_radius(rows: pd.DataFrame, proofs: dict[str, Certificate], points: int) -
     parts = []
     norms = rows["structure"].map({name: proof.norm for name, proof in proofs.items()})
     for norm, of_norm in rows.groupby(norms, sort=False):
-        radii = _radii(of_norm["radius"].max(), points, whole=norm == "L0")
+        radii = _radii(of_norm["radius"].max(), points, integer=norm == "L0")
         # An image without a certificate has the radius nan, which is not above any.
         certified = [of_norm.assign(correct=of_norm["correct"] & (of_norm["radius"] >= at), at=at) for at in radii]
         accuracy = statistics.accuracies(pd.concat(certified), ["structure", "at"])
@@ -54,11 +54,11 @@ def by_radius(rows: pd.DataFrame, proofs: dict[str, Certificate], points: int) -
     return tidy[["norm", *tidy.columns.drop("norm")]]
 
 
-def _radii(largest: float, points: int, whole: bool) -> list[float]:
+def _radii(largest: float, points: int, integer: bool) -> list[float]:
     """Return about `points` round radii from 0 to beyond the largest, which is nan where nothing is certified."""
     if not largest > 0:
         return [0.0]
-    ticks = MaxNLocator(points, steps=[1, 2, 2.5, 5, 10], integer=whole, min_n_ticks=1).tick_values(0, largest)
+    ticks = MaxNLocator(points, steps=[1, 2, 2.5, 5, 10], integer=integer, min_n_ticks=1).tick_values(0, largest)
     step = ticks[1] - ticks[0]
     return [float(radius) for radius in np.round(step * np.arange(largest // step + 2), 12)]
 

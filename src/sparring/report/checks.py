@@ -115,16 +115,16 @@ def _comparisons(
 def paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[str, Any]:
     """Compare two accuracies on common images: `passed` unless the first is higher beyond chance and tolerance."""
     keys = ["seed", "index"]
-    both = lower[[*keys, "correct"]].merge(other[[*keys, "correct"]], on=keys, suffixes=("", "_other"))
-    if both.empty:
+    pairs = lower[[*keys, "correct"]].merge(other[[*keys, "correct"]], on=keys, suffixes=("", "_other"))
+    if pairs.empty:
         return {"images": 0, "passed": None}
-    frames = [both.assign(structure="lower"), both.assign(structure="other", correct=both["correct_other"])]
+    frames = [pairs.assign(structure="lower"), pairs.assign(structure="other", correct=pairs["correct_other"])]
     compared = statistics.comparisons(pd.concat(frames).assign(split="test"), ("lower", "other"), ["split"])
     low, high = compared[["image_low", "image_high"]].to_numpy(float)[0]  # the first is `lower` against `other`
     facts = {
-        "images": both["index"].nunique(),
-        "accuracy": both["correct"].mean(),
-        "against": both["correct_other"].mean(),
+        "images": pairs["index"].nunique(),
+        "accuracy": pairs["correct"].mean(),
+        "against": pairs["correct_other"].mean(),
     }
     return facts | {"low": low, "high": high, "passed": bool(low <= tolerance)}
 

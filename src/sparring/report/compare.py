@@ -22,7 +22,7 @@ DETECTOR = {"accuracy": "accuracy", "auroc": "AUROC", "tpr_at_fpr05": "found at 
 
 @dataclass(frozen=True)
 class Revision:
-    """A revision has the parameters of an experiment or commit, by their dotted names, and its report's figures."""
+    """Hold the parameters of an experiment or commit, by their dotted names, and its report's figures."""
 
     name: str
     params: dict[str, str]

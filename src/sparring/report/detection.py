@@ -21,7 +21,7 @@ KEYS = ["split", "attack", "method"]
 
 @dataclass(frozen=True)
 class Scores:
-    """These are the scores that the stage `detect` made.
+    """Hold the scores that the stage `detect` made.
 
     rows: from statistics.accuse.  pairs: from statistics.matched.  fitted: what the known detectors were fitted on.
     """

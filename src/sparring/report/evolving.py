@@ -101,12 +101,12 @@ def against(rows: pd.DataFrame, eps: int, epochs: int, peer: str) -> str:
             parts.append(f"{FIGURES[figure]} {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]")
         elif len(difference):
             parts.append(f"{FIGURES[figure]} {difference.iloc[0]:+.3f}")
-    same = ours.loc[seeds, "processor"].eq(theirs.loc[seeds, "processor"]).all()
+    same_processors = ours.loc[seeds, "processor"].eq(theirs.loc[seeds, "processor"]).all()
     share = ours.loc[seeds, "seconds"].sum() / theirs.loc[seeds, "seconds"].sum()
-    time = f"in {share:.2f} of the time" if same else "on other processors, so that times say nothing"
-    one = "; one seed, which proves nothing about a method" if len(seeds) == 1 else ""
+    time = f"in {share:.2f} of the time" if same_processors else "on other processors, so that times say nothing"
+    caveat = "; one seed, which proves nothing about a method" if len(seeds) == 1 else ""
     return f"{escaped(OURS)} minus {escaped(peer)}, {eps}/255, {epochs} epochs, seeds {_joined(seeds)}: " + (
-        f"{', '.join(parts)}; {time}{one}."
+        f"{', '.join(parts)}; {time}{caveat}."
     )
 
 

@@ -29,7 +29,7 @@ Condition = tuple[str, str, str]  # defence, attacker and attack: which net meet
 
 @dataclass(frozen=True)
 class Facts:
-    """The study's predictions and measures of flatness are here.
+    """Hold the study's predictions and measures of flatness.
 
     rows: the predictions; those under C&W stand there once more for each radius, under the name that `within` gives.
     local: the frame of mask_padding's linearity files.
@@ -48,7 +48,7 @@ class Facts:
         return measures(self.rows, KEYS)
 
     @cached_property
-    def measured_dicts(self) -> dict[Any, dict[Any, Any]]:
+    def by_condition(self) -> dict[Any, dict[Any, Any]]:
         """Return the same, a dict for each combination."""
         return self.measured.to_dict("index")
 
@@ -70,7 +70,7 @@ class Facts:
     @cached_property
     def measured_datasets(self) -> list[str]:
         """Return the names of the data sets that have predictions, in the study's order."""
-        names = {dataset for dataset, *_ in self.measured_dicts}
+        names = {dataset for dataset, *_ in self.by_condition}
         return [name for name in self.study.datasets if name in names]
 
     @cached_property
@@ -81,7 +81,7 @@ class Facts:
 
     def networks(self, dataset: str) -> list[str]:
         """Return those networks of a data set that were measured with any defence."""
-        measured = {network for name, network, *_ in self.measured_dicts if name == dataset}
+        measured = {network for name, network, *_ in self.by_condition if name == dataset}
         return [name for name in self.study.datasets[dataset].networks if name in measured]
 
     @cached_property
@@ -94,15 +94,15 @@ class Facts:
         The keys are difference, difference_low and difference_high (95 %), side (1 above zero, -1 below it, beyond
         chance, else 0) and trainings, as in statistics.paired_difference. None where one of the two was not measured.
         """
-        one, two = (self._groups.get((dataset, network, *condition)) for condition in (first, other))
-        if one is None or two is None:
+        first_rows, other_rows = (self._groups.get((dataset, network, *condition)) for condition in (first, other))
+        if first_rows is None or other_rows is None:
             return None
-        both = one.merge(two, on=["seed", "index"], validate="one_to_one")
-        if both.empty:
+        pairs = first_rows.merge(other_rows, on=["seed", "index"], validate="one_to_one")
+        if pairs.empty:
             return None
-        gains = both["correct_x"].astype(float) - both["correct_y"].astype(float)
-        over_images = statistics.paired_difference(gains.groupby(both["index"]).mean().to_numpy()[:, None])
-        splits = gains.groupby(both["seed"]).mean()
+        gains = pairs["correct_x"].astype(float) - pairs["correct_y"].astype(float)
+        over_images = statistics.paired_difference(gains.groupby(pairs["index"]).mean().to_numpy()[:, None])
+        splits = gains.groupby(pairs["seed"]).mean()
         if len(splits) == 1:
             return over_images
         # An image counts once, however many splits it is in; the trainings' own spread comes on top of that.
@@ -119,10 +119,10 @@ class Facts:
         how far trainings lie apart. None where fewer than two images have both.
         """
         local = self.local[(self.local["dataset"] == dataset) & (self.local["network"] == network)]
-        one, two = (local[local["defence"] == name] for name in (defence, other))
-        both = one.merge(two, on=["seed", "index"], validate="one_to_one")
-        changes = both[f"{column}_x"].astype(float) - both[f"{column}_y"].astype(float)
-        images, splits = changes.groupby(both["index"]).mean(), changes.groupby(both["seed"]).mean()
+        first_rows, other_rows = (local[local["defence"] == name] for name in (defence, other))
+        pairs = first_rows.merge(other_rows, on=["seed", "index"], validate="one_to_one")
+        changes = pairs[f"{column}_x"].astype(float) - pairs[f"{column}_y"].astype(float)
+        images, splits = changes.groupby(pairs["index"]).mean(), changes.groupby(pairs["seed"]).mean()
         if len(images) < 2:
             return None
         half_width = float(t.ppf((1 + statistics.LEVEL) / 2, len(images) - 1) * images.sem())

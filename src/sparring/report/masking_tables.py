@@ -227,7 +227,7 @@ def _flat(own: pd.DataFrame) -> dict[str, str]:
 
 def _unstated(own: pd.DataFrame) -> str:
     figure = own.dropna(subset="article").iloc[0]
-    missing = [what for what in ("dataset", "network") if figure[f"article_{what}"] == UNSTATED]
+    missing = [key for key in ("dataset", "network") if figure[f"article_{key}"] == UNSTATED]
     return f" ({' and '.join(missing)} unstated)".replace("dataset", "data set") if missing else ""
 
 
@@ -255,10 +255,10 @@ def _article_note(number: int) -> str:
 
 
 def _interval_note(facts: Facts) -> str:
-    several = [title_of(DATASETS, name) for name in facts.measured_datasets if facts.splits[name] > 1]
-    if not several:
+    names = [title_of(DATASETS, name) for name in facts.measured_datasets if facts.splits[name] > 1]
+    if not names:
         return INTERVALS
     return (
-        f"{INTERVALS} On {' and '.join(several)}, which has several splits, each with trainings of its own, figures "
+        f"{INTERVALS} On {' and '.join(names)}, which has several splits, each with trainings of its own, figures "
         "are means over them, ± their standard deviation, which the interval does not contain; an image counts once."
     )

@@ -50,7 +50,7 @@ def sentences(facts: Facts) -> list[str]:
 def _cell(facts: Facts, dataset: str, network: str, defence: str, attacker: str, attack: str) -> str | None:
     """Format an accuracy with its interval; None where it was not measured."""
     key = (dataset, network, defence, attacker, attack)
-    row = facts.measured_dicts.get(key)
+    row = facts.by_condition.get(key)
     return with_interval(*(float(row[name]) for name in ACCURACY)) if row else None
 
 
@@ -78,16 +78,16 @@ def _beside_article(facts: Facts) -> list[str]:
     lines = lines[(lines["table"] >= 5) & (lines["attack"] != CLEAN)].assign(attacker=TRANSFER)
     keys = pd.MultiIndex.from_frame(lines[["dataset", "network", "defence", "attacker", "attack"]])
     ours = facts.measured.reindex(keys).reset_index(drop=True)
-    both = pd.concat([lines.reset_index(drop=True), ours], axis=1).dropna(subset="accuracy")
-    if both.empty:
+    rows = pd.concat([lines.reset_index(drop=True), ours], axis=1).dropna(subset="accuracy")
+    if rows.empty:
         return []
-    below = int((both["ci_high"] < both["article"]).sum())
-    above = int((both["ci_low"] > both["article"]).sum())
+    below = int((rows["ci_high"] < rows["article"]).sum())
+    above = int((rows["ci_low"] > rows["article"]).sum())
     return [
         f"**The claim of near 90 % under attack after masks and padding** (Tables 5 and 6), under transfer: reached in "
-        f"{len(both) - below} of the {len(both)} of our figures that stand beside one of the article's. Theirs are "
-        f"{number(both['article'].min())} to {number(both['article'].max())}, ours {number(both['accuracy'].min())} to "
-        f"{number(both['accuracy'].max())}; our interval over images contains theirs in {len(both) - below - above}, "
+        f"{len(rows) - below} of the {len(rows)} of our figures that stand beside one of the article's. Theirs are "
+        f"{number(rows['article'].min())} to {number(rows['article'].max())}, ours {number(rows['accuracy'].min())} to "
+        f"{number(rows['accuracy'].max())}; our interval over images contains theirs in {len(rows) - below - above}, "
         f"lies below it in {below} and above it in {above}."
     ]
 
@@ -132,18 +132,18 @@ def _carries_over(facts: Facts) -> list[str]:
     gaps: list[Difference] = []
     seed_gaps: list[Difference] = []
     gains: list[Difference] = []
-    others = [name for name in facts.study.attacks if name != CW]
+    attacks = [name for name in facts.study.attacks if name != CW]
     for dataset in facts.measured_datasets:
         for network in facts.networks(dataset):
-            for attack in others:
+            for attack in attacks:
                 trained, reseeded = (
                     [(defence, TRANSFER, CW), (defence, TRANSFER, attack)] for defence in (CW_TRAINING, RESEEDED)
                 )
                 gap = facts.difference(dataset, network, *trained)
-                other = facts.difference(dataset, network, *reseeded)
+                seed_gap = facts.difference(dataset, network, *reseeded)
                 gain = facts.difference(dataset, network, trained[1], reseeded[1])
                 gaps += [gap] if gap else []
-                seed_gaps += [other] if gap and other else []
+                seed_gaps += [seed_gap] if gap and seed_gap else []
                 gains += [gain] if gain else []
     if not gaps:
         return []
@@ -168,11 +168,11 @@ def _carries_over(facts: Facts) -> list[str]:
 
 
 def _mean(differences: Sequence[Difference]) -> str:
-    return signed(sum(one["difference"] for one in differences) / len(differences))
+    return signed(sum(difference["difference"] for difference in differences) / len(differences))
 
 
 def _count(differences: Sequence[Difference], side: int) -> int:
-    return sum(one["side"] == side for one in differences)
+    return sum(difference["side"] == side for difference in differences)
 
 
 def _defence(facts: Facts, dataset: str, network: str, defence: str, where: str) -> list[str]:
@@ -186,8 +186,8 @@ def _defence(facts: Facts, dataset: str, network: str, defence: str, where: str)
     ):
         differences = {}
         for attack in facts.study.attacks:
-            one, two = (defence, attacker, attack), (other, attacker, attack)
-            differences[title_of(ATTACKS, attack)] = facts.difference(dataset, network, one, two)
+            condition, other_condition = (defence, attacker, attack), (other, attacker, attack)
+            differences[title_of(ATTACKS, attack)] = facts.difference(dataset, network, condition, other_condition)
         text = by_side(differences, "beats it under", "cannot be told from it under", "falls behind it under")
         parts += [f"{start}, it {text}."] if text else []
     parts += _own_attacks(facts, dataset, network, defence)
@@ -202,9 +202,9 @@ def _own_attacks(facts: Facts, dataset: str, network: str, defence: str) -> list
         cell = _cell(facts, dataset, network, defence, WHITEBOX, attack)
         cells += [f"{cell} under {title_of(ATTACKS, attack)}"] if cell else []
     text = f"It keeps {' and '.join(cells)}." if cells else ""
-    own, others = (facts.measured_dicts.get((dataset, network, name, WHITEBOX, CW)) for name in (defence, UNDEFENDED))
-    if own and others:
-        cells = [f"{number(float(one['fooled']))} (median L2 length {_length(one)})" for one in (own, others)]
+    own, undefended = (facts.by_condition.get((dataset, network, name, WHITEBOX, CW)) for name in (defence, UNDEFENDED))
+    if own and undefended:
+        cells = [f"{number(float(row['fooled']))} (median L2 length {_length(row)})" for row in (own, undefended)]
         text += (
             f" Of the images that a net gets right when clean, C&W fools a share of {cells[0]}, and of the undefended "
             f"net's {cells[1]}; an image that is never fooled counts as infinitely far."
@@ -229,7 +229,7 @@ def _flatness_by_share(facts: Facts) -> list[str]:
             texts = []
             for column, name in FLAT.items():
                 of_net = facts.flatness.xs((dataset, network))[column].astype(float)
-                cells = ", ".join(f"{markdown(one)} {number(of_net[one])}" for one in undefended + measured)
+                cells = ", ".join(f"{markdown(mask)} {number(of_net[mask])}" for mask in undefended + measured)
                 change = facts.flatness_difference(dataset, network, measured[-1], column, measured[0])
                 over = f", in all by {_signed(change)}" if change else ""
                 texts.append(f"mean {name} {cells}, which {_trend(of_net[measured].tolist())}{over}")
@@ -254,19 +254,19 @@ def _trend(values: Sequence[float]) -> str:
 
 def _flatness(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
     differences = {name: facts.flatness_difference(dataset, network, defence, column) for column, name in FLAT.items()}
-    known = {name: one for name, one in differences.items() if one}
+    known = {name: row for name, row in differences.items() if row}
     if not known:
         return []
     words = {-1: "is smaller than", 0: "cannot be told from", 1: "is larger than"}
     texts = [
-        f"its mean {name} {words[int(one['side'])]} the undefended net's ({_signed(one)})"
-        for name, one in known.items()
+        f"its mean {name} {words[int(row['side'])]} the undefended net's ({_signed(row)})"
+        for name, row in known.items()
     ]
-    sides = {int(one["side"]) for one in known.values()}
+    sides = {int(row["side"]) for row in known.values()}
     verdict = "Flatter around test images" if sides == {-1} else "Not shown to be flatter around test images"
     if sides == {1}:
         verdict = "Steeper around test images"
-    caveat = " (by intervals over images alone)" if all(one["trainings"] == 1 for one in known.values()) else ""
+    caveat = " (by intervals over images alone)" if all(row["trainings"] == 1 for row in known.values()) else ""
     return [f"{verdict}{caveat}: {' and '.join(texts)}."]
 
 
@@ -291,8 +291,8 @@ def _sentence(parts: Sequence[str]) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _signed(one: Difference) -> str:
-    return signed(one["difference"], one["difference_low"], one["difference_high"])
+def _signed(difference: Difference) -> str:
+    return signed(difference["difference"], difference["difference_low"], difference["difference_high"])
 
 
 def by_side(differences: Mapping[str, Difference | None], above: str, neither: str, below: str) -> str:
@@ -302,7 +302,7 @@ def by_side(differences: Mapping[str, Difference | None], above: str, neither: s
     """
     parts = []
     for side, words in ((1, above), (0, neither), (-1, below)):
-        known = [(name, one) for name, one in differences.items() if one and one["side"] == side]
-        names = [f"{name} ({_signed(one)})" if side else name for name, one in known]
+        known = [(name, row) for name, row in differences.items() if row and row["side"] == side]
+        names = [f"{name} ({_signed(row)})" if side else name for name, row in known]
         parts += [f"{words} {', '.join(names)}"] if names else []
     return "; ".join(parts)

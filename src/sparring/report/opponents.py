@@ -36,7 +36,7 @@ MAGNIFICATIONS = (1, 2, 5, 10, 20, 50, 100)
 
 @dataclass(frozen=True)
 class Example:
-    """This is a column of the gallery: (R, H, W, 3) images as stored, in levels, and the source model's answers."""
+    """Hold a column of the gallery: (R, H, W, 3) images as stored, in levels, and the source model's answers."""
 
     title: str
     image: np.ndarray

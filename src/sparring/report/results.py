@@ -18,7 +18,7 @@ from sparring.report.table import ACCURACY, full
 
 @dataclass(frozen=True)
 class Results:
-    """The data of one run are here; `statistics` describes the frames."""
+    """Hold the data of one run; `statistics` describes the frames."""
 
     params: Params
     layout: Layout

@@ -28,7 +28,7 @@ ACCURACY = ("accuracy", "ci_low", "ci_high", "sd")
 
 @dataclass(frozen=True)
 class Table:
-    """A table has its data in `tidy`, one figure a row, and the frames to read in `wide`, by their headings.
+    """Hold a table's data in `tidy`, one figure a row, and the frames to read in `wide`, by their headings.
 
     The heading is empty where there is only one frame.
     """

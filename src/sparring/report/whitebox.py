@@ -33,7 +33,7 @@ WORST, ANY = "worst case", "any of these"
 
 @dataclass(frozen=True)
 class Numbers:
-    """These are the section's numbers, counted before anything is drawn.
+    """Hold the section's numbers, counted before anything is drawn.
 
     rows: from `read.whitebox`.  compared: from `comparisons`.
     """
