@@ -15,7 +15,7 @@ from sparring.report import render
 
 
 def test_the_summary_says_who_is_weaker_than_the_baseline_when_aimed_at(finished: Params, undrawn: None) -> None:
-    def told(wrong: list[str]) -> str:
+    def summary_line(wrong: list[str]) -> str:
         for name in finished.structures:
             path = Path(f"data/whitebox/{name}.parquet")
             rows = pd.read_parquet(path)
@@ -25,9 +25,9 @@ def test_the_summary_says_who_is_weaker_than_the_baseline_when_aimed_at(finished
         (line,) = (line for line in lines if line.startswith("- Attackers who aim at each structure itself"))
         return line
 
-    line = told([])
+    line = summary_line([])
     assert all(f"{name} 1.000 [" in line for name in finished.structures) and "lower" not in line
-    line = told(["adv"])
+    line = summary_line(["adv"])
     assert "adv 0.000 [" in line and line.endswith(
         "]; in this one training lower than baseline beyond chance, whatever they gain elsewhere: adv."
     )
@@ -57,8 +57,8 @@ def test_controls_stand_beside_the_papers_structures(
     assert "- online_pgd: eps 0.025, step 0.00625, steps 7, noise 1.0\n" in page
 
 
-def rewrite(structure: str, right: bool) -> None:
-    """Let a structure classify everything right, or everything wrong."""
+def replace_predictions(structure: str, right: bool) -> None:
+    """Replace a structure's predictions by ones that are all right, or all wrong."""
     path = Path(f"data/predictions/{structure}.parquet")
     rows = pd.read_parquet(path)
     rows.assign(prediction=rows["label"] if right else (rows["label"] + 1) % len(CLASSES)).to_parquet(path)
@@ -66,7 +66,7 @@ def rewrite(structure: str, right: bool) -> None:
 
 def test_the_papers_claims_are_judged_by_the_numbers(finished: Params, undrawn: None) -> None:
     for structure, right in ((BASELINE, False), ("adv", True), ("ours", False)):
-        rewrite(structure, right)
+        replace_predictions(structure, right)
     render.render(finished)
     claims = pd.read_csv("reports/tables/claims.csv").set_index(["split", "attack", "structure", "other"])
     assert len(claims) == 2 * (2 + len(finished.attacks)) * 3
