@@ -39,7 +39,7 @@ def compare(revisions: Sequence[str]) -> list[Table]:
     Raises InputError for a revision that there is not, or that has no report.
     """
     contents = [read(name) for name in dict.fromkeys(revisions)]
-    tables = (_parameters, _mixture, _per_attack, _whitebox, _detector)
+    tables = (_parameters_table, _mixture_table, _per_attack_table, _whitebox_table, _detector_table)
     return [table(contents) for table in tables]
 
 
@@ -89,7 +89,7 @@ def _leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]
             yield f"{above}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
-def _parameters(revisions: list[Revision]) -> Table:
+def _parameters_table(revisions: list[Revision]) -> Table:
     keys = dict.fromkeys(key for revision in revisions for key in revision.params)
     differing = [key for key in keys if len({revision.params.get(key) for revision in revisions}) > 1]
     columns = {revision.name: [revision.params.get(key, "-") for key in differing] for revision in revisions}
@@ -99,6 +99,7 @@ def _parameters(revisions: list[Revision]) -> Table:
 
 
 def _joined(revisions: list[Revision], part: str) -> pd.DataFrame:
+    """Concatenate a frame of all revisions, whose names become the first column."""
     frames = [getattr(revision, part).assign(revision=revision.name) for revision in revisions]
     joined = pd.concat(frames, ignore_index=True)
     return joined[["revision", *joined.columns.drop("revision")]]
@@ -114,11 +115,12 @@ def _side_by_side(tidy: pd.DataFrame, revisions: list[Revision], rows: list[str]
 
 
 def _cells(tidy: pd.DataFrame) -> pd.Series:
+    """Format accuracies with their intervals."""
     intervals = tidy.reindex(columns=list(ACCURACY)).to_numpy(float)  # old reports have no sd
     return pd.Series([with_interval(*row) for row in intervals], tidy.index)
 
 
-def _mixture(revisions: list[Revision]) -> Table:
+def _mixture_table(revisions: list[Revision]) -> Table:
     tidy = _joined(revisions, "mixture")
     return Table(
         "table2",
@@ -132,7 +134,7 @@ def _mixture(revisions: list[Revision]) -> Table:
     )
 
 
-def _per_attack(revisions: list[Revision]) -> Table:
+def _per_attack_table(revisions: list[Revision]) -> Table:
     tidy = _joined(revisions, "per_attack")
     return Table(
         "table4",
@@ -150,7 +152,7 @@ def _by_split(tidy: pd.DataFrame, revisions: list[Revision], rows: list[str]) ->
     }
 
 
-def _whitebox(revisions: list[Revision]) -> Table:
+def _whitebox_table(revisions: list[Revision]) -> Table:
     tidy = _joined(revisions, "whitebox").fillna({"radius": ""})
     rows = tidy.rename(columns={"radius": "within"})
     wide = {"": _side_by_side(rows, revisions, ["structure", "attack", "within"], _cells(tidy))} if len(tidy) else {}
@@ -160,7 +162,7 @@ def _whitebox(revisions: list[Revision]) -> Table:
     )
 
 
-def _detector(revisions: list[Revision]) -> Table:
+def _detector_table(revisions: list[Revision]) -> Table:
     tidy = _joined(revisions, "detector")
     wide = {}
     for split, part in tidy.groupby("split", sort=False):

@@ -88,7 +88,7 @@ def _pictures(results: Results, rows: pd.DataFrame) -> np.ndarray:
 
 
 def draw_confusion(folder: Path, matrices: dict[str, np.ndarray], names: Sequence[str]) -> None:
-    """Draw a panel a structure.
+    """Draw the confusion matrices, a panel a structure.
 
     matrices: a structure's name → (C, C) counts, rows true classes, columns predicted ones.  names: the C classes.
     """

@@ -133,11 +133,13 @@ class Facts:
 
 
 def _over_splits(value: float, low: float, high: float, splits: "pd.Series[float]") -> dict[str, float]:
+    """Widen a difference's interval over images by the spread of its values over splits."""
     ends = statistics.over_trainings(value, low, high, float(splits.std()), len(splits))
     return _difference(value, *ends, len(splits))
 
 
 def _difference(value: float, low: float, high: float, trainings: int) -> dict[str, float]:
+    """Return a difference with its interval and the side of zero on which all of that lies."""
     side = int(low > 0) - int(high < 0)
     return {"difference": value, "difference_low": low, "difference_high": high, "side": side, "trainings": trainings}
 

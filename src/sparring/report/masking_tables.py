@@ -52,8 +52,9 @@ def length(value: float) -> str:
     return "infinite" if math.isinf(value) else number(value)
 
 
-def title_of(names: dict[str, str], name: str) -> str:
-    return names.get(name, name)
+def title_of(titles: dict[str, str], name: str) -> str:
+    """Return a name's title, or the name itself where it has none."""
+    return titles.get(name, name)
 
 
 def article_lines(study: Study) -> pd.DataFrame:
@@ -226,6 +227,7 @@ def _flat(own: pd.DataFrame) -> dict[str, str]:
 
 
 def _unstated(own: pd.DataFrame) -> str:
+    """Say whether the article leaves the data set or the network of a net's figures unstated."""
     figure = own.dropna(subset="article").iloc[0]
     missing = [key for key in ("dataset", "network") if figure[f"article_{key}"] == UNSTATED]
     return f" ({' and '.join(missing)} unstated)".replace("dataset", "data set") if missing else ""
@@ -234,6 +236,7 @@ def _unstated(own: pd.DataFrame) -> str:
 def _lengths(
     rows: pd.DataFrame, cells: dict[tuple[str, ...], str], net: tuple[str, str], facts: Facts
 ) -> Iterable[dict[str, str]]:
+    """Yield the lines of one net under C&W by the length of its changes, transfer and white-box."""
     own = rows[(rows["network"] == net[0]) & (rows["defence"] == net[1]) & (rows["attack"] == CW)]
     for attacker in (TRANSFER, WHITEBOX):
         fooled, median = own.loc[own["attacker"] == attacker, ["fooled", "l2_median"]].iloc[0].astype(float)

@@ -253,6 +253,7 @@ def _trend(values: Sequence[float]) -> str:
 
 
 def _flatness(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
+    """Say whether a net is flatter around test images than the undefended one."""
     differences = {name: facts.flatness_difference(dataset, network, defence, column) for column, name in FLAT.items()}
     known = {name: row for name, row in differences.items() if row}
     if not known:

@@ -150,6 +150,7 @@ def whitebox(params: Params, layout: Layout, test: store.Images) -> pd.DataFrame
 
 
 def _check_whitebox(params: Params, rows: pd.DataFrame, path: Path, labels: pd.Series) -> None:
+    """Raise InputError unless every seed has the images of each attack once, with the labels of the test images."""
     counts = {CLEAN: params.whitebox.images} | {name: count for name, (_, count) in params.whitebox.runs.items()}
     seeds = sorted(rows["seed"].unique())
     if len(labels) and params.whitebox.images and not seeds:
