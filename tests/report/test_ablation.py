@@ -28,12 +28,12 @@ rows:
 
 @pytest.fixture
 def settings(project: Path, tiny: Callable[..., Params], study: Callable[[str, Params], None]) -> Params:
-    """The parameters of a project with two rows; the stages read the same from its params.yaml."""
-    chosen = tiny(training={"epochs": 2, "batch_size": 50}, mixture={"adv_ratio": 0.4})
+    """Return the parameters of a project with two rows; its stages read the same from params.yaml."""
+    params = tiny(training={"epochs": 2, "batch_size": 50}, mixture={"adv_ratio": 0.4})
     Path("studies/table3").mkdir(parents=True)
     Path("studies/table3/params.yaml").write_text(ROWS)
-    study("table3", chosen)
-    return chosen
+    study("table3", params)
+    return params
 
 
 def stage(name: str, *arguments: str) -> None:
@@ -55,45 +55,45 @@ def test_from_rows_to_the_table(settings: Params) -> None:
     stage("write_table")
     assert everything() == before  # the main pipeline's results stay
     reports = Path("studies/table3/reports")
-    written = {file.relative_to(reports).as_posix(): file.read_text() for file in reports.rglob("*.*")}
-    assert written.keys() == {"table3.md", "table3.csv", "tex/table3.tex"}
+    files = {file.relative_to(reports).as_posix(): file.read_text() for file in reports.rglob("*.*")}
+    assert files.keys() == {"table3.md", "table3.csv", "tex/table3.tex"}
     table = pd.read_csv("studies/table3/reports/table3.csv").set_index(["split", "row", "mixture"])
     assert len(table) == 2 * 2 * 2
     assert table.loc[("test", "low_050_2", "own"), ["paper_detector_accuracy", "paper"]].tolist() == [0.735, 0.8694]
-    assert "0.7350" in written["table3.md"] and "0.8694" in written["table3.md"]
-    for (split, name, mixture), found in table.iterrows():
+    assert "0.7350" in files["table3.md"] and "0.8694" in files["table3.md"]
+    for (split, name, mixture), fact in table.iterrows():
         share = rows[name].adv_ratio if mixture == "own" else 0.4
-        assert found["mixture_ratio"] == share
+        assert fact["mixture_ratio"] == share
         predictions = pd.read_parquet(f"studies/table3/rows/{name}/data/predictions/ours.parquet")
         clean = store.read(HERE.clean / f"{split}.parquet", ())
-        drawn = statistics.draw_mixture(clean.index, clean.label, list(settings.attacks), share, 0, split)
-        chosen = predictions[predictions["split"] == split].merge(drawn, on=["index", "attack"])
+        draw = statistics.draw_mixture(clean.index, clean.label, list(settings.attacks), share, 0, split)
+        mixture_rows = predictions[predictions["split"] == split].merge(draw, on=["index", "attack"])
         linf = {}
         for attack in settings.attacks:
             images = store.read(HERE.adversarial / attack / f"{split}.parquet", ("linf",))
             linf |= {(attack, index): value for index, value in zip(images.index, images.columns["linf"], strict=True)}
-        keys = zip(chosen["attack"], chosen["index"], strict=True)
+        keys = zip(mixture_rows["attack"], mixture_rows["index"], strict=True)
         adversarial = np.array([linf.get(key, 0) > 0 for key in keys])
-        detected = (chosen["detector_score"] > 0.5) == adversarial
-        right = chosen["prediction"] == chosen["label"]
-        assert found["images"] == len(chosen) == len(clean)
-        wanted = {
+        detected = (mixture_rows["detector_score"] > 0.5) == adversarial
+        right = mixture_rows["prediction"] == mixture_rows["label"]
+        assert fact["images"] == len(mixture_rows) == len(clean)
+        expected = {
             "majority": max(adversarial.mean(), 1 - adversarial.mean()),
-            "auroc": roc_auc_score(adversarial, chosen["detector_score"]),
+            "auroc": roc_auc_score(adversarial, mixture_rows["detector_score"]),
             "detector_accuracy": detected.mean(),
             "accuracy": right.mean(),
         }
-        wanted |= dict(
+        expected |= dict(
             zip(("detector_low", "detector_high"), statistics.wilson(detected.sum(), len(clean)), strict=True)
         )
-        wanted |= dict(zip(("ci_low", "ci_high"), statistics.wilson(right.sum(), len(clean)), strict=True))
-        for key, value in wanted.items():
-            assert found[key] == pytest.approx(value, rel=1e-5), (split, name, mixture, key)
-    shown = with_interval(*table.loc[("test", "full_025_1", "fixed"), ["accuracy", "ci_low", "ci_high"]])
-    assert shown in written["table3.md"] and shown in written["tex/table3.tex"]
-    assert "had a standard deviation of 0.020" in written["table3.md"]  # how far two rows of one training are apart
-    both = table.xs("own", level="mixture").loc["test"]
-    assert (both.loc["low_050_2"] != both.loc["full_025_1"]).any()
+        expected |= dict(zip(("ci_low", "ci_high"), statistics.wilson(right.sum(), len(clean)), strict=True))
+        for key, value in expected.items():
+            assert fact[key] == pytest.approx(value, rel=1e-5), (split, name, mixture, key)
+    cell = with_interval(*table.loc[("test", "full_025_1", "fixed"), ["accuracy", "ci_low", "ci_high"]])
+    assert cell in files["table3.md"] and cell in files["tex/table3.tex"]
+    assert "had a standard deviation of 0.020" in files["table3.md"]  # how far two rows of one training are apart
+    own_mixtures = table.xs("own", level="mixture").loc["test"]
+    assert (own_mixtures.loc["low_050_2"] != own_mixtures.loc["full_025_1"]).any()
 
 
 def test_a_row_with_the_main_settings_is_ours_to_the_bit(settings: Params) -> None:

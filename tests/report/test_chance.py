@@ -24,43 +24,43 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def simulated(runs: int, trainings: int, images: int, sd: float, gap: float = 0.0) -> pd.DataFrame:
-    """What `paired_difference` says of two methods, one better by `gap`, in many experiments: a row each.
+    """Compare two methods, one better by `gap`, in many experiments: a row of `paired_difference` each.
 
     Images differ in difficulty, two trainings disagree on many, and each training is better or worse on all images by
     a normal draw with this standard deviation.
     """
     generator = np.random.default_rng(0)
-    found = []
+    differences = []
     for _ in range(runs):
         chance = generator.uniform(0.1, 0.9 - gap, (1, images, 1))
         shift = generator.normal(0, sd, (2, 1, trainings))
         shift[0] += gap
         first, second = generator.random((2, images, trainings)) < chance + shift
-        found.append(statistics.paired_difference(first.astype(int) - second.astype(int)))
-    return pd.DataFrame(found)
+        differences.append(statistics.paired_difference(first.astype(int) - second.astype(int)))
+    return pd.DataFrame(differences)
 
 
-def share(found: pd.Series) -> float:
-    return float(found.mean())
+def share(flags: pd.Series) -> float:
+    return float(flags.mean())
 
 
 @pytest.mark.parametrize("trainings", [2, 3, 5])
 def test_identical_methods_seldom_differ(trainings: int) -> None:
-    found = simulated(runs=1200, trainings=trainings, images=2000, sd=0.018)
-    by_images = (found["image_low"] > 0) | (found["image_high"] < 0)
+    differences = simulated(runs=1200, trainings=trainings, images=2000, sd=0.018)
+    by_images = (differences["image_low"] > 0) | (differences["image_high"] < 0)
     assert share(by_images) > 0.25  # what an interval over images alone would have called a difference
-    assert share(found["side"] != 0) < 0.08  # about 0.03, whose own standard error is 0.005
-    outside = (found["difference_low"] > 0) | (found["difference_high"] < 0)
-    assert (outside == (found["side"] != 0)).all()
+    assert share(differences["side"] != 0) < 0.08  # about 0.03, whose own standard error is 0.005
+    outside = (differences["difference_low"] > 0) | (differences["difference_high"] < 0)
+    assert (outside == (differences["side"] != 0)).all()
 
 
 def test_one_training_of_identical_methods_seldom_differs() -> None:
     # Single trainings are apart by as much as the differences of cifar_small move.
-    found = simulated(runs=1200, trainings=1, images=2000, sd=statistics.SPREAD / np.sqrt(2))
-    assert share(found["side"] != 0) < 0.08
-    assert (found["difference_low"] == found["image_low"]).all()
-    assert (found["difference_high"] == found["image_high"]).all()
-    assert not found["equivalent"].any()  # one training cannot say so
+    differences = simulated(runs=1200, trainings=1, images=2000, sd=statistics.SPREAD / np.sqrt(2))
+    assert share(differences["side"] != 0) < 0.08
+    assert (differences["difference_low"] == differences["image_low"]).all()
+    assert (differences["difference_high"] == differences["image_high"]).all()
+    assert not differences["equivalent"].any()  # one training cannot say so
 
 
 def test_a_real_difference_is_seen() -> None:
@@ -78,20 +78,20 @@ def test_equivalence_is_said_of_equals_and_seldom_of_others() -> None:
 def test_the_interval_over_trainings_has_known_values() -> None:
     gains = np.zeros((1000, 3), int)
     gains[:30, 0], gains[:50, 1], gains[:10, 2] = 1, 1, 1
-    found = statistics.paired_difference(gains)
-    assert found["difference"] == pytest.approx(0.03) and found["difference_sd"] == pytest.approx(0.02)
+    row = statistics.paired_difference(gains)
+    assert row["difference"] == pytest.approx(0.03) and row["difference_sd"] == pytest.approx(0.02)
     alone = t.interval(0.95, 2, loc=0.03, scale=0.02 / np.sqrt(3))
-    low, high = found["difference_low"], found["difference_high"]
-    assert (0.03 - low) ** 2 == pytest.approx((0.03 - alone[0]) ** 2 + (0.03 - found["image_low"]) ** 2)
-    assert (high - 0.03) ** 2 == pytest.approx((alone[1] - 0.03) ** 2 + (found["image_high"] - 0.03) ** 2)
-    assert found["image_low"] > 0 > low and found["side"] == 0
+    low, high = row["difference_low"], row["difference_high"]
+    assert (0.03 - low) ** 2 == pytest.approx((0.03 - alone[0]) ** 2 + (0.03 - row["image_low"]) ** 2)
+    assert (high - 0.03) ** 2 == pytest.approx((alone[1] - 0.03) ** 2 + (row["image_high"] - 0.03) ** 2)
+    assert row["image_low"] > 0 > low and row["side"] == 0
 
 
 def test_trainings_that_agree_by_chance_are_no_proof_on_few_images() -> None:
     gains = np.zeros((50, 3), int)
     gains[0] = 1
-    found = statistics.paired_difference(gains)
-    assert found["difference_sd"] == 0 and found["side"] == 0 and found["difference_low"] < 0
+    row = statistics.paired_difference(gains)
+    assert row["difference_sd"] == 0 and row["side"] == 0 and row["difference_low"] < 0
 
 
 def test_trainings_are_paired_by_seed_and_all_meet_the_one_of_the_baseline() -> None:
@@ -101,12 +101,12 @@ def test_trainings_are_paired_by_seed_and_all_meet_the_one_of_the_baseline() -> 
         pd.DataFrame({"structure": name, "seed": seed, "index": range(4), "correct": np.array(values, bool)})
         for (name, seed), values in right.items()
     ).assign(split="test")
-    found = statistics.comparisons(rows, ["a", "b", BASELINE], ["split"]).loc["test"]
-    assert found.loc[("a", "b"), "difference"] == 0.25 and found.loc[("a", "b"), "difference_sd"] == 0  # 1/4 both times
-    of_baseline = found.loc[("a", BASELINE)]
+    table = statistics.comparisons(rows, ["a", "b", BASELINE], ["split"]).loc["test"]
+    assert table.loc[("a", "b"), "difference"] == 0.25 and table.loc[("a", "b"), "difference_sd"] == 0  # 1/4 both times
+    of_baseline = table.loc[("a", BASELINE)]
     assert of_baseline["difference"] == 0.25 and of_baseline["trainings"] == 2  # 2/4 and 0
     assert of_baseline["difference_sd"] == pytest.approx(np.std([0.5, 0], ddof=1))
-    assert found.loc[(BASELINE, "a"), "difference_low"] == pytest.approx(-of_baseline["difference_high"])
+    assert table.loc[(BASELINE, "a"), "difference_low"] == pytest.approx(-of_baseline["difference_high"])
 
 
 def test_the_assumed_spread_is_that_of_the_trainings_of_cifar_small() -> None:
@@ -125,8 +125,8 @@ def test_the_assumed_spread_is_that_of_the_trainings_of_cifar_small() -> None:
 # The report's words.
 
 
-def retrained(folder: str, structure: str, *shares: float) -> None:
-    """Let each training of a structure, seeds 0, 1, …, be right in such a share of the rows."""
+def replace_predictions(folder: str, structure: str, *shares: float) -> None:
+    """Replace a structure's predictions: the trainings, seeds 0, 1, …, are right in these shares of the rows."""
     path = Path(f"data/{folder}/{structure}.parquet")
     rows = pd.read_parquet(path).sort_values(["attack", "index"])
     place = np.random.default_rng(5).permutation(len(rows))
@@ -139,7 +139,7 @@ def retrained(folder: str, structure: str, *shares: float) -> None:
 
 @contextmanager
 def project(folder: Path) -> Iterator[Params]:
-    """A finished run to work in, all but the report, whose figures are not drawn."""
+    """Make a finished run to work in, all but the report, whose figures are not drawn."""
     with inside(folder), pytest.MonkeyPatch.context() as patched:
         leave_undrawn(patched, FIGURES)
         yield make_project()
@@ -147,24 +147,27 @@ def project(folder: Path) -> Iterator[Params]:
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """The report's folder, and how often it made worst cases. Of three trainings, all of adv are good on stored attacks
-    and bad when aimed at themselves; of ours two are good and one is bad. On held-out images one of adv is bad."""
-    folder, made = tmp_path_factory.mktemp("several"), []
+    """Return a report's folder, and how often worst cases were computed.
+
+    All three trainings of adv are good on stored attacks and bad when aimed at themselves; of ours two are good and one
+    is bad. On held-out images one of adv is bad.
+    """
+    folder, calls = tmp_path_factory.mktemp("several"), []
     worst_cases = whitebox.worst_cases
     with project(folder) as params, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(whitebox, "worst_cases", lambda *given: made.append(1) or worst_cases(*given))
-        retrained("predictions", BASELINE, 0.1)
-        retrained("predictions", "adv", 0.9, 0.88, 0.92)
-        retrained("predictions", "ours", 0.95, 0.3, 0.9)
+        patched.setattr(whitebox, "worst_cases", lambda *arguments: calls.append(1) or worst_cases(*arguments))
+        replace_predictions("predictions", BASELINE, 0.1)
+        replace_predictions("predictions", "adv", 0.9, 0.88, 0.92)
+        replace_predictions("predictions", "ours", 0.95, 0.3, 0.9)
         path = Path("data/predictions/adv.parquet")
         rows = pd.read_parquet(path)
         bad = (rows["split"] == "heldout") & (rows["seed"] == 1)
         rows.assign(prediction=rows["prediction"].where(~bad, (rows["label"] + 1) % 4)).to_parquet(path)
-        retrained("whitebox", BASELINE, 1.0)
-        retrained("whitebox", "adv", 0.0, 0.0, 0.05)
-        retrained("whitebox", "ours", 1.0, 1.0, 0.0)
+        replace_predictions("whitebox", BASELINE, 1.0)
+        replace_predictions("whitebox", "adv", 0.0, 0.0, 0.05)
+        replace_predictions("whitebox", "ours", 1.0, 1.0, 0.0)
         render.render(params)
-    return folder / "reports", len(made)
+    return folder / "reports", len(calls)
 
 
 def test_several_trainings_are_judged_by_their_spread(several: tuple[Path, int]) -> None:
@@ -204,16 +207,16 @@ def test_verdicts_that_differ_by_split_are_each_said(several: tuple[Path, int]) 
 
 
 def test_worst_cases_are_judged_by_the_spread_too_and_made_once(several: tuple[Path, int]) -> None:
-    reports, made = several
+    reports, count = several
     page = (reports / "report.md").read_text()
     assert ". Beyond chance worse than baseline: adv; not told apart from baseline: ours.\n" in page
-    assert made == 1
+    assert count == 1
 
 
 def test_the_summary_of_one_training_says_what_the_spread_is(tmp_path: Path) -> None:
     with project(tmp_path) as params:
         for structure, right in ((BASELINE, 0.1), ("adv", 0.9), ("ours", 0.92)):
-            retrained("predictions", structure, right)
+            replace_predictions("predictions", structure, right)
         render.render(params)
     page = (tmp_path / "reports" / "report.md").read_text()
     summary = page.partition("## The paper's claims, in one training\n")[0]
@@ -225,10 +228,10 @@ def test_the_summary_of_one_training_says_what_the_spread_is(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("trainings", [1, 3])
 def test_leave_one_out_is_judged_by_the_spread(tmp_path: Path, trainings: int) -> None:
-    """Under FGSM and without it, adv is worse each time, and ours now worse and now better."""
+    """Trained without FGSM and under it, adv is worse each time, and ours is worse or better by turns."""
     with project(tmp_path) as params:
         for structure, without in (("adv", (0.2, 0.25, 0.2)), ("ours", (0.72, 0.3, 0.95))):
-            retrained("predictions", structure, *(0.8, 0.79, 0.81)[:trainings])
+            replace_predictions("predictions", structure, *(0.8, 0.79, 0.81)[:trainings])
             original = Path(f"data/predictions/{structure}.parquet").read_bytes()
             for attack in params.attacks:
                 row = Path(f"studies/leave_one_out/rows/{attack}/data/predictions/{structure}.parquet")
@@ -241,11 +244,11 @@ def test_leave_one_out_is_judged_by_the_spread(tmp_path: Path, trainings: int) -
             rows.to_parquet(f"studies/leave_one_out/rows/fgsm/data/predictions/{structure}.parquet")
         leave_one_out.write(params)
     folder = tmp_path / "studies" / "leave_one_out" / "reports"
-    found = pd.read_csv(folder / "leave_one_out.csv").set_index(["split", "attack", "structure"]).sort_index()
-    adv, ours = (found.loc[("heldout", "fgsm", name)] for name in ("adv", "ours"))
+    table = pd.read_csv(folder / "leave_one_out.csv").set_index(["split", "attack", "structure"]).sort_index()
+    adv, ours = (table.loc[("heldout", "fgsm", name)] for name in ("adv", "ours"))
     assert adv["difference_side"] == -1 and adv["difference_high"] < 0 and adv["clean"] == adv["clean_side"] == 0
     assert ours["difference_side"] == 0 and (adv["trainings"], ours["trainings"]) == (trainings, trainings)
-    assert (found.loc[("heldout", "bim")][["difference", "difference_side", "more", "less"]] == 0).all(axis=None)
+    assert (table.loc[("heldout", "bim")][["difference", "difference_side", "more", "less"]] == 0).all(axis=None)
     text = (folder / "leave_one_out.md").read_text()
     (line,) = (line for line in text.partition("*Held-out")[2].splitlines() if re.match(r"\| fgsm +\| adv", line))
     cells = line.split("|")
@@ -258,9 +261,9 @@ def test_leave_one_out_is_judged_by_the_spread(tmp_path: Path, trainings: int) -
 
 
 def test_an_interval_within_a_point_is_said_to_be() -> None:
-    found = {"attack": "mixture", "structure": "ours", "other": "adv", "paper": 0.0224, "verdict": "not shown"}
-    found |= {"difference": 0.001, "difference_low": -0.004, "difference_high": 0.006, "equivalent": 1, "trainings": 8}
-    claims = pd.DataFrame([found | {"split": split} for split in ("test", "heldout")])
+    claim = {"attack": "mixture", "structure": "ours", "other": "adv", "paper": 0.0224, "verdict": "not shown"}
+    claim |= {"difference": 0.001, "difference_low": -0.004, "difference_high": 0.006, "equivalent": 1, "trainings": 8}
+    claims = pd.DataFrame([claim | {"split": split} for split in ("test", "heldout")])
     (sentence,) = stated.in_words(claims)
     assert sentence == (
         "Not shown: that ours beats adv on the mixture (paper +0.022; here +0.001 [-0.004, +0.006] on test images, "

@@ -18,7 +18,7 @@ def git(*arguments: str) -> str:
 
 
 def write(accuracy: float, ratio: float, structures: list[str]) -> None:
-    """A report with these structures, all of whose accuracies on test images are `accuracy`."""
+    """Write a report with these structures, all of whose accuracies on test images are `accuracy`."""
     Path("params.yaml").write_text(f"seed: 0\nsampler:\n  adv_ratio: {ratio}\n  weights: {{}}\n")
     Path("reports/tables").mkdir(parents=True, exist_ok=True)
     rows = [
@@ -66,10 +66,10 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_revisions_stand_side_by_side(repository: Path) -> None:
-    done = call("main", "tined-moss", "workspace", "--out", "compared")
-    assert done.returncode == 0, done.stderr
-    written = {path.name for path in Path("compared").iterdir()}
-    assert written == {
+    process = call("main", "tined-moss", "workspace", "--out", "compared")
+    assert process.returncode == 0, process.stderr
+    files = {path.name for path in Path("compared").iterdir()}
+    assert files == {
         f"{name}.{kind}"
         for name in ("parameters", "table2", "table4", "whitebox", "detector")
         for kind in ("md", "csv", "tex")
@@ -81,24 +81,24 @@ def test_revisions_stand_side_by_side(repository: Path) -> None:
         "Accuracy under attacks",
         "The detector on the",
     ]
-    places = [done.stdout.index(caption) for caption in captions]
+    places = [process.stdout.index(caption) for caption in captions]
     assert places == sorted(places)
-    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
-    assert ["parameter", "main", "tined-moss", "workspace"] in shown
-    assert ["sampler.adv_ratio", "0.25", "0.75", "0.25"] in shown
-    assert not any(row[0] in ("seed", "sampler.weights") for row in shown)
-    assert ["adv", "0.500 [0.400, 0.600]", "0.625 [0.525, 0.725]", "-"] in shown
-    assert ["ours", "fgsm", "-", "0.312 [0.212, 0.412]", "0.375 [0.275, 0.475]"] in shown  # held-out
-    assert ["ours", "pgd", "Linf 8/255", "-", "-", "0.750 [0.650, 0.850]"] in shown
-    assert ["ours", "AUROC", "-", "0.625", "0.750"] in shown
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in process.stdout.splitlines() if line[:1] == "|"]
+    assert ["parameter", "main", "tined-moss", "workspace"] in rows
+    assert ["sampler.adv_ratio", "0.25", "0.75", "0.25"] in rows
+    assert not any(row[0] in ("seed", "sampler.weights") for row in rows)
+    assert ["adv", "0.500 [0.400, 0.600]", "0.625 [0.525, 0.725]", "-"] in rows
+    assert ["ours", "fgsm", "-", "0.312 [0.212, 0.412]", "0.375 [0.275, 0.475]"] in rows  # held-out
+    assert ["ours", "pgd", "Linf 8/255", "-", "-", "0.750 [0.650, 0.850]"] in rows
+    assert ["ours", "AUROC", "-", "0.625", "0.750"] in rows
     table = pd.read_csv("compared/table4.csv")
     assert list(table["revision"].unique()) == ["main", "tined-moss", "workspace"] and len(table) == 8 + 12 + 8
 
 
 def test_equal_parameters_and_no_detector_are_said(repository: Path) -> None:
     write(0.5, 0.25, ["baseline"])
-    done = call("main", "workspace", "main")
-    assert "No parameter differs." in done.stdout and "No structure has a detector." in done.stdout
+    process = call("main", "workspace", "main")
+    assert "No parameter differs." in process.stdout and "No structure has a detector." in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,6 @@ def test_a_revision_without_a_report_is_one_line(repository: Path, revision: str
 
 
 def test_a_bad_revision_ends_the_command_in_one_line(repository: Path) -> None:
-    done = call("nowhere")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: nowhere cannot be found (") and done.stderr.count("\n") == 1
+    process = call("nowhere")
+    assert process.returncode == 1 and process.stdout == ""
+    assert process.stderr.startswith("error: nowhere cannot be found (") and process.stderr.count("\n") == 1

@@ -29,10 +29,10 @@ CHANGES = {
 
 
 @pytest.fixture
-def chosen(project: Path, tiny: Callable[..., Params], study: Callable[[str, Params], None]) -> Params:
-    found = tiny(**CHANGES)
-    study("leave_one_out", found)
-    return found
+def settings(project: Path, tiny: Callable[..., Params], study: Callable[[str, Params], None]) -> Params:
+    params = tiny(**CHANGES)
+    study("leave_one_out", params)
+    return params
 
 
 def stage(name: str, *arguments: str) -> None:
@@ -40,17 +40,17 @@ def stage(name: str, *arguments: str) -> None:
 
 
 def everything() -> dict[Path, bytes]:
-    found = (path for path in Path().rglob("*") if path.is_file() and "studies" not in path.parts)
-    return {path: path.read_bytes() for path in found}
+    files = (path for path in Path().rglob("*") if path.is_file() and "studies" not in path.parts)
+    return {path: path.read_bytes() for path in files}
 
 
 @pytest.mark.slow
-def test_from_the_attacks_to_the_table(chosen: Params) -> None:
+def test_from_the_attacks_to_the_table(settings: Params) -> None:
     for name in ("adv", "ours"):
-        train(chosen, name)
-        predict.evaluate(chosen, name)
+        train(settings, name)
+        predict.evaluate(settings, name)
     before = everything()
-    for attack in chosen.attacks:
+    for attack in settings.attacks:
         stage("train_without", attack)
         stage("evaluate_without", attack)
     stage("write_differences")
@@ -73,8 +73,8 @@ def test_from_the_attacks_to_the_table(chosen: Params) -> None:
             right[kind] = (rows["label"] == rows["prediction"])[rows["attack"] == attack]
             clean[kind] = (rows["label"] == rows["prediction"])[rows["attack"] == "clean"]
             assert fact[f"{kind}_accuracy"] == pytest.approx(right[kind].mean(), rel=1e-5)
-            wanted = statistics.wilson(right[kind].sum(), len(right[kind]))
-            assert fact[[f"{kind}_low", f"{kind}_high"]].tolist() == pytest.approx(wanted, rel=1e-5)
+            expected = statistics.wilson(right[kind].sum(), len(right[kind]))
+            assert fact[[f"{kind}_low", f"{kind}_high"]].tolist() == pytest.approx(expected, rel=1e-5)
             assert fact["images"] == len(right[kind]) == (120 if split == "test" else 40)
         more, less = (right["without"] & ~right["with"]).sum(), (right["with"] & ~right["without"]).sum()
         assert (fact["more"], fact["less"]) == (more, less)
@@ -86,16 +86,16 @@ def test_from_the_attacks_to_the_table(chosen: Params) -> None:
     assert (table["more"] + table["less"]).sum() > 0
 
 
-def test_an_attack_left_out_is_as_if_it_had_never_been(chosen: Params, tiny: Callable[..., Params]) -> None:
+def test_an_attack_left_out_is_as_if_it_had_never_been(settings: Params, tiny: Callable[..., Params]) -> None:
     stage("train_without", "fgsm")
     attacks = {"gaussian": {"std": 0.1}, "deepfool": {"steps": 3, "overshoot": 0.02}}
     never = tiny(**CHANGES, attacks=attacks)
     row = HERE.row("leave_one_out", "fgsm")
     for name in ("adv", "ours"):
         train(never, name)
-        found = {path.name: path.read_bytes() for path in row.models(name).iterdir()}
-        assert found == {path.name: path.read_bytes() for path in HERE.models(name).iterdir()}
-    assert len(found) == 2
+        files = {path.name: path.read_bytes() for path in row.models(name).iterdir()}
+        assert files == {path.name: path.read_bytes() for path in HERE.models(name).iterdir()}
+    assert len(files) == 2
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_an_attack_left_out_is_as_if_it_had_never_been(chosen: Params, tiny: Cal
     ],
 )
 def test_what_cannot_be_left_out_is_one_line(
-    chosen: Params,
+    settings: Params,
     tiny: Callable[..., Params],
     monkeypatch: pytest.MonkeyPatch,
     changes: dict,
@@ -137,12 +137,12 @@ def test_who_begins_from_an_attack_cannot_be_trained_without_it(tiny: Callable[.
     assert "gaussian" not in variants.without(settings, "gaussian").attacks
 
 
-def test_a_row_without_predictions_is_one_line_and_keeps_the_table(chosen: Params) -> None:
+def test_a_row_without_predictions_is_one_line_and_keeps_the_table(settings: Params) -> None:
     for name in ("adv", "ours"):
-        train(chosen, name)
-        predict.evaluate(chosen, name)
+        train(settings, name)
+        predict.evaluate(settings, name)
     Path("studies/leave_one_out/reports").mkdir(parents=True)
     Path("studies/leave_one_out/reports/leave_one_out.md").write_text("old")
     with pytest.raises(InputError, match=r"leave_one_out/rows/gaussian/data/predictions/adv\.parquet is missing;"):
-        leave_one_out.write(chosen)
+        leave_one_out.write(settings)
     assert [path.read_text() for path in Path("studies/leave_one_out/reports").iterdir()] == ["old"]

@@ -26,16 +26,16 @@ ROOT = Path(__file__).resolve().parents[2]
 LINEARITY = ["dataset", "network", "defence", "seed", "index", "gradient_norm", "linearity_error"]
 CLEAN, FGSM, PGD, CW = ("none", "clean"), ("transfer", "fgsm"), ("transfer", "pgd"), ("transfer", "cw")
 OWN_FGSM, OWN_PGD, OWN_CW = ("white-box", "fgsm"), ("white-box", "pgd"), ("white-box", "cw")
-Shown = Mapping[tuple[str, str], Sequence[bool]]
+Answers = Mapping[tuple[str, str], Sequence[bool]]  # attacker and attack → whether each image is right
 
 
 @pytest.fixture
 def study() -> Study:
-    """The study with two data sets of signs and one of faces, and with few rows."""
-    whole = load_study(ROOT / STUDY_FILE)
-    defences = {name: whole.defences[name] for name in ("seed", "cw_training", "mask_20", "padding", "noise")}
-    datasets = {name: whole.datasets[name] for name in ("gtsrb", "belgium", "orl")}
-    return whole.model_copy(update={"defences": defences, "datasets": datasets, "curve": [8, 32]})
+    """Return the study with two data sets of signs and one of faces, and with few rows."""
+    complete = load_study(ROOT / STUDY_FILE)
+    defences = {name: complete.defences[name] for name in ("seed", "cw_training", "mask_20", "padding", "noise")}
+    datasets = {name: complete.datasets[name] for name in ("gtsrb", "belgium", "orl")}
+    return complete.model_copy(update={"defences": defences, "datasets": datasets, "curve": [8, 32]})
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def share(right: float, images: int = 200) -> list[bool]:
     return [number < round(right * images) for number in range(images)]
 
 
-def predictions(shown: Shown, l2: Mapping[tuple[str, str], Sequence[float]], labels: Sequence[int]) -> pd.DataFrame:
-    """Rows of one net.  labels: of the images, whose indices are 100, 101, …"""
+def predictions(answers: Answers, l2: Mapping[tuple[str, str], Sequence[float]], labels: Sequence[int]) -> pd.DataFrame:
+    """Make the rows of one net.  labels: of the images, whose indices are 100, 101, …"""
     parts = []
-    for (attacker, attack), right in shown.items():
+    for (attacker, attack), right in answers.items():
         label = np.array(labels)
         prediction = np.where(right, label, label + 1)
         rows = {"attacker": attacker, "attack": attack, "index": 100 + np.arange(len(label)), "label": label}
@@ -64,19 +64,19 @@ def write(
     layout: Layout,
     dataset: str,
     defence: str,
-    shown: Shown | None,
+    answers: Answers | None,
     l2: Mapping[tuple[str, str], Sequence[float]] | None = None,
     labels: Sequence[int] | None = None,
     seeds: Sequence[int] = (0,),
     flat: tuple[float, float] = (1.0, 1.0),
 ) -> None:
-    """Write a row of the control net; without `shown` one that has no images."""
+    """Write a row of the control net; without `answers` one that has no images."""
     network = study.datasets[dataset].controls[0]
     net = {"dataset": dataset, "network": network, "defence": defence}
     rows, local = pd.DataFrame(columns=COLUMNS), pd.DataFrame(columns=LINEARITY)
-    if shown is not None:
-        images = len(next(iter(shown.values())))
-        one = predictions(shown, l2 or {}, labels or [0] * images)
+    if answers is not None:
+        images = len(next(iter(answers.values())))
+        one = predictions(answers, l2 or {}, labels or [0] * images)
         rows = pd.concat([one.assign(**net, seed=seed) for seed in seeds])[COLUMNS]
         spread = np.linspace(-0.1, 0.1, 20)
         columns = {"index": 100 + np.arange(20), "gradient_norm": flat[0] + spread, "linearity_error": flat[1] + spread}
@@ -88,7 +88,7 @@ def write(
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """By the formula of 1927, not by scipy."""
+    """Compute the interval by Wilson's formula of 1927, without scipy."""
     z, p = 1.959963984540054, right / images
     middle = (p + z * z / (2 * images)) / (1 + z * z / images)
     half = z / (1 + z * z / images) * math.sqrt(p * (1 - p) / images + z * z / (4 * images**2))
@@ -96,19 +96,19 @@ def wilson(right: int, images: int) -> tuple[float, float]:
 
 
 def words(facts: Facts, start: str) -> str:
-    """The one paragraph that begins so; empty where there is none."""
-    found = [
+    """Return the one paragraph that begins so; empty where there is none."""
+    paragraphs = [
         text for text in [*masking.coverage(facts), *masking_words.sentences(facts)] if text.startswith(f"**{start}")
     ]
-    assert len(found) <= 1
-    return found[0] if found else ""
+    assert len(paragraphs) <= 1
+    return paragraphs[0] if paragraphs else ""
 
 
 def test_accuracies_of_uneven_classes(study: Study, layout: Layout) -> None:
-    shown = {CLEAN: [True] * 8 + [False] * 2, FGSM: [True] * 4 + [False] * 4 + [True, False]}
-    write(study, layout, "gtsrb", "none", shown, labels=[0] * 8 + [1] * 2)
-    found = gather(study, layout).measured.loc["gtsrb", "dnn1", "none"]
-    clean, fgsm = found.loc[CLEAN], found.loc[FGSM]
+    answers = {CLEAN: [True] * 8 + [False] * 2, FGSM: [True] * 4 + [False] * 4 + [True, False]}
+    write(study, layout, "gtsrb", "none", answers, labels=[0] * 8 + [1] * 2)
+    rows = gather(study, layout).measured.loc["gtsrb", "dnn1", "none"]
+    clean, fgsm = rows.loc[CLEAN], rows.loc[FGSM]
     assert clean[["accuracy", "ci_low", "ci_high"]].tolist() == pytest.approx([0.8, *wilson(8, 10)])
     assert (clean["images"], clean["trainings"], clean["balanced_accuracy"]) == (10, 1, 0.5)
     assert fgsm[["accuracy", "ci_low", "ci_high"]].tolist() == pytest.approx([0.5, *wilson(5, 10)])
@@ -118,28 +118,28 @@ def test_accuracies_of_uneven_classes(study: Study, layout: Layout) -> None:
 
 def test_cw_by_the_length_of_its_changes(study: Study, layout: Layout) -> None:
     clean = [False, True, True, True, True, True]
-    shown = {CLEAN: clean, OWN_CW: [False] * 5 + [True], CW: [True, False, True, True, True, False]}
+    answers = {CLEAN: clean, OWN_CW: [False] * 5 + [True], CW: [True, False, True, True, True, False]}
     l2 = {OWN_CW: [0, 0.05, 0.25, 0.7, 2.0, 0.3], CW: [0.05, 0.05, 0.2, 0.2, 0.2, 0.75]}
-    write(study, layout, "gtsrb", "mask_20", shown, l2)
-    found = gather(study, layout).measured.loc["gtsrb", "dnn1", "mask_20"]
+    write(study, layout, "gtsrb", "mask_20", answers, l2)
+    rows = gather(study, layout).measured.loc["gtsrb", "dnn1", "mask_20"]
     own = {0.1: 4, 0.25: 3, 0.5: 3, 1.0: 2}  # the first is wrong when clean, the last is never fooled
     transfer = {0.1: 4, 0.25: 4, 0.5: 4, 1.0: 3}  # the first turns right by the attack, and counts as wrong
     for attacker, counts in (("white-box", own), ("transfer", transfer)):
         for radius, right in counts.items():
-            row = found.loc[(attacker, f"cw_l2_{radius:g}")]
+            row = rows.loc[(attacker, f"cw_l2_{radius:g}")]
             assert row[["accuracy", "ci_low", "ci_high"]].tolist() == pytest.approx([right / 6, *wilson(right, 6)])
-    assert found.loc[OWN_CW, "accuracy"] == pytest.approx(1 / 6)
+    assert rows.loc[OWN_CW, "accuracy"] == pytest.approx(1 / 6)
     # Of the five that are right when clean: 0.05, 0.25, 0.7, 2 and, never fooled, infinity.
-    assert found.loc[OWN_CW, ["fooled", "l2_median"]].tolist() == pytest.approx([0.8, 0.7])
-    assert math.isnan(found.loc[CW, "l2_median"]) and math.isnan(found.loc[CW, "fooled"])
-    assert found.loc[CW, "accuracy"] == pytest.approx(4 / 6)
+    assert rows.loc[OWN_CW, ["fooled", "l2_median"]].tolist() == pytest.approx([0.8, 0.7])
+    assert math.isnan(rows.loc[CW, "l2_median"]) and math.isnan(rows.loc[CW, "fooled"])
+    assert rows.loc[CW, "accuracy"] == pytest.approx(4 / 6)
 
 
 def test_a_net_that_cw_hardly_fools_has_an_infinite_median(study: Study, layout: Layout) -> None:
-    shown = {CLEAN: [True] * 4 + [False], OWN_CW: [False, True, True, True, False]}  # its one success is a short one
-    write(study, layout, "gtsrb", "mask_20", shown, {OWN_CW: [0.1, 0, 0, 0, 0]})
-    shown = {CLEAN: [True] * 5, OWN_CW: [False] * 5}
-    write(study, layout, "gtsrb", "none", shown, {OWN_CW: [0.2, 0.3, 0.4, 0.5, 0.6]})
+    answers = {CLEAN: [True] * 4 + [False], OWN_CW: [False, True, True, True, False]}  # its one success is a short one
+    write(study, layout, "gtsrb", "mask_20", answers, {OWN_CW: [0.1, 0, 0, 0, 0]})
+    answers = {CLEAN: [True] * 5, OWN_CW: [False] * 5}
+    write(study, layout, "gtsrb", "none", answers, {OWN_CW: [0.2, 0.3, 0.4, 0.5, 0.6]})
     facts = gather(study, layout)
     assert facts.measured.loc[("gtsrb", "dnn1", "mask_20", *OWN_CW), "l2_median"] == math.inf
     text = words(facts, "GTSRB, dnn1: mask_20.")
@@ -149,8 +149,8 @@ def test_a_net_that_cw_hardly_fools_has_an_infinite_median(study: Study, layout:
     assert wide.loc[("none", "white-box"), ["fooled", "median L2"]].tolist() == ["1.000", "0.400"]
     assert wide.loc[("none", "transfer"), ["fooled", "median L2"]].tolist() == ["-", "-"]
     masking.write(study, layout)
-    found = pd.read_csv(layout.study_reports("mask_padding") / "mask_padding_controls.csv", keep_default_na=False)
-    masked = found[(found["defence"] == "mask_20") & (found["attacker"] == "white-box") & (found["attack"] == "cw")]
+    table = pd.read_csv(layout.study_reports("mask_padding") / "mask_padding_controls.csv", keep_default_na=False)
+    masked = table[(table["defence"] == "mask_20") & (table["attacker"] == "white-box") & (table["attack"] == "cw")]
     assert masked[["fooled", "l2_median"]].to_numpy().tolist() == [["0.25", "inf"]]
 
 
@@ -163,13 +163,13 @@ def test_several_splits_have_a_spread_and_an_image_counts_once(study: Study, lay
     rows.loc[second & (rows["index"] > 108), "prediction"] = 1  # of ten, four right
     rows.to_parquet(folder / "predictions.parquet", index=False)
     facts = gather(study, layout)
-    found = facts.measured.loc[("orl", "mtcnn", "none", *CLEAN)]
-    assert found["accuracy"] == pytest.approx((0.9 + 0.4) / 2)
-    assert found["sd"] == pytest.approx(np.std([0.9, 0.4], ddof=1))
-    assert (found["images"], found["trainings"]) == (15, 2)
-    assert found[["ci_low", "ci_high"]].tolist() == pytest.approx(wilson(round(0.65 * 15), 15))
-    each = tidy_rows(facts)
-    assert each["accuracy"].tolist() == [0.9, 0.4] and each["images"].tolist() == [10, 10]
+    row = facts.measured.loc[("orl", "mtcnn", "none", *CLEAN)]
+    assert row["accuracy"] == pytest.approx((0.9 + 0.4) / 2)
+    assert row["sd"] == pytest.approx(np.std([0.9, 0.4], ddof=1))
+    assert (row["images"], row["trainings"]) == (15, 2)
+    assert row[["ci_low", "ci_high"]].tolist() == pytest.approx(wilson(round(0.65 * 15), 15))
+    per_split = tidy_rows(facts)
+    assert per_split["accuracy"].tolist() == [0.9, 0.4] and per_split["images"].tolist() == [10, 10]
     assert "ORL (mtcnn; 2 splits, seeds 0, 1; 10 test images each)" in words(facts, "Measured")
     assert "by the splits" in words(facts, "Chance") and "trained once" not in words(facts, "Chance")
 
@@ -177,8 +177,8 @@ def test_several_splits_have_a_spread_and_an_image_counts_once(study: Study, lay
 def test_differences_over_splits_hold_for_other_trainings(study: Study, layout: Layout) -> None:
     for defence, right in (("mask_20", 0.8), ("seed", 0.5)):
         write(study, layout, "orl", defence, {CLEAN: share(1), FGSM: share(right)}, seeds=(0, 1, 2))
-    seen = [(name, *FGSM) for name in ("mask_20", "seed")]
-    calm = gather(study, layout).difference("orl", "mtcnn", *seen)
+    conditions = [(name, *FGSM) for name in ("mask_20", "seed")]
+    calm = gather(study, layout).difference("orl", "mtcnn", *conditions)
     assert calm and calm["difference"] == pytest.approx(0.3) and calm["side"] == 1 and calm["trainings"] == 3
     gains = np.array(share(0.8), float) - np.array(share(0.5), float)  # three splits of the same images add none
     assert calm["difference_high"] == pytest.approx(statistics.paired_difference(gains[:, None])["image_high"])
@@ -186,16 +186,16 @@ def test_differences_over_splits_hold_for_other_trainings(study: Study, layout: 
     rows = pd.read_parquet(folder / "predictions.parquet")
     rows.loc[(rows["seed"] == 2) & (rows["attack"] == "fgsm"), "prediction"] = 1  # one training goes wrong
     rows.to_parquet(folder / "predictions.parquet", index=False)
-    apart = gather(study, layout).difference("orl", "mtcnn", *seen)
+    apart = gather(study, layout).difference("orl", "mtcnn", *conditions)
     assert apart and apart["difference"] == pytest.approx((0.3 + 0.3 - 0.5) / 3)
     assert apart["side"] == 0 and apart["difference_low"] < -0.5 < calm["difference_low"]
 
 
 def test_the_articles_figures_stand_beside_ours(study: Study, layout: Layout) -> None:
-    shown = {CLEAN: share(1), FGSM: share(0.7), OWN_FGSM: share(0.2)}
+    answers = {CLEAN: share(1), FGSM: share(0.7), OWN_FGSM: share(0.2)}
     for dataset in ("gtsrb", "orl"):
         for defence in ("none", *study.defences):
-            write(study, layout, dataset, defence, shown)
+            write(study, layout, dataset, defence, answers)
     write(study, layout, "belgium", "none", None)
     tables = {table.name: table for table in article_tables(gather(study, layout))}
     assert list(tables) == [f"mask_padding_table{number}" for number in (3, 4, 5, 6)]
@@ -289,8 +289,8 @@ def test_the_mask_is_measured_against_a_mere_reseed(
     study: Study, layout: Layout, mask: float, seed: float, says: str
 ) -> None:
     for defence, right in (("none", 0.1), ("seed", seed), ("mask_20", mask)):
-        shown = {CLEAN: share(1), FGSM: share(right), OWN_FGSM: share(0.1), PGD: share(0.6), OWN_PGD: share(0.1)}
-        write(study, layout, "gtsrb", defence, shown)
+        answers = {CLEAN: share(1), FGSM: share(right), OWN_FGSM: share(0.1), PGD: share(0.6), OWN_PGD: share(0.1)}
+        write(study, layout, "gtsrb", defence, answers)
     facts = gather(study, layout)
     text = words(facts, "GTSRB, dnn1: mask_20.")
     assert f"reseeded undefended net, it {says}" in text.replace("cannot be told from it under PGD; ", "")
@@ -303,8 +303,8 @@ def test_the_mask_is_measured_against_a_mere_reseed(
 
 
 def test_masks_are_measured_against_one_that_hides_nothing(study: Study, layout: Layout) -> None:
-    whole = load_study(ROOT / STUDY_FILE)
-    study = study.model_copy(update={"defences": study.defences | {"mask_0": whole.defences["mask_0"]}})
+    complete = load_study(ROOT / STUDY_FILE)
+    study = study.model_copy(update={"defences": study.defences | {"mask_0": complete.defences["mask_0"]}})
     for defence, right in (("none", 0.1), ("seed", 0.3), ("mask_0", 0.8), ("mask_20", 0.6)):
         write(study, layout, "gtsrb", defence, {CLEAN: share(1), FGSM: share(right)})
     facts = gather(study, layout)
@@ -328,8 +328,8 @@ def test_masks_are_measured_against_one_that_hides_nothing(study: Study, layout:
 def test_whether_nets_become_flatter_as_the_share_rises(
     study: Study, layout: Layout, norms: tuple[float, float, float], says: str
 ) -> None:
-    whole = load_study(ROOT / STUDY_FILE)
-    masks = {name: whole.defences[name] for name in ("mask_40", "mask_0", "mask_20")}
+    complete = load_study(ROOT / STUDY_FILE)
+    masks = {name: complete.defences[name] for name in ("mask_40", "mask_0", "mask_20")}
     study = study.model_copy(update={"defences": masks})
     write(study, layout, "gtsrb", "none", {CLEAN: share(1)}, flat=(1.0, 1.0))
     for defence, norm in zip(("mask_0", "mask_20", "mask_40"), norms, strict=True):
@@ -376,8 +376,8 @@ def test_whether_training_on_cw_images_carries_over(
 
 
 def test_the_mask_beside_other_trainings(study: Study, layout: Layout) -> None:
-    whole = load_study(ROOT / STUDY_FILE)
-    study = study.model_copy(update={"defences": study.defences | {"pgd_training": whole.defences["pgd_training"]}})
+    complete = load_study(ROOT / STUDY_FILE)
+    study = study.model_copy(update={"defences": study.defences | {"pgd_training": complete.defences["pgd_training"]}})
     for defence, right in (("mask_20", 0.3), ("noise", 0.1), ("pgd_training", 0.7)):
         write(study, layout, "gtsrb", defence, {CLEAN: share(1), OWN_PGD: share(right)})
     text = words(gather(study, layout), "GTSRB, dnn1: mask_20 beside other trainings, under PGD.")
@@ -386,30 +386,30 @@ def test_the_mask_beside_other_trainings(study: Study, layout: Layout) -> None:
 
 
 def test_how_many_of_the_articles_figures_ours_reach(study: Study, layout: Layout) -> None:
-    shown = {CLEAN: share(1), FGSM: share(0.91), PGD: share(0.1), CW: share(0.5)}
-    write(study, layout, "gtsrb", "mask_20", shown)  # the article has .912 and .903
+    answers = {CLEAN: share(1), FGSM: share(0.91), PGD: share(0.1), CW: share(0.5)}
+    write(study, layout, "gtsrb", "mask_20", answers)  # the article has .912 and .903
     text = words(gather(study, layout), "The claim of near 90 %")
     assert "reached in 1 of the 2 of our figures" in text
     assert "contains theirs in 1, lies below it in 1 and above it in 0." in text
 
 
 def test_rows_csv_has_a_row_a_training_attack_and_attacker(study: Study, layout: Layout) -> None:
-    shown = {
+    answers = {
         CLEAN: share(0.9),
         FGSM: share(0.5),
         OWN_FGSM: share(0.2),
         CW: share(0.4),
         ("transfer", "fgsm_32"): share(0),
     }
-    write(study, layout, "gtsrb", "none", shown, flat=(2.0, 0.5))
+    write(study, layout, "gtsrb", "none", answers, flat=(2.0, 0.5))
     masking.write(study, layout)
-    found = pd.read_csv(layout.study_reports("mask_padding") / "rows.csv", keep_default_na=False, na_values=[""])
-    assert list(found) == [
+    table = pd.read_csv(layout.study_reports("mask_padding") / "rows.csv", keep_default_na=False, na_values=[""])
+    assert list(table) == [
         *("dataset", "network", "defence", "seed", "attack", "attacker", "eps", "images"),
         *("accuracy", "ci_low", "ci_high", "balanced_accuracy", "gradient_norm", "linearity_error"),
     ]
-    assert len(found) == 5  # and none of C&W at a radius
-    rows = found.set_index(["attack", "attacker"])
+    assert len(table) == 5  # and none of C&W at a radius
+    rows = table.set_index(["attack", "attacker"])
     assert rows["accuracy"].to_dict() == {
         ("clean", "none"): 0.9,
         ("fgsm", "transfer"): 0.5,
@@ -426,16 +426,16 @@ def test_rows_csv_has_a_row_a_training_attack_and_attacker(study: Study, layout:
 
 
 def test_the_curve_begins_with_clean_images(study: Study, layout: Layout) -> None:
-    shown = {CLEAN: share(0.9)} | {
+    answers = {CLEAN: share(0.9)} | {
         (who, f"fgsm_{level}"): share(0.5) for who in ("transfer", "white-box") for level in (8, 32)
     }
     for defence in ("none", "noise"):
-        write(study, layout, "gtsrb", defence, shown)
+        write(study, layout, "gtsrb", defence, answers)
     path = folder_of(layout, "gtsrb", "none") / "predictions.parquet"
     rows = pd.read_parquet(path)
     pd.concat([rows, rows.assign(network="dnn2", prediction=9)]).to_parquet(path, index=False)  # is no control net
     numbers = curve(gather(study, layout))
-    assert set(numbers["defence"]) == {"none"}  # noise is none of those shown
+    assert set(numbers["defence"]) == {"none"}  # noise is not among those drawn
     for attacker in ("transfer", "white-box"):
         own = numbers[numbers["attacker"] == attacker]
         assert list(zip(own["level"], own["accuracy"], strict=True)) == [(0, 0.9), (8, 0.5), (32, 0.5)]
@@ -474,9 +474,9 @@ def test_the_stage_writes_what_the_pipeline_says_even_of_no_rows(
         monkeypatch.syspath_prepend(str(ROOT / folder))
     importlib.import_module("write_tables").main()
     outs = YAML(typ="safe").load(ROOT / "studies/mask_padding/dvc.yaml")["stages"]["report"]["outs"]
-    listed = {out if isinstance(out, str) else next(iter(out)) for out in outs}
-    written = {path.as_posix() for path in Path("studies/mask_padding/reports").iterdir()}
-    assert written == listed
+    outputs = {out if isinstance(out, str) else next(iter(out)) for out in outs}
+    files = {path.as_posix() for path in Path("studies/mask_padding/reports").iterdir()}
+    assert files == outputs
     page = Path("studies/mask_padding/reports/report.md").read_text()
     assert "Nothing was measured yet" in page and "| 0.4480" in page
     assert (
@@ -489,6 +489,6 @@ def test_the_stage_writes_what_the_pipeline_says_even_of_no_rows(
 
 def test_measures_of_no_rows_have_their_columns(study: Study, layout: Layout) -> None:
     facts = gather(study, layout)
-    found = measures(facts.rows, ["dataset", "network"])
-    assert found.empty and {"accuracy", "balanced_accuracy", "fooled", "l2_median"} <= set(found)
+    table = measures(facts.rows, ["dataset", "network"])
+    assert table.empty and {"accuracy", "balanced_accuracy", "fooled", "l2_median"} <= set(table)
     assert masking_words.sentences(facts)[-1].startswith("Nothing was measured yet")

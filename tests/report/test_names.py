@@ -63,14 +63,14 @@ ENTITIES = {command: character for character, command in escape.LATEX.items()}
 
 
 def paragraphs(text: str) -> list[str]:
-    """What a reader of Markdown sees in each of its blocks; ValueError where one is no plain paragraph."""
+    """Return what a reader of Markdown sees in each block. Raises ValueError where one is no plain paragraph."""
     reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    shown = []
+    texts = []
     for token in reader.parse(text):
         if token.type not in ("paragraph_open", "paragraph_close", "inline"):
             raise ValueError(token.type)
-        shown += [plain(token)] if token.type == "inline" else []
-    return shown
+        texts += [plain(token)] if token.type == "inline" else []
+    return texts
 
 
 def plain(token: Token) -> str:
@@ -81,7 +81,7 @@ def plain(token: Token) -> str:
 
 
 def cells(text: str) -> list[list[str]]:
-    """The rows of the tables in Markdown, each cell as it is read."""
+    """Return the rows of the tables in Markdown, with cells as a reader sees them."""
     rows: list[list[str]] = []
     inside_table = False
     for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text):
@@ -96,9 +96,9 @@ def cells(text: str) -> list[list[str]]:
 @given(TEXTS)
 @settings(deadline=None)
 def test_markdown_shows_text_as_it_is(text: str) -> None:
-    shown = escape.printable(text)
+    printable = escape.printable(text)
     escaped = escape.markdown(text)
-    assert paragraphs(f"x {escaped} y {escaped} z") == [f"x {shown} y {shown} z"]
+    assert paragraphs(f"x {escaped} y {escaped} z") == [f"x {printable} y {printable} z"]
     assert paragraphs(f"{escape.markdown(text.strip())}, y") == [f"{escape.printable(text.strip())}, y"]
 
 
@@ -121,14 +121,14 @@ def test_markdown_leaves_figures_and_plain_names_alone() -> None:
 @settings(deadline=None)
 def test_a_table_in_markdown_keeps_its_cells(rows: list[tuple[str, str]], heading: str) -> None:
     frame = pd.DataFrame(rows, columns=[heading, "other"])
-    wanted = [[heading, "other"], *map(list, rows)]
+    expected = [[heading, "other"], *map(list, rows)]
     odd = table.plain("odd", "A caption.", frame)
     for text in (table.grid(frame), table.markdown(odd)):
-        assert cells(text) == [[escape.printable(cell).strip() for cell in row] for row in wanted]
+        assert cells(text) == [[escape.printable(cell).strip() for cell in row] for row in expected]
 
 
 def read_latex(text: str) -> str:
-    """What TeX prints of escaped text; ValueError where a character is not."""
+    """Return what TeX prints of escaped text. Raises ValueError where a character is not escaped."""
     printed, place = "", 0
     pattern = re.compile(r"\\[a-z]+\{\}|\\[&%$#_{}]|\{([\[*])\}|([^\\&%$#_{}~^<>|`])")
     while place < len(text):
@@ -143,8 +143,8 @@ def read_latex(text: str) -> str:
 @given(TEXTS)
 @settings(deadline=None)
 def test_latex_prints_text_as_it_is(text: str) -> None:
-    known = [each <= "\u017f" or each in escape.LATEX_KNOWS for each in text]
-    codes = [each if is_known else escape.code_point(each) for each, is_known in zip(text, known, strict=True)]
+    known = [letter <= "\u017f" or letter in escape.LATEX_KNOWS for letter in text]
+    codes = [letter if is_known else escape.code_point(letter) for letter, is_known in zip(text, known, strict=True)]
     escaped = escape.latex(text)
     assert read_latex(escaped) == escape.printable("".join(codes))
     assert not escaped.startswith(("[", "*"))
@@ -160,7 +160,7 @@ def test_latex_escapes_headings_captions_and_columns() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside the block, a warning is an error."""
+    """Turn warnings inside the block into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -186,8 +186,8 @@ def test_figures_draw_every_name_short(tmp_path: Path, names: list[str]) -> None
 def test_figures_fall_back_to_a_font_that_has_the_character_or_to_its_code_point(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own = lettering._characters("sans-serif")
-    beyond = min(lettering._characters("STIXGeneral") - own)  # matplotlib brings this font
+    characters = lettering._characters("sans-serif")
+    beyond = min(lettering._characters("STIXGeneral") - characters)  # matplotlib brings this font
     assert lettering.families(["cat", "$", "é"]) == ["sans-serif"]
     assert lettering.short(chr(beyond)) == chr(beyond) and len(lettering.families([chr(beyond)])) == 2
     assert lettering.short("a\U0010ffff") == "aU+10FFFF" and lettering.families(["aU+10FFFF"]) == ["sans-serif"]
@@ -195,14 +195,14 @@ def test_figures_fall_back_to_a_font_that_has_the_character_or_to_its_code_point
     assert lettering.short(" ") == "U+0020" and lettering.short("a b") == "a b"
     assert lettering.short("\u202ecat") == "U+202Ecat"
     assert lettering.short("automobiles") == "automobiles" and lettering.short("x" * 13) == "x" * 11 + "…"
-    shown = draw(tmp_path, [lettering.short(chr(beyond))])
-    assert shown != draw(tmp_path, ["cat"]) and not caplog.records
+    drawing = draw(tmp_path, [lettering.short(chr(beyond))])
+    assert drawing != draw(tmp_path, ["cat"]) and not caplog.records
 
 
 def test_dollars_are_no_formula(tmp_path: Path) -> None:
-    drawn = [draw(tmp_path, [text]) for text in ("$x$", r"\$x\$", "x")]
-    assert len(set(drawn)) == 3  # as a formula, the first would be the third, in italics
-    assert b"<!-- $x$ -->" in drawn[0]
+    drawings = [draw(tmp_path, [text]) for text in ("$x$", r"\$x\$", "x")]
+    assert len(set(drawings)) == 3  # as a formula, the first would be the third, in italics
+    assert b"<!-- $x$ -->" in drawings[0]
     assert Figure().text(0, 0, "$x$").get_parse_math()  # elsewhere matplotlib is as it was
 
 
@@ -212,7 +212,7 @@ def test_right_to_left_names_leave_their_neighbours_be() -> None:
 
 
 class Names(HTMLParser):
-    """Notes the pictures' alternative texts, the JSON of the gallery, and the words."""
+    """Collect the pictures' alternative texts, the JSON of the gallery, and the words."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -223,9 +223,9 @@ class Names(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.alternatives |= {found["alt"] or ""} if tag == "img" else set()
-        self._json = tag == "script" and found.get("type") == "application/json"
+        attributes = dict(attrs)
+        self.alternatives |= {attributes["alt"] or ""} if tag == "img" else set()
+        self._json = tag == "script" and attributes.get("type") == "application/json"
 
     def handle_data(self, data: str) -> None:
         if self._json:
@@ -235,7 +235,7 @@ class Names(HTMLParser):
 
 
 def rename(classes: list[str], source: str) -> None:
-    """Let the images, clean and attacked, be of these classes, and of a data set of that name."""
+    """Rename the classes and the data set in the stores of clean and attacked images."""
     stores = (path for folder in ("clean", "adversarial", "unseen") for path in Path("data", folder).rglob("*.parquet"))
     for path in stores:
         table = pq.read_table(path)
@@ -244,47 +244,47 @@ def rename(classes: list[str], source: str) -> None:
 
 
 def with_loss(params: Params, loss: str) -> Params:
-    """An attack takes any text for an argument; here the name of a loss."""
+    """Give the attack fgsm an argument `loss`, which may be any text."""
     attack = params.attacks["fgsm"]
     odd = attack.model_copy(update={"arguments": attack.arguments | {"loss": loss}})
     return params.model_copy(update={"attacks": params.attacks | {"fgsm": odd}})
 
 
 def few(fgsm: str = "fgsm", bim: str = "bim") -> dict[str, Any]:
-    """The default parameters, changed so that there are two attacks, of these names."""
+    """Return the default parameters with two attacks, of these names."""
     values = YAML(typ="safe").load(finished_run.ROOT / "profiles" / "digits.yaml")
     del values["structures"]["evolving"]
     names = {fgsm: "fgsm", bim: "bim"}
     attacks = {name: {"method": method} | values["attacks"][method] for name, method in names.items()}
-    drawn = {section: values[section] | {"weights": {}} for section in ("sampler", "fixed")}
-    return values | drawn | {"attacks": attacks, "unseen_attacks": {}}
+    draws = {section: values[section] | {"weights": {}} for section in ("sampler", "fixed")}
+    return values | draws | {"attacks": attacks, "unseen_attacks": {}}
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
-    """A finished run with two attacks, in the current folder, all but the report."""
+    """Make a finished run with two attacks in the current folder, all but the report."""
     with inside(tmp_path_factory.mktemp("names")):
         yield make_project(**few() | {"structures": {}})  # which leaves the pretrained net, and takes half as long
 
 
 @pytest.fixture
 def classes_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only figures with classes are drawn: the others show no free name."""
+    """Leave all figures undrawn but those with classes: the others show no free name."""
     leave_undrawn(monkeypatch, {*FIGURES} - {*DRAWN})
 
 
 def check_report(classes: list[str], free: str) -> None:
-    """Every format shows the names, and none is broken by them."""
+    """Check that every format shows the names, and that none is broken by them."""
     text = Path("reports/index.html").read_text(encoding="utf-8")
     checked = Checked()
     checked.feed(text)
     checked.close()
     assert checked.open == []
-    shown = Names(text)
-    (gallery,) = shown.data
+    names = Names(text)
+    (gallery,) = names.data
     assert {image["label"] for image in gallery["images"]} == set(classes)
-    assert {escape.printable(name, "\n") for name in classes} <= shown.alternatives
-    assert f"{escape.printable(free)}, a ResNet of" in " ".join(shown.words.split("\n"))
+    assert {escape.printable(name, "\n") for name in classes} <= names.alternatives
+    assert f"{escape.printable(free)}, a ResNet of" in " ".join(names.words.split("\n"))
     markdown = Path("reports/report.md").read_text(encoding="utf-8")
     for name in ("table1", "summary", "checks", "corruptions", "timings"):
         table = Path(f"reports/tables/{name}.md").read_text(encoding="utf-8")
@@ -292,7 +292,7 @@ def check_report(classes: list[str], free: str) -> None:
     settings_of = [
         row[1] for row in cells(Path("reports/tables/table1.md").read_text(encoding="utf-8")) if row[0] == "fgsm"
     ]
-    assert settings_of and all(escape.printable(f"loss {free}").strip() in each for each in settings_of)
+    assert settings_of and all(escape.printable(f"loss {free}").strip() in text_of_cell for text_of_cell in settings_of)
     for path in Path("reports/tex").glob("*.tex"):
         latex = path.read_text(encoding="utf-8").replace("\\{", "").replace("\\}", "")
         assert latex.count("{") == latex.count("}"), path
@@ -333,8 +333,8 @@ def test_folders_called_like_prices_reach_the_report(tmp_path: Path, monkeypatch
     labels = {image["label"] for image in Names(Path("reports/index.html").read_text()).data[0]["images"]}
     assert labels == set(classes)
     for name in DRAWN:
-        drawn = Path(f"reports/vector/{name}.svg").read_text()
-        assert "<!-- $$$ -->" in drawn or "<!-- $$$, taken for" in drawn
+        drawing = Path(f"reports/vector/{name}.svg").read_text()
+        assert "<!-- $$$ -->" in drawing or "<!-- $$$, taken for" in drawing
 
 
 def test_long_names_of_structures_and_attacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

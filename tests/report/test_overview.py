@@ -69,8 +69,8 @@ def test_controls_stand_beside_the_papers_structures(
     assert "- online_pgd: eps 0.025, step 0.00625, steps 7, noise 1.0\n" in page
 
 
-def rewrite(structure: str, right: bool) -> None:
-    """Let a structure classify everything right, or everything wrong."""
+def replace_predictions(structure: str, right: bool) -> None:
+    """Replace a structure's predictions by ones that are all right, or all wrong."""
     path = Path(f"data/predictions/{structure}.parquet")
     rows = pd.read_parquet(path)
     rows.assign(prediction=rows["label"] if right else (rows["label"] + 1) % len(CLASSES)).to_parquet(path)
@@ -78,7 +78,7 @@ def rewrite(structure: str, right: bool) -> None:
 
 def test_the_papers_claims_are_judged_by_the_numbers(finished: Params, undrawn: None) -> None:
     for structure, right in ((BASELINE, False), ("adv", True), ("ours", False)):
-        rewrite(structure, right)
+        replace_predictions(structure, right)
     render.render(finished)
     claims = pd.read_csv("reports/tables/claims.csv").set_index(["split", "attack", "structure", "other"])
     assert len(claims) == 2 * (2 + len(finished.attacks)) * 3

@@ -68,7 +68,7 @@ addEventListener("load", () => {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rendered report in the folder reports/."""
+    """Return a folder with a rendered report in reports/."""
     folder = tmp_path_factory.mktemp("page")
     with inside(folder):
         render.render(make_project())
@@ -76,7 +76,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def look(project: Path, *options: str) -> dict[str, Any]:
-    """What the probe sees in a copy of the page."""
+    """Return what the probe sees in a copy of the page."""
     if CHROMIUM is None:
         pytest.skip("there is no chromium here: what the page does in a browser is not tested")
     copy = project / "probed.html"
@@ -84,11 +84,11 @@ def look(project: Path, *options: str) -> dict[str, Any]:
     copy.write_text(text.replace("</body>", f"{PROBE}</body>"))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={project / 'browser'}"]
     command += ["--virtual-time-budget=10000", *options, "--dump-dom", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)
-    assert found, done.stderr[-2000:]
-    seen: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return seen
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    match = re.search(r'<pre id="probe">(.*?)</pre>', process.stdout, re.S)
+    assert match, process.stderr[-2000:]
+    state: dict[str, Any] = json.loads(html.unescape(match[1]))
+    return state
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -98,15 +98,15 @@ def pixels(uri: str) -> np.ndarray:
 
 
 def value(text: str) -> float | str:
-    found = re.match(r"<?([+-]?\d+(\.\d+)?)", text)
-    return float(found[1]) if found else text
+    match = re.match(r"<?([+-]?\d+(\.\d+)?)", text)
+    return float(match[1]) if match else text
 
 
 def test_the_page_works_in_a_browser(project: Path) -> None:
-    seen = look(project, "--window-size=1200,900")
-    assert seen["problems"] == [] and seen["broken"] == 0
-    assert len(seen["sorted"]) >= 15
-    for head in [head for table in seen["sorted"] for head in table]:
+    probe = look(project, "--window-size=1200,900")
+    assert probe["problems"] == [] and probe["broken"] == 0
+    assert len(probe["sorted"]) >= 15
+    for head in [head for table in probe["sorted"] for head in table]:
         original, ascending, descending, restored = head["states"]
         assert head["order"] == ["ascending", "descending", None]
         assert restored == original and sorted(ascending) == sorted(original) == sorted(descending)
@@ -119,23 +119,23 @@ def test_the_page_works_in_a_browser(project: Path) -> None:
             assert [value(text) for text in descending[: len(known)]] == numbers[::-1]
         else:
             assert [text.lower() for text in ascending[: len(known)]] == sorted(text.lower() for text in known)
-    assert seen["pixelated"] == "pixelated"
-    clean, attacked, change = seen["second"]
+    assert probe["pixelated"] == "pixelated"
+    clean, attacked, change = probe["second"]
     images = store.read(project / "data/clean/test.parquet")
     (row,) = np.flatnonzero((images.image == pixels(clean["picture"])).all((1, 2, 3)))
-    attack = seen["attack"]
+    attack = probe["attack"]
     stored = store.read(project / f"data/adversarial/{attack}/test.parquet")
     assert (pixels(attacked["picture"]) == stored.image[row]).all()
     assert f"under {attack}" in attacked["text"]
     factor = float(re.search(r"×(\d+)", change["text"])[1])  # type: ignore[index]
-    wanted = 127.5 + factor * (stored.image[row].astype(float) - images.image[row])
-    assert np.abs(pixels(change["picture"]) - np.clip(wanted, 0, 255)).max() <= 0.5
+    expected = 127.5 + factor * (stored.image[row].astype(float) - images.image[row])
+    assert np.abs(pixels(change["picture"]) - np.clip(expected, 0, 255)).max() <= 0.5
     rows = pd.read_parquet(project / "data/predictions/ours.parquet")
     rows = rows[(rows["index"] == images.index[row]) & (rows["attack"] == attack)]
     classes = images.metadata["classes"]
     assert f"ours: {classes[rows['prediction'].iloc[0]]}, 90%" in attacked["text"]
     assert f"labelled {classes[images.label[row]]}" in clean["text"]
-    assert seen["first"] != seen["second"]
+    assert probe["first"] != probe["second"]
 
 
 def test_the_page_fits_a_phone_and_a_dark_room(project: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_page_fits_a_phone_and_a_dark_room(project: Path) -> None:
 
 
 class Checked(HTMLParser):
-    """Notes what is opened, and fails where another element is closed than was opened last."""
+    """Record elements, and fail where another element is closed than was opened last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,13 +160,13 @@ class Checked(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in VOID:
             self.open.append(tag)
-        found = dict(attrs)
-        self.links += [str(found[name]) for name in ("src", "href", "srcset", "poster", "data") if name in found]
-        if "id" in found:
-            assert found["id"] not in self.anchors
-            self.anchors.add(str(found["id"]))
-        assert not any(name.startswith("on") for name in found)
-        assert tag != "img" or "alt" in found
+        values = dict(attrs)
+        self.links += [str(values[name]) for name in ("src", "href", "srcset", "poster", "data") if name in values]
+        if "id" in values:
+            assert values["id"] not in self.anchors
+            self.anchors.add(str(values["id"]))
+        assert not any(name.startswith("on") for name in values)
+        assert tag != "img" or "alt" in values
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag

@@ -53,10 +53,10 @@ def test_writes_every_file_the_same_bytes_twice_and_nothing_where_it_fails(
     }
     shutil.rmtree("reports")
     script = [sys.executable, str(ROOT / "stages" / "report.py")]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     assert everything() == first
-    for out in (capsys.readouterr().out, done.stdout):
+    for out in (capsys.readouterr().out, process.stdout):
         assert out.startswith("report: 19 tables, 12 figures in ") and out.count("\n") == 1
     assert not list(Path.cwd().glob(".reports*"))
     page = first["reports/report.md"].decode()

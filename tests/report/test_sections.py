@@ -31,11 +31,11 @@ def test_numbers_agree_with_the_predictions(finished: Params, undrawn: None) -> 
             assert tree["per_attack"]["adv"][attack] == pytest.approx(of_attack.mean(), abs=1e-6)
         clean = store.read(Path(f"data/clean/{split}.parquet"))
         draw = statistics.draw_mixture(clean.index, clean.label, list(finished.attacks), 0.5, finished.seed, split)
-        shown = dict(zip(draw["index"], draw["attack"], strict=True))
-        picked = (rows["split"] == split) & (rows["attack"] == rows["index"].map(shown))
-        assert picked.sum() == len(clean)
+        attack_of = dict(zip(draw["index"], draw["attack"], strict=True))
+        in_mixture = (rows["split"] == split) & (rows["attack"] == rows["index"].map(attack_of))
+        assert in_mixture.sum() == len(clean)
         entry = tree["mixture"]["adv"]
-        assert entry["accuracy"] == pytest.approx(right[picked].mean(), abs=1e-6)
+        assert entry["accuracy"] == pytest.approx(right[in_mixture].mean(), abs=1e-6)
         assert entry["ci_low"] < entry["accuracy"] < entry["ci_high"]
     metrics = json.loads(Path("reports/metrics.json").read_text())
     assert set(metrics["mixture"]) == {BASELINE, "adv", "ours"}
@@ -84,8 +84,8 @@ def test_a_detector_without_test_images(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"test": 0}
     render.render(make_project(data=data))
-    found = pd.read_csv("reports/tables/detector_attacks.csv").set_index("split")
-    assert found.loc["test", "auroc"].isna().all() and found.loc["heldout", "auroc"].notna().all()
+    table = pd.read_csv("reports/tables/detector_attacks.csv").set_index("split")
+    assert table.loc["test", "auroc"].isna().all() and table.loc["heldout", "auroc"].notna().all()
 
 
 def test_several_seeds_are_pooled(finished: Params, undrawn: None) -> None:
@@ -94,12 +94,12 @@ def test_several_seeds_are_pooled(finished: Params, undrawn: None) -> None:
     pd.concat([rows, rows.assign(seed=1, prediction=rows["label"])]).to_parquet(path)
     render.render(finished)
     summary = json.loads(Path("reports/summary.json").read_text())
-    once = rows[(rows["split"] == "test") & (rows["attack"] == CLEAN)]
-    pooled = (1 + (once["label"] == once["prediction"]).mean()) / 2
+    clean = rows[(rows["split"] == "test") & (rows["attack"] == CLEAN)]
+    pooled = (1 + (clean["label"] == clean["prediction"]).mean()) / 2
     assert summary["per_attack"]["adv"][CLEAN] == pytest.approx(pooled, abs=1e-6)
     table = Path("reports/tables/table4.md").read_text()
     assert "adv 2" in table and "trained once" not in Path("reports/report.md").read_text()
-    sd = (1 - (once["label"] == once["prediction"]).mean()) / np.sqrt(2)
+    sd = (1 - (clean["label"] == clean["prediction"]).mean()) / np.sqrt(2)
     assert f"{pooled:.3f} ± {sd:.3f} [" in table
     tidy = pd.read_csv("reports/tables/table2.csv").set_index(["split", "structure"])
     assert tidy.loc[("test", "adv"), "sd"] > 0 and np.isnan(tidy.loc[("test", "ours"), "sd"])
@@ -109,12 +109,12 @@ def test_several_seeds_are_pooled(finished: Params, undrawn: None) -> None:
 def test_mcnemar_stands_beside_tables_2_and_4(finished: Params, undrawn: None) -> None:
     render.render(finished)
     first, second = (pd.read_parquet(f"data/predictions/{name}.parquet") for name in ("ours", "adv"))
-    both = first.merge(second, on=["split", "attack", "index"])
-    both = both[(both["split"] == "test") & (both["attack"] == "cw")]
-    ours, adv = (both[f"label_{side}"] == both[f"prediction_{side}"] for side in "xy")
-    found = pd.read_csv("reports/tables/table4_mcnemar.csv").set_index(["split", "attack", "structure", "other"])
-    assert len(found) == 2 * (1 + len(finished.attacks) + 1) * 3
-    row = found.loc[("test", "cw", "ours", "adv")]
+    pairs = first.merge(second, on=["split", "attack", "index"])
+    pairs = pairs[(pairs["split"] == "test") & (pairs["attack"] == "cw")]
+    ours, adv = (pairs[f"label_{side}"] == pairs[f"prediction_{side}"] for side in "xy")
+    table = pd.read_csv("reports/tables/table4_mcnemar.csv").set_index(["split", "attack", "structure", "other"])
+    assert len(table) == 2 * (1 + len(finished.attacks) + 1) * 3
+    row = table.loc[("test", "cw", "ours", "adv")]
     more, less = int((ours & ~adv).sum()), int((adv & ~ours).sum())
     assert [row["more"], row["less"], row["images"]] == [more, less, 90]
     tail = sum(math.comb(more + less, count) for count in range(min(more, less) + 1)) / 2 ** (more + less)
@@ -132,22 +132,22 @@ def test_mcnemar_compares_what_withstood_every_attack_image_by_image(finished: P
         rows = pd.read_parquet(f"data/whitebox/{structure}.parquet")
         inside = rows[rows["l2"] <= 0.5]  # of these made-up rows only the clean ones
         withstood[structure] = (inside["label"] == inside["prediction"]).groupby(inside["index"]).all()
-    found = pd.read_csv("reports/tables/whitebox_mcnemar.csv").set_index(["attack", "structure", "other"])
-    row = found.loc[("worst case, L2 0.5", "ours", "adv")]
+    table = pd.read_csv("reports/tables/whitebox_mcnemar.csv").set_index(["attack", "structure", "other"])
+    row = table.loc[("worst case, L2 0.5", "ours", "adv")]
     more = int((withstood["ours"] & ~withstood["adv"]).sum())
     less = int((withstood["adv"] & ~withstood["ours"]).sum())
     assert [row["more"], row["less"], row["images"]] == [more, less, 50] and more + less
-    shown = Path("reports/tables/whitebox_mcnemar.md").read_text()
-    assert f"({more} : {less})" in shown and "Held-out" not in shown
+    text = Path("reports/tables/whitebox_mcnemar.md").read_text()
+    assert f"({more} : {less})" in text and "Held-out" not in text
 
 
 def test_corruptions_are_counted_by_strength_and_image(finished: Params, undrawn: None) -> None:
     render.render(finished)
     table = pd.read_csv("reports/tables/corruptions.csv").set_index(["structure", "corruption", "strength"])
     assert len(table) == len(finished.structures) * 31 and (table["images"] == 60).all()
-    found = table.loc["adv", ["accuracy", "ci_low", "ci_high"]]
-    assert found.loc[("noise", 1)].tolist() == pytest.approx([1, *statistics.wilson(60, 60)], rel=1e-5)
-    assert found.loc[("noise", 5)].tolist() == pytest.approx([59 / 60, *statistics.wilson(59, 60)], rel=1e-5)
+    accuracies = table.loc["adv", ["accuracy", "ci_low", "ci_high"]]
+    assert accuracies.loc[("noise", 1)].tolist() == pytest.approx([1, *statistics.wilson(60, 60)], rel=1e-5)
+    assert accuracies.loc[("noise", 5)].tolist() == pytest.approx([59 / 60, *statistics.wilson(59, 60)], rel=1e-5)
     lines = Path("reports/tables/corruptions.md").read_text().splitlines()
     (mean,) = (line for line in lines if line.startswith("| noise") and line.count("|") == len(finished.structures) + 2)
     assert f"{1 - 4 / 5 / 60:.3f}" in mean
@@ -178,5 +178,5 @@ def test_a_collapse_is_told_beside_its_curve(finished: Params, monkeypatch: pyte
     pd.concat([healthy, history.assign(seed=1)]).to_csv("data/history/adv.csv", index=False)
     render.render(finished)
     assert "**adv, seed 1, epoch 4**: its training has collapsed" in Path("reports/report.md").read_text()
-    drawn = Path("reports/vector/curves.svg").read_text()
-    assert "Under attack, validation images" in drawn
+    drawing = Path("reports/vector/curves.svg").read_text()
+    assert "Under attack, validation images" in drawing

@@ -29,9 +29,9 @@ def test_mixture_is_even_overall_and_within_classes(
     index = np.arange(len(label)) * 3 + 5
     draw = statistics.draw_mixture(index, label, attacks, percent / 100, seed, "test")
     assert sorted(draw["index"]) == list(index)
-    shown = draw.set_index("index")["attack"].loc[index].to_numpy()
+    attacks_of_images = draw.set_index("index")["attack"].loc[index].to_numpy()
     for group in [np.ones(len(label), bool), *(label == value for value in range(5))]:
-        counts = Counter(shown[group])
+        counts = Counter(attacks_of_images[group])
         attacked = sum(counts[name] for name in attacks)
         assert attacked + counts[CLEAN] == group.sum()
         assert abs(100 * attacked - percent * group.sum()) < 100  # the exact share, rounded up or down
@@ -86,8 +86,10 @@ def test_paired_difference_agrees_with_bonett_and_price() -> None:
 
 
 def compared(**right: list[int]) -> pd.DataFrame:
-    """Structures against each other, and against one without predictions, on the same images: of each the images, by
-    number of right trainings of two."""
+    """Compare structures with each other, and with one without predictions, on the same images.
+
+    right: of a structure, the number of its two trainings that are right, by image.
+    """
     frames = [
         pd.DataFrame({"structure": name, "index": range(len(counts)), "seed": seed, "correct": np.array(counts) > seed})
         for name, counts in right.items()
@@ -99,29 +101,29 @@ def compared(**right: list[int]) -> pd.DataFrame:
 
 def test_mcnemar_has_known_values() -> None:
     a = [2] * 10 + [0] * 2 + [2] * 30
-    found = compared(a=a, b=[0] * 10 + [2] * 2 + [2] * 30, same=a)[["more", "less", "p"]]
-    more, less, p = found.loc[("a", "b")]
+    rows = compared(a=a, b=[0] * 10 + [2] * 2 + [2] * 30, same=a)[["more", "less", "p"]]
+    more, less, p = rows.loc[("a", "b")]
     assert (more, less) == (10, 2)
     assert p == pytest.approx(2 * (1 + 12 + 66) / 2**12)
-    assert found.loc[("b", "a")].tolist() == [2, 10, p]
-    assert found.loc[("a", "same")].tolist() == [0, 0, 1.0]
-    assert np.isnan(found.loc[("a", "absent"), "p"])
+    assert rows.loc[("b", "a")].tolist() == [2, 10, p]
+    assert rows.loc[("a", "same")].tolist() == [0, 0, 1.0]
+    assert np.isnan(rows.loc[("a", "absent"), "p"])
 
 
 @settings(deadline=None, max_examples=30)
 @given(counts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
 def test_mcnemar_counts_an_image_for_the_one_with_more_right_trainings(counts: list[tuple[int, int]]) -> None:
-    found = compared(a=[count for count, _ in counts], b=[count for _, count in counts])
-    more, less = found.loc[("a", "b"), ["more", "less"]].astype(int)
-    p = found.loc[("a", "b"), "p"]
+    rows = compared(a=[count for count, _ in counts], b=[count for _, count in counts])
+    more, less = rows.loc[("a", "b"), ["more", "less"]].astype(int)
+    p = rows.loc[("a", "b"), "p"]
     assert more == sum(first > second for first, second in counts)
     assert less == sum(first < second for first, second in counts)
     n = more + less
     assert p == pytest.approx(min(1, 2 * sum(math.comb(n, k) for k in range(min(more, less) + 1)) / 2**n))
-    assert found.loc[("b", "a"), ["more", "less", "p"]].tolist() == [less, more, p]
-    difference, low, high = found.loc[("a", "b"), list(DIFFERENCE)]
+    assert rows.loc[("b", "a"), ["more", "less", "p"]].tolist() == [less, more, p]
+    difference, low, high = rows.loc[("a", "b"), list(DIFFERENCE)]
     assert difference == pytest.approx(np.mean([first - second for first, second in counts]) / 2)
-    assert found.loc[("b", "a"), list(DIFFERENCE)].tolist() == pytest.approx([-difference, -high, -low])
+    assert rows.loc[("b", "a"), list(DIFFERENCE)].tolist() == pytest.approx([-difference, -high, -low])
 
 
 def test_detector_metrics() -> None:

@@ -1,4 +1,4 @@
-"""Accuracy on the clean images and under each stored attack alone: Table 4."""
+"""Make the section on accuracy on clean images and under each stored attack alone: Table 4."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sparring.report.table import (
 
 
 def section(results: Results, table: Table, folder: Path) -> Section:
-    """Table 4, tests between structures, and a figure whose numbers are written as .csv too.  table: from `table`."""
+    """Make the section: Table 4, McNemar's tests, a figure and, as .csv, its numbers.  table: from `table`."""
     test = table.tidy[table.tidy["split"] == "test"]
     test[["attack", "structure", "accuracy"]].to_csv(
         folder / "figures" / "accuracy_by_attack.csv", index=False, float_format="%.6g", lineterminator="\n"
@@ -43,13 +43,13 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(tidy: pd.DataFrame, split: str) -> dict[str, Any]:
-    """Accuracy by structure and attack.  tidy: the frame of `table`."""
+    """Return accuracy by structure and attack.  tidy: the frame of `table`."""
     by_structure = tidy[tidy["split"] == split].groupby("structure", sort=False)
     return {"per_attack": {name: rows.set_index("attack")["accuracy"].to_dict() for name, rows in by_structure}}
 
 
 def table(results: Results) -> Table:
-    """Table 4, with the article's figures where it has some."""
+    """Return Table 4, beside the paper's figures where it has some."""
     params, attacks = results.params, [CLEAN, *results.attacks]
     names = ["split", "structure", "attack"]
     accuracy = statistics.accuracies(results.predictions, names)
@@ -77,7 +77,7 @@ def table(results: Results) -> Table:
 
 
 def draw_accuracy_by_attack(folder: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
-    """Grouped bars with 95 % intervals; a group an attack, a bar a structure.
+    """Draw grouped bars with 95 % intervals: a group an attack, a bar a structure.
 
     table: columns structure, attack, accuracy, ci_low, ci_high, of one split.  titles: attack → what to write below.
     """

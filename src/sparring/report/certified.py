@@ -1,4 +1,4 @@
-"""Certified accuracy by radius: a table and a curve, a report of its own (reports/certified/)."""
+"""Write certified accuracy by radius, a table and a curve: a report of its own (reports/certified/)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from sparring.report.publish import replacing
 from sparring.report.table import ACCURACY, INTERVALS, Table, intervals, number, save
 
 UNITS = {"L0": "positions changed", "L2": "length of the change, in [0, 1] units"}
-ROWS, POINTS = 20, 100  # about as many radii have the table and the curve
+ROWS, POINTS = 20, 100  # about so many radii are in the table and on the curve
 
 
 def write(params: Params, structures: Sequence[str], sampling: Sampling, layout: Layout = HERE) -> None:
@@ -36,41 +36,43 @@ def write(params: Params, structures: Sequence[str], sampling: Sampling, layout:
 
 
 def by_radius(rows: pd.DataFrame, proofs: dict[str, Certificate], points: int) -> pd.DataFrame:
-    """Certified accuracy at about so many radii, from 0 to the first beyond the largest of any image, in each norm.
+    """Return certified accuracy at about `points` radii of each norm, from 0 to just beyond the largest of any image.
 
     rows: as `certify` writes them, with `structure` and `correct`.  proofs: by structure.
     Columns: norm, structure, radius, accuracy, ci_low, ci_high, images, sd.
     """
     parts = []
     norms = rows["structure"].map({name: proof.norm for name, proof in proofs.items()})
-    for norm, own in rows.groupby(norms, sort=False):
-        radii = _radii(own["radius"].max(), points, whole=norm == "L0")
+    for norm, of_norm in rows.groupby(norms, sort=False):
+        radii = _radii(of_norm["radius"].max(), points, integer=norm == "L0")
         # An image without a certificate has the radius nan, which is not above any.
-        held = [own.assign(correct=own["correct"] & (own["radius"] >= radius), at=radius) for radius in radii]
-        found = statistics.accuracies(pd.concat(held), ["structure", "at"])
-        order = pd.MultiIndex.from_product([own["structure"].unique(), radii], names=["structure", "radius"])
-        parts.append(found.reindex(order).reset_index().assign(norm=norm))
+        certified = [of_norm.assign(correct=of_norm["correct"] & (of_norm["radius"] >= at), at=at) for at in radii]
+        accuracy = statistics.accuracies(pd.concat(certified), ["structure", "at"])
+        order = pd.MultiIndex.from_product([of_norm["structure"].unique(), radii], names=["structure", "radius"])
+        parts.append(accuracy.reindex(order).reset_index().assign(norm=norm))
     tidy = pd.concat(parts, ignore_index=True)
     return tidy[["norm", *tidy.columns.drop("norm")]]
 
 
-def _radii(largest: float, points: int, whole: bool) -> list[float]:
-    """About so many round numbers from 0 to beyond the largest radius, which is nan where nothing is certified."""
+def _radii(largest: float, points: int, integer: bool) -> list[float]:
+    """Return about `points` round radii from 0 to beyond the largest, which is nan where nothing is certified."""
     if not largest > 0:
         return [0.0]
-    ticks = MaxNLocator(points, steps=[1, 2, 2.5, 5, 10], integer=whole, min_n_ticks=1).tick_values(0, largest)
+    ticks = MaxNLocator(points, steps=[1, 2, 2.5, 5, 10], integer=integer, min_n_ticks=1).tick_values(0, largest)
     step = ticks[1] - ticks[0]
     return [float(radius) for radius in np.round(step * np.arange(largest // step + 2), 12)]
 
 
 def table(rows: pd.DataFrame, proofs: dict[str, Certificate], sampling: Sampling) -> Table:
-    """rows, proofs: as `by_radius` has them."""
+    """Return the table of certified accuracy.  rows, proofs: as in `by_radius`."""
     tidy = by_radius(rows, proofs, ROWS)
     overview = _overview(rows, proofs, sampling)
     wide = {"Structures": _readable(overview)}
-    for norm, found in tidy.groupby("norm", sort=False):
-        cells = {str(structure): intervals(own, *ACCURACY) for structure, own in found.groupby("structure", sort=False)}
-        radii = [f"{radius:g}" for radius in found["radius"].unique()]
+    for norm, of_norm in tidy.groupby("norm", sort=False):
+        cells = {
+            str(structure): intervals(own, *ACCURACY) for structure, own in of_norm.groupby("structure", sort=False)
+        }
+        radii = [f"{radius:g}" for radius in of_norm["radius"].unique()]
         wide[f"{norm} radius: {UNITS[str(norm)]}"] = pd.DataFrame({"within": radii, **cells})
     tidy = tidy.merge(overview[["structure", "certificate", "abstained", "largest_possible"]], on="structure")
     notes = _notes(overview, sampling, int(tidy["images"].max()))
@@ -78,14 +80,17 @@ def table(rows: pd.DataFrame, proofs: dict[str, Certificate], sampling: Sampling
 
 
 def _overview(rows: pd.DataFrame, proofs: dict[str, Certificate], sampling: Sampling) -> pd.DataFrame:
-    """A row a structure: structure, certificate (in words), accuracy, ci_low, ci_high, images, sd, abstained (a share),
-    largest (radius of an image that it gets right) and largest_possible."""
-    found = statistics.accuracies(rows, ["structure"])
-    found["certificate"] = [str(proofs[name]) for name in found.index]
-    found["abstained"] = rows["prediction"].eq(ABSTAINED).groupby(rows["structure"]).mean()
-    found["largest"] = rows[rows["correct"]].groupby("structure")["radius"].max()
-    found["largest_possible"] = [proofs[name].radius(sampling.highest_bound) for name in found.index]
-    return found.reset_index()
+    """Return a row a structure.
+
+    Columns: structure, certificate (in words), accuracy, ci_low, ci_high, images, sd, abstained (a share), largest (the
+    largest radius of an image that it gets right), largest_possible.
+    """
+    overview = statistics.accuracies(rows, ["structure"])
+    overview["certificate"] = [str(proofs[name]) for name in overview.index]
+    overview["abstained"] = rows["prediction"].eq(ABSTAINED).groupby(rows["structure"]).mean()
+    overview["largest"] = rows[rows["correct"]].groupby("structure")["radius"].max()
+    overview["largest_possible"] = [proofs[name].radius(sampling.highest_bound) for name in overview.index]
+    return overview.reset_index()
 
 
 def _readable(overview: pd.DataFrame) -> pd.DataFrame:
@@ -124,7 +129,7 @@ def _notes(overview: pd.DataFrame, sampling: Sampling, images: int) -> list[str]
 
 
 def draw_curve(folder: Path, curve: pd.DataFrame) -> None:
-    """Certified accuracy by radius with 95 % intervals; a panel a norm, a line a structure.  curve: of `by_radius`."""
+    """Draw certified accuracy with 95 % intervals: a panel a norm, a line a structure.  curve: from `by_radius`."""
     norms = list(curve["norm"].unique())
     with canvas(folder, "certified", 4.4 * len(norms) + 0.6, 3.8, picture=True) as figure:
         panels = np.ravel(figure.subplots(1, len(norms), sharey=True, squeeze=False))

@@ -1,4 +1,4 @@
-"""The sanity checks of white-box attacks, of which the last looks at the end of the curve over radii."""
+"""Check that white-box attacks were strong enough, by comparisons and by the end of the curve over radii."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,12 +24,15 @@ RULE = (
 
 
 def curve(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
-    """The reference PGD by radius: columns structure, eps (in 1/255; 0 is clean), accuracy, ci_low, ci_high, images,
-    success (of the images that are right when clean, the share that is fooled)."""
+    """Return accuracy under the reference PGD by radius.
+
+    Columns: structure, eps (in 1/255; 0 is clean), accuracy, ci_low, ci_high, images, success (the share of images
+    fooled, of those that are right when clean).
+    """
     points = {CLEAN: 0} | dict(zip(params.whitebox.on_curve, params.whitebox.curve.eps, strict=True))
     on_curve = rows[rows["attack"].isin(list(points))]
-    met = on_curve.loc[on_curve["attack"] != CLEAN, ["structure", "seed", "index"]].drop_duplicates()
-    on_curve = on_curve.merge(met, on=["structure", "seed", "index"])
+    attacked = on_curve.loc[on_curve["attack"] != CLEAN, ["structure", "seed", "index"]].drop_duplicates()
+    on_curve = on_curve.merge(attacked, on=["structure", "seed", "index"])
     if on_curve.empty:
         return pd.DataFrame(columns=["structure", "eps", "accuracy", "ci_low", "ci_high", "images", "success"])
     table = statistics.accuracies(
@@ -40,22 +43,23 @@ def curve(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def withstood(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """A row of each group, `correct` where all of its rows are."""
+    """Return a row for each group, which is `correct` where all rows of the group are."""
     return rows.groupby(keys, sort=False)["correct"].all().reset_index()
 
 
 def verdicts(params: Params, rows: pd.DataFrame, transfer: pd.DataFrame) -> pd.DataFrame:
-    """Signs of attacks that are too weak, or of gradients that are masked (Carlini et al., 2019, arXiv 1902.06705).
+    """Look for signs of weak attacks, or of masked gradients (Carlini et al., 2019, arXiv 1902.06705).
 
     transfer: predictions of the stored attacks (statistics) on test images, with `structure` and `correct`.
-    Columns check, compared (what with what, and at which radius), structure, images, accuracy (what should be lower),
-    against (the other), low, high (of accuracy minus against, 95 %), passed (True, False, or None: not to be decided).
+    Columns: check, compared (what with what, and at which radius), structure, images, accuracy (which should be the
+    lower), against (the other), low and high (the 95 % interval of accuracy minus against), passed (None where there is
+    nothing to compare).
     """
-    decided = []
+    checks = []
     for structure in params.structures:
         own, stored = rows[rows["structure"] == structure], transfer[transfer["structure"] == structure]
         for check, compared, lower, other, tolerance in _comparisons(params, own, stored):
-            decided.append(
+            checks.append(
                 {"check": check, "compared": compared, "structure": structure, **paired(lower, other, tolerance)}
             )
         line = curve(params, own)
@@ -63,77 +67,77 @@ def verdicts(params: Params, rows: pd.DataFrame, transfer: pd.DataFrame) -> pd.D
             end = line.iloc[-1]
             fact = {"images": end["images"], "accuracy": end["accuracy"], "passed": bool(end["accuracy"] == 0)}
             compared = f"{params.whitebox.reference} at Linf {end['eps']}/255"
-            decided.append({"check": UNBOUNDED, "compared": compared, "structure": structure, **fact})
+            checks.append({"check": UNBOUNDED, "compared": compared, "structure": structure, **fact})
     columns = ["check", "compared", "structure", "images", "accuracy", "against", "low", "high", "passed"]
-    return pd.DataFrame(decided, columns=columns)
+    return pd.DataFrame(checks, columns=columns)
 
 
 def _comparisons(
     params: Params, own: pd.DataFrame, stored: pd.DataFrame
 ) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame, float]]:
-    """Of a structure: (check, what is compared, rows that should be correct less often, the others, tolerance)."""
+    """Yield a structure's comparisons: (check, words, rows that should be right less often, other rows, tolerance)."""
     settings = params.whitebox
     by_radius: dict[str, dict[str, str]] = {}
     for name, attack in settings.attacks.items():
         if attack.linf is not None and attack.method in ("fgsm", "pgd"):
             by_radius.setdefault(radius(attack), {}).setdefault(attack.method, name)
-    under = dict(list(own.groupby("attack")))
-    none = own.iloc[:0]
-    gallery = params.attacks | params.unseen_attacks
+    by_attack = dict(list(own.groupby("attack")))
+    no_rows = own.iloc[:0]
+    attacks = params.attacks | params.unseen_attacks
     for ball, names in by_radius.items():
-        same = [name for name, attack in gallery.items() if radius(attack) == ball]
-        if "pgd" in names and same:
+        stored_names = [name for name, attack in attacks.items() if radius(attack) == ball]
+        if "pgd" in names and stored_names:
             # As in the white-box rows, an image that is wrong when clean counts as wrong.
-            shown = stored[stored["attack"].isin([CLEAN, *same])]
-            worst = withstood(shown, ["seed", "index"]) if (own["structure"] != BASELINE).any() else none
+            transferred = stored[stored["attack"].isin([CLEAN, *stored_names])]
+            worst = withstood(transferred, ["seed", "index"]) if (own["structure"] != BASELINE).any() else no_rows
             yield (
                 "white-box beats transfer",
-                f"{names['pgd']}, stored {' and '.join(same)}, {ball}",
-                under.get(names["pgd"], none),
+                f"{names['pgd']}, stored {' and '.join(stored_names)}, {ball}",
+                by_attack.get(names["pgd"], no_rows),
                 worst,
                 0,
             )
     for ball, names in by_radius.items():
         if len(names) == 2:
-            lower, other = (under.get(names[method], none) for method in ("pgd", "fgsm"))
+            lower, other = (by_attack.get(names[method], no_rows) for method in ("pgd", "fgsm"))
             yield "iterative beats single step", f"{names['pgd']}, {names['fgsm']}, {ball}", lower, other, 0
-    reference = under.get(settings.reference, none)
+    reference = by_attack.get(settings.reference, no_rows)
     steps, ball = settings.attacks[settings.reference].arguments["steps"], radius(settings.attacks[settings.reference])
     compared = f"{settings.reference} with {steps} and {settings.checks.steps} steps, {ball}"
-    yield "more steps do not help much", compared, reference, under.get(MORE_STEPS, none), MUCH
+    yield "more steps do not help much", compared, reference, by_attack.get(MORE_STEPS, no_rows), MUCH
     compared = f"{settings.reference}, Square with {settings.checks.queries} queries, {ball}"
-    yield "black box does not beat white box", compared, reference, under.get(SQUARE, none), 0
+    yield "black box does not beat white box", compared, reference, by_attack.get(SQUARE, no_rows), 0
     if any(params.predicts_at_random(structure) for structure in params.structures):
         compared = f"{settings.reference} through the transform and through one draw of it, {ball}"
-        yield "the whole transform beats one draw", compared, reference, under.get(SINGLE_DRAW, none), 0
+        yield "the whole transform beats one draw", compared, reference, by_attack.get(SINGLE_DRAW, no_rows), 0
 
 
 def paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[str, Any]:
-    """Both accuracies on the images that both have, and whether the first is higher by more than chance allows."""
+    """Compare two accuracies on common images: `passed` unless the first is higher beyond chance and tolerance."""
     keys = ["seed", "index"]
-    both = lower[[*keys, "correct"]].merge(other[[*keys, "correct"]], on=keys, suffixes=("", "_other"))
-    if both.empty:
+    pairs = lower[[*keys, "correct"]].merge(other[[*keys, "correct"]], on=keys, suffixes=("", "_other"))
+    if pairs.empty:
         return {"images": 0, "passed": None}
-    frames = [both.assign(structure="lower"), both.assign(structure="other", correct=both["correct_other"])]
+    frames = [pairs.assign(structure="lower"), pairs.assign(structure="other", correct=pairs["correct_other"])]
     compared = statistics.comparisons(pd.concat(frames).assign(split="test"), ("lower", "other"), ["split"])
     low, high = compared[["image_low", "image_high"]].to_numpy(float)[0]  # the first is `lower` against `other`
     facts = {
-        "images": both["index"].nunique(),
-        "accuracy": both["correct"].mean(),
-        "against": both["correct_other"].mean(),
+        "images": pairs["index"].nunique(),
+        "accuracy": pairs["correct"].mean(),
+        "against": pairs["correct_other"].mean(),
     }
     return facts | {"low": low, "high": high, "passed": bool(low <= tolerance)}
 
 
 def table(params: Params, verdicts: pd.DataFrame) -> Table:
-    """A row a check, a column a structure.  verdicts: from `verdicts`."""
+    """Return the table of verdicts: a row a check, a column a structure.  verdicts: from `verdicts`."""
     wide = []
     for kind in records(verdicts[["check", "compared"]].drop_duplicates()):
-        here = verdicts[(verdicts["check"] == kind.check) & (verdicts["compared"] == kind.compared)]
-        here = here.set_index("structure")
-        row = {"check": kind.check, "compared": kind.compared, "images": f"{here['images'].max():.0f}"}
+        rows = verdicts[(verdicts["check"] == kind.check) & (verdicts["compared"] == kind.compared)]
+        rows = rows.set_index("structure")
+        row = {"check": kind.check, "compared": kind.compared, "images": f"{rows['images'].max():.0f}"}
         for structure in params.structures:
-            cell = here.loc[structure]
+            cell = rows.loc[structure]
             words = {True: "pass", False: "FAIL"}.get(cell["passed"], "-")
             shares = [number(cell[key]) for key in ("accuracy", "against") if not pd.isna(cell[key])]
             row[structure] = f"{words}: {', '.join(shares)}" if shares else words
@@ -153,7 +157,7 @@ def table(params: Params, verdicts: pd.DataFrame) -> Table:
 
 
 def warnings(verdicts: pd.DataFrame) -> list[str]:
-    """A line for each structure that an attacker without a bound does not bring to zero.  verdicts: from `verdicts`."""
+    """Return warnings of structures that an attacker without a bound does not bring to zero.  verdicts: from `verdicts`."""
     ends = verdicts[(verdicts["check"] == UNBOUNDED) & ~verdicts["passed"].astype(bool)]
     return [
         f"**Warning: gradients may be masked.** {escape.markdown(row.structure)} still classifies a share of "

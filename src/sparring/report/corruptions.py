@@ -1,4 +1,4 @@
-"""Common corruptions: accuracy on held-out images that were changed without any attack."""
+"""Make the section on common corruptions: accuracy on held-out images that were changed without any attack."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ TITLE = "Common corruptions"
 
 
 def section(results: Results, table: Table | None, folder: Path) -> Section:
-    """The table, and a figure where there are held-out images.  table: from `table`."""
+    """Make the section: the table, and a figure where there are held-out images.  table: from `table`."""
     if table is None:
         return Section(TITLE, [results.why_left_out("corruptions")])
     parts: list[str | Table | Figure] = [table]
@@ -29,17 +29,17 @@ def section(results: Results, table: Table | None, folder: Path) -> Section:
 
 
 def table(results: Results) -> Table | None:
-    """Accuracy by corruption and strength; None where that was left out."""
+    """Return accuracy by corruption and strength; None where corruptions were left out."""
     if "corruptions" in results.left_out:
         return None
     rows = read.corruptions(results.layout, results.structures, results.clean["heldout"])
-    each = statistics.accuracies(rows, ["structure", "corruption", "strength"])
-    both = pd.concat([rows, rows[rows["strength"] > 0].assign(corruption="all")])
-    mean = statistics.accuracies(both, ["structure", "corruption"])
+    single = statistics.accuracies(rows, ["structure", "corruption", "strength"])
+    with_all = pd.concat([rows, rows[rows["strength"] > 0].assign(corruption="all")])
+    mean = statistics.accuracies(with_all, ["structure", "corruption"])
     structures = results.structures
     kinds = [(CLEAN, 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
     index = [(structure, *kind) for structure in structures for kind in kinds]
-    tidy = each.reindex(pd.MultiIndex.from_tuples(index, names=["structure", "corruption", "strength"])).reset_index()
+    tidy = single.reindex(pd.MultiIndex.from_tuples(index, names=["structure", "corruption", "strength"])).reset_index()
     names = [CLEAN, *CORRUPTIONS, "all"]
     means = full(mean, [structures, names], ["structure", "corruption"])
     columns: dict[str, list[str]] = {"corruption": names}
@@ -65,7 +65,7 @@ def table(results: Results) -> Table | None:
 
 
 def draw_corruptions(folder: Path, table: pd.DataFrame) -> None:
-    """Accuracy by strength, 0 being clean, with 95 % intervals; a panel a corruption, a line a structure.
+    """Draw accuracy by strength (0: clean) with 95 % intervals: a panel a corruption, a line a structure.
 
     table: columns structure, corruption, strength, accuracy, ci_low, ci_high.
     """
@@ -73,11 +73,11 @@ def draw_corruptions(folder: Path, table: pd.DataFrame) -> None:
         panels = list(figure.subplots(2, -(-len(CORRUPTIONS) // 2), sharex=True, sharey=True).flat)
         for panel, name in zip(panels, CORRUPTIONS, strict=True):
             for number, (structure, rows) in enumerate(table.groupby("structure", sort=False)):
-                shown = rows[rows["corruption"].isin([CLEAN, name])]
+                line = rows[rows["corruption"].isin([CLEAN, name])]
                 look, label = line_look(number), short(str(structure), LONGEST)
-                ends = shown["ci_low"], shown["ci_high"]
-                panel.fill_between(shown["strength"], *ends, color=look["color"], alpha=0.15, lw=0)
-                panel.plot(shown["strength"], shown["accuracy"], marker="o", ms=3, label=label, **look)
+                ends = line["ci_low"], line["ci_high"]
+                panel.fill_between(line["strength"], *ends, color=look["color"], alpha=0.15, lw=0)
+                panel.plot(line["strength"], line["accuracy"], marker="o", ms=3, label=label, **look)
             panel.set(title=name, ylim=(0, 1.02), xticks=[0, *STRENGTHS])
         figure.supxlabel("strength (0: clean)", fontsize="medium")
         figure.supylabel("accuracy, held-out images", fontsize="medium")

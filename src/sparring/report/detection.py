@@ -1,5 +1,4 @@
-"""What the stage `detect` scored, as the tables of the section on the detector: single attacks, pairs of images, benign
-changes, and attackers who aim at the detector."""
+"""Make the detector section's tables: single attacks, pairs of images, benign changes, attackers who aim at it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,14 @@ from sparring.report.table import ACCURACY, INTERVALS, SPLIT_TITLES, Table, atta
 
 METHOD_TITLES = {"mahalanobis": "Mahalanobis", "squeezing": "feature squeezing"}
 OUTCOMES = ("succeeded", "failed", "wrong before")
-AIMED = {"none": "none", "unaware": "sees the classifier alone", "adaptive": "sees both"}
+ATTACKERS = {"none": "none", "unaware": "sees the classifier alone", "adaptive": "sees both"}
 RATES = {"05": "5 %", "01": "1 %"}
-BY = ["split", "attack", "method"]
+KEYS = ["split", "attack", "method"]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What is known before anything is drawn, where there are any scores.
+    """Hold the scores that the stage `detect` made.
 
     rows: from statistics.accuse.  pairs: from statistics.matched.  fitted: what the known detectors were fitted on.
     """
@@ -31,29 +30,29 @@ class Scores:
     rows: pd.DataFrame
     pairs: pd.DataFrame
     fitted: dict[str, Any]
-    unchanged: pd.DataFrame  # of how many images, by split and attack
+    unchanged: pd.DataFrame  # split, attack and the number of images that the attack left unchanged
 
     @property
     def methods(self) -> dict[str, str]:
-        """The detectors, own and known, with their titles."""
+        """Return the detectors, own and known, with their titles."""
         return {name: METHOD_TITLES.get(name, name) for name in self.rows["method"].unique()}
 
     @property
     def attacks(self) -> dict[str, str]:
-        """Every attack, noise last and what all others have together before it, with their titles."""
+        """Return the attacks with their titles: real attacks, all of these together, then mere noise."""
         entries = {**self.params.attacks, **self.params.unseen_attacks}
         real = {name: attack_title(self.params, name) for name, attack in entries.items() if not attack.noise}
         noise = {name: attack_title(self.params, name) + " (noise)" for name in entries if name not in real}
         return {**real, statistics.ALL: statistics.ALL, **noise}
 
     @property
-    def judges(self) -> int:
-        """How many validation images the thresholds are set on."""
+    def validation_images(self) -> int:
+        """Count the validation images that the thresholds are set on."""
         return self.rows.loc[self.rows["split"] == "validation", "index"].nunique()
 
 
 def scores(results: Results) -> Scores | None:
-    """Read what the stage `detect` scored; None where that was left out, or where no structure has a detector."""
+    """Read the scores; None where the stage `detect` was left out, or where no structure has a detector."""
     params = results.params
     names = [] if "detect" in results.left_out else results.detectors
     rows, fitted = read.scores(params, results.layout, names, results.clean)
@@ -66,13 +65,17 @@ def scores(results: Results) -> Scores | None:
 
 
 def tables(scores: Scores | None) -> list[Table]:
-    """The attacks, matched pairs, benign changes, and attackers who aim at the detector; nothing without scores."""
-    return [] if scores is None else [_on_attacks(scores), _on_pairs(scores), _on_benign(scores), _aimed(scores)]
+    """Return the tables on attacks, matched pairs, benign changes and attackers who aim at it; none without scores."""
+    if scores is None:
+        return []
+    return [_attack_table(scores), _pair_table(scores), _benign_table(scores), _attacker_table(scores)]
 
 
-def _on_attacks(scores: Scores) -> Table:
-    """How well each attack is told from clean images."""
-    tidy = full(statistics.separation(scores.pairs), [EVALUATED_SPLITS, list(scores.attacks), list(scores.methods)], BY)
+def _attack_table(scores: Scores) -> Table:
+    """Return how well each detector tells each attack from clean images."""
+    tidy = full(
+        statistics.separation(scores.pairs), [EVALUATED_SPLITS, list(scores.attacks), list(scores.methods)], KEYS
+    )
     tidy = tidy.merge(scores.unchanged, on=["split", "attack"], how="left", validate="many_to_one")
     wide = {}
     for split, heading in SPLIT_TITLES.items():
@@ -93,15 +96,15 @@ def _on_attacks(scores: Scores) -> Table:
 
 
 def _attacks_notes(scores: Scores) -> list[str]:
-    judges, fitted = scores.judges, scores.fitted
+    count, fitted = scores.validation_images, scores.fitted
     return [
         "Each attack is measured on pairs: the images that it changed, clean and attacked; those that it left "
         f"unchanged are left out and counted. *{statistics.ALL.capitalize()}*: the pairs of all real attacks together; "
         "noise aims at nothing and stands apart. AUROC: 95 % intervals of DeLong for pairs. *Found at 5 % (1 %)*: the "
         "share of attacked images above the threshold above which at most 5 % (1 %) of the clean "
         + (
-            f"validation images ({judges}) lie; the table of benign changes tells the rate on other clean images."
-            if judges
+            f"validation images ({count}) lie; the table of benign changes tells the rate on other clean images."
+            if count
             else "images of the same split lie; there are no validation images, so these shares are a little too high."
         ),
         f"Mahalanobis (Lee et al., 2018) and feature squeezing (Xu et al., 2018; {fitted['bits']} bits, median "
@@ -111,10 +114,10 @@ def _attacks_notes(scores: Scores) -> list[str]:
     ]
 
 
-def _on_pairs(scores: Scores) -> Table:
-    """Accuracy where half of the images are clean, by what the attack achieved."""
+def _pair_table(scores: Scores) -> Table:
+    """Return accuracy on pairs of a clean and an attacked image, by whether the attack succeeded."""
     levels = [EVALUATED_SPLITS, list(scores.attacks), list(scores.methods), OUTCOMES]
-    tidy = full(statistics.pair_accuracy(scores.pairs), levels, [*BY, "outcome"])
+    tidy = full(statistics.pair_accuracy(scores.pairs), levels, [*KEYS, "outcome"])
     wide = {}
     for split, heading in SPLIT_TITLES.items():
         columns = {"attack": list(scores.attacks.values())}
@@ -135,11 +138,11 @@ def _on_pairs(scores: Scores) -> Table:
     return Table("detector_pairs", caption, tidy, wide, [note + INTERVALS])
 
 
-def _on_benign(scores: Scores) -> Table:
-    """Clean and benignly changed images that are accused."""
-    rows, judges = scores.rows, scores.judges
+def _benign_table(scores: Scores) -> Table:
+    """Return the shares of clean and of benignly changed images that are accused."""
+    rows, count = scores.rows, scores.validation_images
     changes = [CLEAN, *dict.fromkeys(rows.loc[rows["kind"] == "benign", "attack"])]
-    tidy = full(statistics.false_positives(rows), [EVALUATED_SPLITS, changes, list(scores.methods)], BY)
+    tidy = full(statistics.false_positives(rows), [EVALUATED_SPLITS, changes, list(scores.methods)], KEYS)
     wide = {}
     for split, heading in SPLIT_TITLES.items():
         columns = {"images": changes}
@@ -150,25 +153,25 @@ def _on_benign(scores: Scores) -> Table:
                 columns[f"{title}: accused at {words}"] = intervals(part, *ends)
         wide[heading] = pd.DataFrame(columns)
     note = "The changes are common corruptions of strength 2. The row of clean images " + (
-        f"tells how well the thresholds, set on {judges} validation images, hold on others. "
-        if judges
+        f"tells how well the thresholds, set on {count} validation images, hold on others. "
+        if count
         else "keeps the rate by construction: there are no validation images to set thresholds on. "
     )
     caption = "Clean and benignly changed images that detectors accuse."
     return Table("detector_benign", caption, tidy, wide, [note + INTERVALS])
 
 
-def _aimed(scores: Scores) -> Table:
-    """The structures that have a detector against attackers who know of it and who do not."""
-    own, settings = [name for name in scores.methods if name not in KNOWN_DETECTORS], scores.params.detection
-    tidy = full(statistics.joint_robustness(scores.rows), [EVALUATED_SPLITS, list(AIMED), own], BY)
+def _attacker_table(scores: Scores) -> Table:
+    """Return how structures with a detector fare against attackers who know of it and who do not."""
+    own_detectors, settings = [name for name in scores.methods if name not in KNOWN_DETECTORS], scores.params.detection
+    tidy = full(statistics.joint_robustness(scores.rows), [EVALUATED_SPLITS, list(ATTACKERS), own_detectors], KEYS)
     wide = {}
     for split, heading in SPLIT_TITLES.items():
         part = tidy[tidy["split"] == split]
-        part = part.sort_values("method", kind="stable", key=lambda methods: methods.map(own.index))
+        part = part.sort_values("method", kind="stable", key=lambda methods: methods.map(own_detectors.index))
         columns = {
             "structure": list(part["method"]),
-            "attacker": [AIMED[name] for name in part["attack"]],
+            "attacker": [ATTACKERS[name] for name in part["attack"]],
             "images": [str(count) for count in part["images"]],
             "classified right": [number(share) for share in part["right"]],
             "accused": [number(share) for share in part["accused"]],

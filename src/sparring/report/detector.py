@@ -1,4 +1,4 @@
-"""The detector: on the mixture, on single attacks, on benign changes, and against an attacker who aims at it."""
+"""Make the section on the detector: verdicts in words, the mixture, the tables of detection.py, and the ROC curves."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ TITLE = "The detector"
 
 
 def section(results: Results, scores: Scores | None, tables: Sequence[Table], folder: Path) -> Section:
-    """Verdicts in words come first, then the mixture, then single attacks.  scores, tables: from `detection`."""
+    """Make the section: verdicts in words, the mixture, then single attacks.  scores, tables: from `detection`."""
     if not results.detectors:
         return Section(TITLE, ["No structure here has a detector."])
     settings = results.params.detector
@@ -33,27 +33,27 @@ def section(results: Results, scores: Scores | None, tables: Sequence[Table], fo
         "who knows of it, which is what tells its worth as a defence.",
         *([results.why_left_out("detect")] if "detect" in results.left_out else []),
         *(_verdicts(results, tables[0].tidy, tables[-1].tidy) if tables else []),
-        _on_mixture(results),
+        _mixture_table(results),
     ]
-    lines = {}
+    roc_lines = {}
     for name in results.detectors:
         rows = results.mixture[(results.mixture["structure"] == name) & (results.mixture["split"] == "test")]
         if rows["adversarial"].nunique() == 2:
             adversarial, score = rows["adversarial"].to_numpy(bool), rows["detector_score"].to_numpy(float)
             auroc = statistics.detector_metrics(adversarial, score)["auroc"]
-            lines[name] = (*statistics.roc(adversarial, score), number(auroc))
-    if lines:
-        draw_detector_roc(folder, lines)
-        several = ", all trainings together" if len(results.params.seeds) > 1 else ""
-        caption = f"The mixture of test images: what the detector finds against what it wrongly accuses{several}."
+            roc_lines[name] = (*statistics.roc(adversarial, score), number(auroc))
+    if roc_lines:
+        draw_detector_roc(folder, roc_lines)
+        note = ", all trainings together" if len(results.params.seeds) > 1 else ""
+        caption = f"The mixture of test images: what the detector finds against what it wrongly accuses{note}."
         parts.append(Figure("detector_roc", caption))
     if scores is None:
         return Section(TITLE, parts)
-    return Section(TITLE, [*parts, tables[0], *_curves(scores, folder), *tables[1:]])
+    return Section(TITLE, [*parts, tables[0], *_attack_curves(scores, folder), *tables[1:]])
 
 
 def summary(results: Results, tables: Sequence[Table], split: str) -> dict[str, Any]:
-    """On the mixture; and, where there are tables, by attack, and joint robust accuracy by attacker."""
+    """Return the detectors' figures on the mixture, and, where there are tables, by attack and by attacker."""
     tree: dict[str, Any] = {
         "detector": {
             name: {key: results.detected[name, split][key] for key in ("accuracy", "auroc", "tpr_at_fpr05")}
@@ -76,24 +76,24 @@ def summary(results: Results, tables: Sequence[Table], split: str) -> dict[str, 
 
 
 def _verdicts(results: Results, attacks: pd.DataFrame, aimed: pd.DataFrame) -> list[str]:
-    """Of each detector, on test images, its area beside the known ones', and what an attacker leaves of it.
+    """Say of each detector its AUROC beside the known ones', and the joint accuracy that attackers leave; test images.
 
     attacks, aimed: the tidy frames of the first and the last of `detection.tables`.
     """
-    every = attacks[(attacks["split"] == "test") & (attacks["attack"] == statistics.ALL)].set_index("method")["auroc"]
+    auroc = attacks[(attacks["split"] == "test") & (attacks["attack"] == statistics.ALL)].set_index("method")["auroc"]
     joint = aimed[aimed["split"] == "test"].set_index(["method", "attack"])["joint"]
-    known = " and ".join(f"{title} {number(every[name])}" for name, title in METHOD_TITLES.items())
+    known = " and ".join(f"{title} {number(auroc[name])}" for name, title in METHOD_TITLES.items())
     return [
-        f"On test images, the detector of {escape.markdown(name)} has an AUROC of {number(every[name])} over "
+        f"On test images, the detector of {escape.markdown(name)} has an AUROC of {number(auroc[name])} over "
         f"{statistics.ALL} ({known}). Of the images attacked by one who sees the classifier alone, a share of "
         f"{number(joint[(name, 'unaware')])} is still classified right or accused; by one who sees the "
         f"detector too, {number(joint[(name, 'adaptive')])}."
         for name in results.detectors
-        if not math.isnan(every[name])
+        if not math.isnan(auroc[name])
     ]
 
 
-def _on_mixture(results: Results) -> Table:
+def _mixture_table(results: Results) -> Table:
     published, rows = paper.detector(results.params), []
     for (name, split), facts in results.detected.items():
         row = {"structure": name, "images": SPLIT_TITLES[split].lower()}
@@ -112,8 +112,8 @@ def _on_mixture(results: Results) -> Table:
     return plain("detector", "The detector on the mixture.", pd.DataFrame(rows), [note + INTERVALS])
 
 
-def _curves(scores: Scores, folder: Path) -> list[Figure]:
-    """The figure of each attack alone; nothing without test images."""
+def _attack_curves(scores: Scores, folder: Path) -> list[Figure]:
+    """Draw the ROC of each attack alone, on test images; nothing where there are none."""
     titles = attack_titles(scores.params)
     test = scores.pairs[scores.pairs["split"] == "test"]
     panels = {
@@ -131,7 +131,7 @@ def _curves(scores: Scores, folder: Path) -> list[Figure]:
 
 
 def draw_detector_roc(folder: Path, lines: dict[str, tuple[np.ndarray, np.ndarray, str]]) -> None:
-    """A ROC line for each detector. lines: its name → (false-positive rates, true-positive rates, area below)."""
+    """Draw a ROC line for each detector.  lines: its name → (false-positive rates, true-positive rates, area below)."""
     with canvas(folder, "detector_roc", 4.6, 4.6) as figure:
         axes: Axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1, label="chance")
@@ -152,7 +152,7 @@ def draw_detector_roc(folder: Path, lines: dict[str, tuple[np.ndarray, np.ndarra
 
 
 def draw_detector_roc_by_attack(folder: Path, panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> None:
-    """A panel an attack, in it a ROC line for each detector.
+    """Draw a panel an attack, in it a ROC line for each detector.
 
     panels: title → legend → (false-positive rates, true-positive rates); the same legends in each.
     """

@@ -1,13 +1,13 @@
-"""Names as text: what is markup in Markdown or LaTeX is escaped, what no page can hold stands as its code point.
+"""Escape names for Markdown and LaTeX; a character that no page can hold becomes its code point.
 
-Figures have their own way (lettering.py); web pages are escaped by jinja2.
+lettering.py does the same for figures, and jinja2 for web pages.
 """
 
 import re
 import unicodedata
 
-# What is markup wherever it stands, and what only where it stands so: `online_pgd`, `0.8 [0.7, 0.9]` and `<0.001` stay
-# as they are. `$` begins a formula on GitHub.
+# The first line is markup wherever it stands, the others only in such a place: `online_pgd`, `0.8 [0.7, 0.9]` and
+# `<0.001` stay as they are. `$` begins a formula on GitHub.
 MARKDOWN = re.compile(
     r"[\\`*|~$]"
     r"|(?<![^\W_])_|_(?![^\W_])"  # within a word it is no emphasis
@@ -28,14 +28,14 @@ LATEX_KNOWS = "–—‘’“”…€"  # beside Latin letters; pdflatex stops
 
 
 def code_point(character: str) -> str:
-    """As in U+1F600."""
+    """Return a character's code point, as in U+1F600."""
     return f"U+{ord(character):04X}"
 
 
 def printable(text: str, spared: str = "") -> str:
-    """The text with line breaks, other controls and halves of surrogate pairs as code points, but those in `spared`.
+    """Replace line breaks, other controls and halves of surrogate pairs by code points, except those in `spared`.
 
-    Halves of pairs stand in names of folders that are not UTF-8.
+    Halves of surrogate pairs stand in names of folders that are not UTF-8.
     """
     hidden = {"Cc", "Cs", "Zl", "Zp"}
     return "".join(
@@ -45,14 +45,14 @@ def printable(text: str, spared: str = "") -> str:
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown shows as it is, also at the start of a line and in the cell of a table."""
-    return MARKDOWN.sub(lambda markup: f"{markup[0][:-1]}\\{markup[0][-1]}", printable(text))
+    """Escape a text so that Markdown shows it as it is, also at the start of a line and in the cell of a table."""
+    return MARKDOWN.sub(lambda match: f"{match[0][:-1]}\\{match[0][-1]}", printable(text))
 
 
 def latex(text: str) -> str:
-    """Text that LaTeX prints as it is, also at the start of a row.
+    """Escape a text so that LaTeX prints it as it is, also at the start of a row.
 
-    Characters beyond Latin letters stand as code points, as pdflatex knows none of them.
+    Characters beyond Latin letters become code points, as pdflatex knows none of them.
     """
     escaped = "".join(
         LATEX.get(character, character) if character <= "\u017f" or character in LATEX_KNOWS else code_point(character)

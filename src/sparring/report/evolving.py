@@ -1,4 +1,4 @@
-"""The study of opponents that follow the net: what each way of training withstands, and what it costs."""
+"""Write the study of opponents that follow the net: what each way of training withstands, and what it costs."""
 
 from pathlib import Path
 
@@ -23,17 +23,17 @@ COUNTS = {"clean": "shown", "pgd50": "tested", "autoattack": "tested", "stored":
 def write(study: Study, layout: Layout = HERE) -> None:
     """Write rows.csv, the table, the picture and report.md from the trainings that there are, and print one line."""
     rows, histories = evolving.rows(study, layout), evolving.histories(study, layout)
-    made = table(rows)
+    summary_table = table(rows)
     with replacing(layout.study_reports(evolving.STUDY)) as folder:
-        save(made, folder, folder / "tex")
+        save(summary_table, folder, folder / "tex")
         rows.to_csv(folder / "rows.csv", index=False, float_format="%.6g", lineterminator="\n")
         draw(rows, histories, folder)
-        (folder / "report.md").write_text(_page(study, rows, histories, made), encoding="utf-8", newline="\n")
+        (folder / "report.md").write_text(_page(study, rows, histories, summary_table), encoding="utf-8", newline="\n")
     print(f"evolving: {len(rows)} of {len(study.trainings)} trainings", flush=True)
 
 
 def table(rows: pd.DataFrame) -> Table:
-    """A row a method, radius and length of training; means over its seeds."""
+    """Return the table: a row a method, radius and length of training, with means over its seeds."""
     tidy = summary(rows)
     wide = [
         {
@@ -62,8 +62,8 @@ def table(rows: pd.DataFrame) -> Table:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """By method, eps and epochs: trainings; mean, sd and 95 % interval of each of FIGURES; mean seconds."""
-    found = []
+    """Return, by method, eps and epochs, trainings, mean, sd and 95 % interval of each of FIGURES, and mean seconds."""
+    summaries = []
     for (method, eps, epochs), group in rows.groupby(["method", "eps", "epochs"], sort=False):
         facts = {"method": method, "eps": eps, "epochs": epochs, "trainings": len(group)}
         for figure in FIGURES:
@@ -74,10 +74,10 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
                 low, high = statistics.wilson(round(value * images), images)
                 low, high = statistics.over_trainings(value, low, high, sd, trainings)
             facts |= {figure: value, f"{figure}_sd": sd, f"{figure}_low": max(low, 0.0), f"{figure}_high": high}
-        found.append(facts | {name: group[name].mean() for name in ("seconds", "passes_per_image")})
+        summaries.append(facts | {name: group[name].mean() for name in ("seconds", "passes_per_image")})
     columns = ["method", "eps", "epochs", "trainings"]
     columns += [f"{figure}{end}" for figure in FIGURES for end in ("", "_sd", "_low", "_high")]
-    frame = pd.DataFrame(found, columns=[*columns, "seconds", "passes_per_image"])
+    frame = pd.DataFrame(summaries, columns=[*columns, "seconds", "passes_per_image"])
     return frame.astype({"passes_per_image": int})
 
 
@@ -86,9 +86,9 @@ def _cell(row: object, figure: str) -> str:
 
 
 def against(rows: pd.DataFrame, eps: int, epochs: int, peer: str) -> str:
-    """Our method against another in words, seed by seed; empty where no seed has both."""
-    own = rows[(rows["eps"] == eps) & (rows["epochs"] == epochs)].set_index("seed")
-    ours, theirs = (own[own["method"] == name] for name in (OURS, peer))
+    """Compare our method with another in words, seed by seed; empty where no seed has both."""
+    trainings = rows[(rows["eps"] == eps) & (rows["epochs"] == epochs)].set_index("seed")
+    ours, theirs = (trainings[trainings["method"] == name] for name in (OURS, peer))
     seeds = ours.index.intersection(theirs.index)
     if seeds.empty:
         return ""
@@ -101,12 +101,12 @@ def against(rows: pd.DataFrame, eps: int, epochs: int, peer: str) -> str:
             parts.append(f"{FIGURES[figure]} {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]")
         elif len(difference):
             parts.append(f"{FIGURES[figure]} {difference.iloc[0]:+.3f}")
-    same = ours.loc[seeds, "processor"].eq(theirs.loc[seeds, "processor"]).all()
+    same_processors = ours.loc[seeds, "processor"].eq(theirs.loc[seeds, "processor"]).all()
     share = ours.loc[seeds, "seconds"].sum() / theirs.loc[seeds, "seconds"].sum()
-    time = f"in {share:.2f} of the time" if same else "on other processors, so that times say nothing"
-    one = "; one seed, which proves nothing about a method" if len(seeds) == 1 else ""
+    time = f"in {share:.2f} of the time" if same_processors else "on other processors, so that times say nothing"
+    caveat = "; one seed, which proves nothing about a method" if len(seeds) == 1 else ""
     return f"{escaped(OURS)} minus {escaped(peer)}, {eps}/255, {epochs} epochs, seeds {_joined(seeds)}: " + (
-        f"{', '.join(parts)}; {time}{one}."
+        f"{', '.join(parts)}; {time}{caveat}."
     )
 
 
@@ -115,8 +115,10 @@ def _joined(seeds: pd.Index) -> str:
 
 
 def draw(rows: pd.DataFrame, histories: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Accuracy under PGD on validation images over the time of training: a panel a radius, a line a training of the
-    longest ones, a colour a method."""
+    """Draw accuracy under PGD on validation images over the time of training: a panel a radius, a colour a method.
+
+    There is a line for each training among those with the most epochs.
+    """
     longest = rows[rows["epochs"] == rows["epochs"].max()] if len(rows) else rows
     radii = sorted(longest["eps"].unique()) or [0]
     methods = list(dict.fromkeys(longest["method"]))
@@ -124,17 +126,17 @@ def draw(rows: pd.DataFrame, histories: dict[str, pd.DataFrame], folder: Path) -
         for axes, eps in zip(figure.subplots(1, len(radii), sharey=True, squeeze=False)[0], radii, strict=True):
             for row in records(longest[longest["eps"] == eps]):
                 history = histories[row.training]
-                seen = history.dropna(subset="pgd_accuracy") if "pgd_accuracy" in history else history[:0]
-                minutes = (seen["epoch"] + 1) / row.epochs * row.seconds / 60
+                measured = history.dropna(subset="pgd_accuracy") if "pgd_accuracy" in history else history[:0]
+                minutes = (measured["epoch"] + 1) / row.epochs * row.seconds / 60
                 look = line_look(methods.index(row.method)) | {"marker": "o", "markersize": 3, "linewidth": 1.2}
-                axes.plot(minutes.to_numpy(), seen["pgd_accuracy"].to_numpy(), label=row.method, **look)
+                axes.plot(minutes.to_numpy(), measured["pgd_accuracy"].to_numpy(), label=row.method, **look)
             axes.set(xlabel="minutes of training", title=f"{eps}/255" if eps else "no rows yet")
             axes.set_ylim(bottom=0)
         figure.axes[0].set_ylabel("accuracy under PGD, validation images")
         shared_legend(figure, 4)
 
 
-def _page(study: Study, rows: pd.DataFrame, histories: dict[str, pd.DataFrame], made: Table) -> str:
+def _page(study: Study, rows: pd.DataFrame, histories: dict[str, pd.DataFrame], summary_table: Table) -> str:
     missing = [name for name in study.trainings if name not in set(rows["training"])]
     compared = [
         text
@@ -153,6 +155,6 @@ def _page(study: Study, rows: pd.DataFrame, histories: dict[str, pd.DataFrame], 
         "\n".join(f"- {line}" for line in [*compared, *collapsed]) or "No two methods are there to be compared yet.",
         *([f"**Not made yet**: {', '.join(map(escaped, missing))}."] if missing else []),
         f"![Accuracy under PGD over the time of training.](figures/{CURVE}.png)",
-        markdown(made).rstrip(),
+        markdown(summary_table).rstrip(),
     ]
     return "\n\n".join(parts) + "\n"

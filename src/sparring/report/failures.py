@@ -1,4 +1,4 @@
-"""Where each model fails: what it takes each class for, and the images that it gets wrong with most confidence."""
+"""Make the section on where each model fails: confusion matrices, and the errors of which it is most confident."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ FAILURES = 8  # a structure
 
 
 def section(results: Results, folder: Path) -> Section:
-    """The confusion matrices on the mixture of test images, and the worst of its misclassified images."""
+    """Draw the confusion matrices on the mixture of test images, and its most confidently misclassified images."""
     test = results.mixture[results.mixture["split"] == "test"]
     if test.empty:
         return Section(TITLE, ["There are no test images."])
@@ -32,12 +32,12 @@ def section(results: Results, folder: Path) -> Section:
         for name in results.structures
     }
     draw_confusion(folder, matrices, results.classes)
-    several = " All trainings are counted." if len(results.params.seeds) > 1 else ""
+    note = " All trainings are counted." if len(results.params.seeds) > 1 else ""
     parts: list[str | Table | Figure] = [
         Figure(
             "confusion",
             "The mixture of test images: how many of each class (rows) are taken for which (columns); the stronger "
-            f"the colour, the larger the share of the class.{several}",
+            f"the colour, the larger the share of the class.{note}",
         )
     ]
     wrong = test[~test["correct"]].sort_values(["confidence", "index"], ascending=[False, True])
@@ -48,27 +48,27 @@ def section(results: Results, folder: Path) -> Section:
 
 
 def _most_confident(results: Results, wrong: pd.DataFrame, folder: Path) -> Thumbnails:
-    """The misclassified images, as a figure and for the web page.  wrong: the predictions that are shown."""
-    shown: dict[str, list[tuple[str, str]]] = {}
-    drawn: dict[str, tuple[np.ndarray, list[str]]] = {}
+    """Draw misclassified images as a figure, and return them for the web page.  wrong: their predictions."""
+    thumbnails: dict[str, list[tuple[str, str]]] = {}
+    panels: dict[str, tuple[np.ndarray, list[str]]] = {}
     for name in results.structures:
         rows = wrong[wrong["structure"] == name]
         if len(rows):
             pictures = _pictures(results, rows)
             texts = _answers(results, rows, page.isolated)
-            shown[name] = [(page.png(image), text) for image, text in zip(pictures, texts, strict=True)]
-            drawn[name] = pictures, _answers(results, rows, short)
-    draw_failures(folder, drawn)
+            thumbnails[name] = [(page.png(image), text) for image, text in zip(pictures, texts, strict=True)]
+            panels[name] = pictures, _answers(results, rows, short)
+    draw_failures(folder, panels)
     return Thumbnails(
         "failures",
         "The test images of the mixture that each model gets wrong with most confidence: class, what it is taken "
         "for, attack, confidence.",
-        rows=shown,
+        rows=thumbnails,
     )
 
 
 def _answers(results: Results, rows: pd.DataFrame, text: Callable[[str], str]) -> list[str]:
-    """Of each prediction the class, the answer and the attack, whose names `text` makes fit to be shown."""
+    """Write each prediction in words: class, answer, attack and confidence. `text` makes a name fit to be shown."""
     classes = [text(name) for name in results.classes]
     return [
         f"{classes[row.label]}, taken for {classes[row.prediction]}\n{text(row.attack)}, {row.confidence:.0%}"
@@ -77,22 +77,25 @@ def _answers(results: Results, rows: pd.DataFrame, text: Callable[[str], str]) -
 
 
 def _pictures(results: Results, rows: pd.DataFrame) -> np.ndarray:
-    """The test images (R, H, W, 3) that these predictions are of, in levels, uint8."""
+    """Read the test images of these predictions: (R, H, W, 3) uint8 levels."""
     pictures: dict[int, np.ndarray] = {}
     for version, part in rows.groupby("attack"):
         images = read.images(results.params, results.layout, "test", str(version), ("image",))
         place = pd.Series(np.arange(len(images)), index=images.index)
-        picked = images.image[place.loc[part["index"]].to_numpy()]
-        pictures |= dict(zip(part["index"], np.clip(np.rint(picked), 0, 255).astype(np.uint8), strict=True))
+        levels = images.image[place.loc[part["index"]].to_numpy()]
+        pictures |= dict(zip(part["index"], np.clip(np.rint(levels), 0, 255).astype(np.uint8), strict=True))
     return np.stack([pictures[index] for index in rows["index"]])
 
 
 def draw_confusion(folder: Path, matrices: dict[str, np.ndarray], names: Sequence[str]) -> None:
-    """A panel a structure. matrices: (C, C) counts, rows true classes, columns predicted ones.  names: (C,)."""
-    few = len(names) <= 20
+    """Draw the confusion matrices, a panel a structure.
+
+    matrices: a structure's name → (C, C) counts, rows true classes, columns predicted ones.  names: the C classes.
+    """
+    few_classes = len(names) <= 20
     across = min(3, len(matrices))
     down = -(-len(matrices) // across)
-    side = 1.2 + 0.26 * len(names) if few else 4.2
+    side = 1.2 + 0.26 * len(names) if few_classes else 4.2
     texts = [short(name) for name in names]
     with canvas(folder, "confusion", across * side, down * (side + 0.35), texts) as figure:
         panels = list(figure.subplots(down, across, squeeze=False).flat)
@@ -101,7 +104,7 @@ def draw_confusion(folder: Path, matrices: dict[str, np.ndarray], names: Sequenc
             panel.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
             panel.set(title=short(name, LONGEST), xlabel="taken for", ylabel="true class")
             panel.grid(visible=False)
-            if few:
+            if few_classes:
                 panel.set_xticks(np.arange(len(names)), texts, rotation=90)
                 panel.set_yticks(np.arange(len(names)), texts)
                 for row, column in zip(*np.nonzero(counts), strict=True):
@@ -113,13 +116,13 @@ def draw_confusion(folder: Path, matrices: dict[str, np.ndarray], names: Sequenc
 
 
 def draw_failures(folder: Path, rows: dict[str, tuple[np.ndarray, list[str]]]) -> None:
-    """A row a structure. rows: its name → (R, H, W, 3) uint8 images and what to write below each.
+    """Draw a row of images a structure.
 
-    What is written is lines of names that `short` has made.
+    rows: its name → (R, H, W, 3) uint8 images, and the text below each, whose names `short` has shortened.
     """
     columns = max(len(images) for images, _ in rows.values())
-    written = [text for _, texts in rows.values() for text in texts]
-    with canvas(folder, "failures", 1.05 * columns + 1.1, 1.45 * len(rows) + 0.2, written) as figure:
+    texts_below = [text for _, texts in rows.values() for text in texts]
+    with canvas(folder, "failures", 1.05 * columns + 1.1, 1.45 * len(rows) + 0.2, texts_below) as figure:
         axes = figure.subplots()
         for number, (images, texts) in enumerate(rows.values()):
             for column, (image, text) in enumerate(zip(images, texts, strict=True)):

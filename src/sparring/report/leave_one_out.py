@@ -1,4 +1,4 @@
-"""Leave one attack out: accuracy under it, trained with it and without, in studies/leave_one_out/."""
+"""Write the study that leaves one attack out of training: accuracy under it, trained with it and without."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def write(params: Params, layout: Layout = HERE) -> None:
 def _facts(
     params: Params, layout: Layout, attack: str, structure: str, clean: dict[str, Images]
 ) -> list[dict[str, Any]]:
-    """Of a structure trained with all attacks and without one, what `_table` shows; a dict a split."""
+    """Compare a structure trained with all attacks with one trained without it; return a dict for `_table` a split."""
     settings = only(params, attack)
     predictions = {
         "with": read.predictions(settings, layout, structure, clean),
@@ -50,12 +50,12 @@ def _facts(
     for split in rows["split"].unique():
         fact: dict[str, Any] = {"split": split, "attack": attack, "structure": structure}
         for name in predictions:
-            one = accuracy[(split, attack, name)]
-            fact |= {f"{name}_accuracy": one["accuracy"], f"{name}_low": one["ci_low"], f"{name}_high": one["ci_high"]}
-            fact[f"{name}_sd"] = one["sd"]
-        under, on_clean = (compared[(split, version, "without", "with")] for version in (attack, CLEAN))
-        fact |= {name: under[name] for name in ("more", "less", "p", "trainings", "images")}
-        for name, difference in (("difference", under), ("clean", on_clean)):
+            row = accuracy[(split, attack, name)]
+            fact |= {f"{name}_accuracy": row["accuracy"], f"{name}_low": row["ci_low"], f"{name}_high": row["ci_high"]}
+            fact[f"{name}_sd"] = row["sd"]
+        attacked, on_clean = (compared[(split, version, "without", "with")] for version in (attack, CLEAN))
+        fact |= {name: attacked[name] for name in ("more", "less", "p", "trainings", "images")}
+        for name, difference in (("difference", attacked), ("clean", on_clean)):
             fact |= {name: difference["difference"], f"{name}_side": difference["side"]}
             fact |= {f"{name}_{end}": difference[f"difference_{end}"] for end in ("low", "high", "sd")}
         facts.append(fact)
@@ -63,10 +63,11 @@ def _facts(
 
 
 def _table(params: Params, facts: pd.DataFrame) -> Table:
-    """Accuracy under each attack of structures trained with all attacks and without that one.
+    """Return the table of accuracies under each attack, of structures trained with all attacks and without that one.
 
-    facts: by split, attack and structure, with with_accuracy, with_low, with_high, with_sd, the same of without,
-    DIFFERENCE, difference_side and the same of clean (the two on clean images), more, less, p, trainings and images.
+    facts: index split, attack and structure; columns with_accuracy, with_low, with_high, with_sd and the same of
+    without; DIFFERENCE and difference_side under the attack, and the same of clean on clean images; more, less, p,
+    trainings and images.
     """
     structures = [name for name, structure in params.structures.items() if structure.stored]
     count = trainings_of(facts)

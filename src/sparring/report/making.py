@@ -1,4 +1,4 @@
-"""How the run was made: training by epoch, parameters, times and hardware, and how to read all figures."""
+"""Make the report's last sections: training by epoch, how to read the figures, parameters, times and hardware."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,32 +20,32 @@ from sparring.training.collapse import COLLAPSE, collapsed_at
 def sections(
     results: Results, histories: dict[str, pd.DataFrame], timings: Sequence[dict[str, Any]], folder: Path
 ) -> list[Section]:
-    """The report's last sections.  histories, timings: from `read`."""
+    """Return the report's last sections, and draw the curves of training.  histories, timings: from `read`."""
     draw_curves(folder, histories)
     seeds = len(results.params.seeds)
     caption = "Training, by epoch" + (f"; of the structures the mean of {seeds} seeds." if seeds > 1 else ".")
     return [
-        Section("Training", [*_collapses(histories), Figure("curves", caption)]),
-        Section("How to read this", _reading()),
-        Section("How it was made", _making(results, timings)),
+        Section("Training", [*_collapse_warnings(histories), Figure("curves", caption)]),
+        Section("How to read this", _reading_notes()),
+        Section("How it was made", _settings_and_times(results, timings)),
     ]
 
 
-def _collapses(histories: dict[str, pd.DataFrame]) -> list[str]:
-    """A warning for each training that has collapsed; where a structure has several, with its seed."""
+def _collapse_warnings(histories: dict[str, pd.DataFrame]) -> list[str]:
+    """Return a warning for each training that has collapsed; it names the seed where a structure has several."""
     warnings = []
     for name, history in histories.items():
         seeds = list(history["seed"].unique()) if "seed" in history else [None]
         for seed in seeds:
-            own = history if seed is None else history[history["seed"] == seed]
-            epoch = collapsed_at(own.to_dict("records"))
+            epochs = history if seed is None else history[history["seed"] == seed]
+            epoch = collapsed_at(epochs.to_dict("records"))
             if epoch is not None:
                 training = name if seed is None else f"{name}, seed {seed}"
                 warnings.append(f"**{escape.markdown(training)}, epoch {epoch}**: {COLLAPSE}.")
     return warnings
 
 
-def _reading() -> list[str]:
+def _reading_notes() -> list[str]:
     return [
         "- *Stored*: each attack ran once over each image, and the image it made is kept, rounded to 8 bits and no "
         "further. All structures face the very same images, so they can be compared image by image.\n"
@@ -61,27 +61,27 @@ def _reading() -> list[str]:
     ]
 
 
-def _making(results: Results, timings: Sequence[dict[str, Any]]) -> list[str | Table]:
+def _settings_and_times(results: Results, timings: Sequence[dict[str, Any]]) -> list[str | Table]:
     params = results.params
     parts: list[str | Table] = ["Parameters (`params.yaml`):"]
-    shown = {
+    settings = {
         "seed": params.seed,
         "seeds": params.seeds,
         "network": params.network,
         "training": params.training,
         "sampler": params.sampler,
     }
-    used = {structure.opponents for structure in params.structures.values()}
-    used |= {structure.evolving for structure in params.structures.values()}
-    words = ("fixed", "online_fgsm", "online_pgd", "evolving")
-    shown |= {name: getattr(params, name) for name in words if name in used}
-    shown |= {"monitor": params.monitor} if params.monitor.every else {}
+    opponents = {structure.opponents for structure in params.structures.values()}
+    opponents |= {structure.evolving for structure in params.structures.values()}
+    sections = ("fixed", "online_fgsm", "online_pgd", "evolving")
+    settings |= {name: getattr(params, name) for name in sections if name in opponents}
+    settings |= {"monitor": params.monitor} if params.monitor.every else {}
     transforms = {structure.transform for structure in params.structures.values()} - {"none"}
-    shown |= {name: getattr(params, name) for name in sorted(transforms)}
+    settings |= {name: getattr(params, name) for name in sorted(transforms)}
     if results.detectors:
-        shown |= {"detector": params.detector, "detection": params.detection}
-    shown |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}
-    parts.append("\n".join(f"- {name}: {escape.markdown(_words(value))}" for name, value in shown.items()))
+        settings |= {"detector": params.detector, "detection": params.detection}
+    settings |= {"structures": params.structures, "mixture": params.mixture, "whitebox": params.whitebox}
+    parts.append("\n".join(f"- {name}: {escape.markdown(_text(value))}" for name, value in settings.items()))
     parts.append(f"Classes, by the number of their output: {escape.markdown(outputs(results.classes))}.")
     if not timings:
         return parts
@@ -95,25 +95,25 @@ def _making(results: Results, timings: Sequence[dict[str, Any]]) -> list[str | T
     return [*parts, f"Hardware: {hardware}.", plain("timings", caption, pd.DataFrame(rows))]
 
 
-def _words(value: Any) -> str:
-    """A section of the parameters in one line."""
+def _text(value: Any) -> str:
+    """Write a section of the parameters, or a single value, in one line."""
     if hasattr(value, "model_dump"):
         value = value.model_dump()
     if not isinstance(value, dict):
         return str(value)
-    inner = {key: f"({_words(entry)})" if isinstance(entry, dict) else _words(entry) for key, entry in value.items()}
+    inner = {key: f"({_text(entry)})" if isinstance(entry, dict) else _text(entry) for key, entry in value.items()}
     return ", ".join(f"{key} {text}" for key, text in inner.items()) or "none"
 
 
 def draw_curves(folder: Path, histories: dict[str, pd.DataFrame]) -> None:
-    """Loss, accuracy and, where they are known, a detector's and those under attack, by epoch; a line a model."""
+    """Draw loss and accuracy by epoch, a line a model; panels for a detector and for attacks where there are such."""
     titles = {
         "detector_accuracy": "Accuracy of the detector\n(training images)",
         "pgd_accuracy": "Under attack, validation images\n(dotted: FGSM, solid: PGD)",
     }
-    more = [column for column in titles if any(column in history for history in histories.values())]
-    with canvas(folder, "curves", 7.5 + 3.5 * len(more), 3.4) as figure:
-        panels = list(figure.subplots(1, 2 + len(more), squeeze=False)[0])
+    extra_columns = [column for column in titles if any(column in history for history in histories.values())]
+    with canvas(folder, "curves", 7.5 + 3.5 * len(extra_columns), 3.4) as figure:
+        panels = list(figure.subplots(1, 2 + len(extra_columns), squeeze=False)[0])
         for number, (name, trainings) in enumerate(histories.items()):
             history = trainings.groupby("epoch", as_index=False).mean()
             colour, marker = COLOURS[number % len(COLOURS)], "o" if len(history) <= 30 else ""
@@ -123,15 +123,15 @@ def draw_curves(folder: Path, histories: dict[str, pd.DataFrame]) -> None:
             panels[1].plot(history["epoch"] + 1, history["accuracy"], color=colour, linestyle=":", linewidth=1.2)
             if history["validation_accuracy"].notna().any():
                 panels[1].plot(history["epoch"] + 1, history["validation_accuracy"], linestyle=dash, **look)
-            for panel, column in zip(panels[2:], more, strict=True):
-                seen = history.dropna(subset=column) if column in history else history[:0]
-                if len(seen):
-                    panel.plot(seen["epoch"] + 1, seen[column], label=label, linestyle=dash, **look)
-                if len(seen) and column == "pgd_accuracy":
-                    panel.plot(seen["epoch"] + 1, seen["fgsm_accuracy"], color=colour, linestyle=":", linewidth=1.2)
+            for panel, column in zip(panels[2:], extra_columns, strict=True):
+                rows = history.dropna(subset=column) if column in history else history[:0]
+                if len(rows):
+                    panel.plot(rows["epoch"] + 1, rows[column], label=label, linestyle=dash, **look)
+                if len(rows) and column == "pgd_accuracy":
+                    panel.plot(rows["epoch"] + 1, rows["fgsm_accuracy"], color=colour, linestyle=":", linewidth=1.2)
         panels[0].set(title="Training loss", ylim=(0, None))
         panels[1].set(title="Accuracy\n(dotted: training images, solid: validation images)", ylim=(0, 1.02))
-        for panel, column in zip(panels[2:], more, strict=True):
+        for panel, column in zip(panels[2:], extra_columns, strict=True):
             panel.set(title=titles[column], ylim=(0, 1.02))
             panel.legend()
         panels[0].legend()

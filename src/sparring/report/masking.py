@@ -1,4 +1,4 @@
-"""The study of masked and padded features: the article's tables beside ours, the controls, and what came of it."""
+"""Write the study of masked and padded features: the article's tables beside ours, the controls, and the findings."""
 
 from pathlib import Path
 
@@ -31,11 +31,9 @@ def write(study: Study, layout: Layout = HERE) -> None:
         _csv(numbers, folder / f"{masking_curve.NAME}.csv")
         _csv(tidy_rows(facts), folder / "rows.csv")
         (folder / "report.md").write_text(_page(facts, tables), encoding="utf-8", newline="\n")
-    left_out = f"; {len(facts.unmade)} rows are not made yet" if facts.unmade else ""
-    print(
-        f"mask padding: {len(facts.rows):,} predictions of {', '.join(facts.present) or 'no data set'}{left_out}",
-        flush=True,
-    )
+    left_out = f"; {len(facts.missing_rows)} rows are not made yet" if facts.missing_rows else ""
+    names = ", ".join(facts.measured_datasets) or "no data set"
+    print(f"mask padding: {len(facts.rows):,} predictions of {names}{left_out}", flush=True)
 
 
 def _csv(frame: pd.DataFrame, path: Path) -> None:
@@ -43,7 +41,7 @@ def _csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _page(facts: Facts, tables: list[Table]) -> str:
-    """All of it on one page, in Markdown."""
+    """Write all of the study on one page, in Markdown."""
     curve = (
         f"![Accuracy under FGSM by its radius, transfer and white-box.](figures/{masking_curve.NAME}.png)\n\n"
         "Accuracy of the control nets under FGSM by its radius; above under images attacked against `none`, below "
@@ -68,59 +66,59 @@ def _page(facts: Facts, tables: list[Table]) -> str:
 
 
 def coverage(facts: Facts) -> list[str]:
-    """What was measured, what is missing, and what the words take for chance: paragraphs in Markdown."""
-    if not facts.present:
+    """Say what was measured, what is missing and what the words take for chance: paragraphs in Markdown."""
+    if not facts.measured_datasets:
         return _missing(facts)
     return [_measured(facts), *_missing(facts), *_chance(facts)]
 
 
 def _measured(facts: Facts) -> str:
     parts = []
-    for dataset in facts.present:
+    for dataset in facts.measured_datasets:
         rows = facts.rows[(facts.rows["dataset"] == dataset) & (facts.rows["attack"] == CLEAN)]
         splits = sorted(rows["seed"].unique())
         images = rows.groupby("seed")["index"].nunique()
-        each = " each" if len(splits) > 1 else ""
+        suffix = " each" if len(splits) > 1 else ""
         words = f"{len(splits)} splits, seeds" if len(splits) > 1 else "one split, seed"
         parts.append(
             f"{title_of(DATASETS, dataset)} ({', '.join(facts.networks(dataset))}; {words} "
-            f"{', '.join(map(str, splits))}; {images.max():,} test images{each})"
+            f"{', '.join(map(str, splits))}; {images.max():,} test images{suffix})"
         )
     return f"**Measured.** {'; '.join(parts)}."
 
 
 def _missing(facts: Facts) -> list[str]:
-    found = []
-    if facts.empty:
-        names = " and ".join(title_of(DATASETS, name) for name in facts.empty)
-        found.append(
+    paragraphs = []
+    if facts.empty_datasets:
+        names = " and ".join(title_of(DATASETS, name) for name in facts.empty_datasets)
+        paragraphs.append(
             f"**Without data.** {names}: the files are not there, so the tables have the article's figures alone."
         )
-    if facts.unmade:
-        names = ", ".join(escaped(f"{dataset} {defence}") for dataset, defence in facts.unmade)
-        found.append(f"**Not made yet.** {len(facts.unmade)} rows, which are left out: {names}.")
-    return found
+    if facts.missing_rows:
+        names = ", ".join(escaped(f"{dataset} {defence}") for dataset, defence in facts.missing_rows)
+        paragraphs.append(f"**Not made yet.** {len(facts.missing_rows)} rows, which are left out: {names}.")
+    return paragraphs
 
 
 def _chance(facts: Facts) -> list[str]:
-    once = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] == 1]
-    several = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] > 1]
+    trained_once = [title_of(DATASETS, name) for name in facts.measured_datasets if facts.splits[name] == 1]
+    several_splits = [title_of(DATASETS, name) for name in facts.measured_datasets if facts.splits[name] > 1]
     text = (
         "Differences are paired, image by image, with 95 % intervals. *Beyond chance*: more than other images and "
         "another training would make together; an interval over images may leave out zero and not do."
     )
-    if once:
+    if trained_once:
         text += (
-            f" On {' and '.join(once)} every net was trained once: intervals there cover other images and no other "
-            f"training, and one training proves nothing about a method, only about these nets. {ASSUMED_SPREAD}"
+            f" On {' and '.join(trained_once)} every net was trained once: intervals there cover other images and no "
+            f"other training, and one training proves nothing about a method, only about these nets. {ASSUMED_SPREAD}"
         )
-    if several:
-        text += f" On {' and '.join(several)} they cover other images and, by the splits, other trainings."
+    if several_splits:
+        text += f" On {' and '.join(several_splits)} they cover other images and, by the splits, other trainings."
     return [f"**Chance.** {text}"]
 
 
 def _notes(facts: Facts) -> list[str]:
-    """What a reader has to know of the parameters."""
+    """Say what a reader has to know of the parameters: images, steps and widths."""
     study = facts.study
     notes = [
         f"eps of FGSM, I-FGSM, R-FGSM and PGD is {levels(study.eps)}, for all nets and rows. It was chosen with "

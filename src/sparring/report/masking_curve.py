@@ -1,4 +1,4 @@
-"""Accuracy under FGSM by its radius, of the control nets: a panel a data set and attacker, and the numbers."""
+"""Draw the control nets' accuracy under FGSM by its radius, a panel a data set and attacker."""
 
 from pathlib import Path
 
@@ -18,10 +18,13 @@ MARKERS = "osD^v<>"
 
 
 def curve(facts: Facts) -> pd.DataFrame:
-    """dataset, network, defence, attacker, level (of 255; 0 is clean), accuracy, ci_low, ci_high, images, sd and
-    balanced_accuracy of the defences shown, as far as they were measured."""
+    """Return the accuracies of those control nets whose defence is one of DEFENCES, as far as they were measured.
+
+    Columns: dataset, network, defence, attacker, level (of 255; 0 is clean), accuracy, ci_low, ci_high, images, sd,
+    balanced_accuracy.
+    """
     measured = facts.measured.reset_index()
-    controls = [(name, net) for name in facts.present for net in facts.study.datasets[name].controls]
+    controls = [(name, net) for name in facts.measured_datasets for net in facts.study.datasets[name].controls]
     parts = []
     for attacker in (TRANSFER, WHITEBOX):
         for level in (0, *facts.study.curve):
@@ -39,7 +42,7 @@ def curve(facts: Facts) -> pd.DataFrame:
 
 
 def draw(facts: Facts, numbers: pd.DataFrame, folder: Path) -> None:
-    """Save the figure below a report's folder; it has an empty panel as long as nothing was measured.
+    """Save the figure in `folder`, a report's; it has an empty panel while nothing was measured.
 
     numbers: from `curve`.
     """
@@ -49,10 +52,10 @@ def draw(facts: Facts, numbers: pd.DataFrame, folder: Path) -> None:
         panels = figure.subplots(2, len(nets), sharex=True, sharey=True, squeeze=False)
         for row, attacker in enumerate((TRANSFER, WHITEBOX)):
             for column, net in enumerate(nets):
-                own = numbers[
+                rows = numbers[
                     (numbers["dataset"] == net[0]) & (numbers["network"] == net[1]) & (numbers["attacker"] == attacker)
                 ]
-                _panel(panels[row, column], own, [0, *facts.study.curve])
+                _draw_panel(panels[row, column], rows, [0, *facts.study.curve])
                 panels[row, column].set_title(f"{titles[column]}: {attacker}", fontsize=9)
         for axes in panels[:, 0]:
             axes.set_ylabel("accuracy")
@@ -61,10 +64,10 @@ def draw(facts: Facts, numbers: pd.DataFrame, folder: Path) -> None:
         shared_legend(figure, 4)
 
 
-def _panel(axes: Axes, own: pd.DataFrame, levels: list[int]) -> None:
-    """The radii stand at even distances, as they double."""
+def _draw_panel(axes: Axes, rows: pd.DataFrame, levels: list[int]) -> None:
+    """Draw a line a defence; the radii stand at even distances, as they double."""
     for number, defence in enumerate(DEFENCES):
-        line = own[own["defence"] == defence]
+        line = rows[rows["defence"] == defence]
         if len(line):
             places = [levels.index(level) for level in line["level"]]
             look = line_look(number) | {"marker": MARKERS[number], "markersize": 4, "linewidth": 1.3}

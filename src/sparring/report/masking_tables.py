@@ -1,4 +1,4 @@
-"""The article's Tables 3 to 6 beside ours, and the table of the controls."""
+"""Make the article's Tables 3 to 6 beside ours, and the table of the controls."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from sparring.params.masking import RESEEDED, UNDEFENDED, Study
 from sparring.params.names import CLEAN
 from sparring.report import paper
 from sparring.report.escape import markdown
-from sparring.report.masking_facts import CW, LOCAL, NET, SHOWN, Facts, within
+from sparring.report.masking_facts import CW, KEYS, LOCAL, NET, Facts, within
 from sparring.report.table import ACCURACY, INTERVALS, Table, intervals, number
 
 CW_TRAINING, MASKS, PADDING = "cw_training", "mask_", "padding"
@@ -48,26 +48,28 @@ NOBODY = (
 
 
 def length(value: float) -> str:
-    """An L2 length for reading."""
+    """Format an L2 length; `infinite` stands for that of an image that is never fooled."""
     return "infinite" if math.isinf(value) else number(value)
 
 
-def title_of(names: dict[str, str], name: str) -> str:
-    return names.get(name, name)
+def title_of(titles: dict[str, str], name: str) -> str:
+    """Return a name's title, or the name itself where it has none."""
+    return titles.get(name, name)
 
 
 def article_lines(study: Study) -> pd.DataFrame:
-    """The article's figures by our rows: table, dataset, network, defence, attack, article, article_dataset and
-    article_network, which are its own words where those are `unstated`.
+    """Assign the article's figures to our rows.
 
-    A network without a number is our control net; figures without a data set stand beside each that has the network.
+    Columns: table, dataset, network, defence, attack, article, and article_dataset and article_network, which are what
+    the article says, or `unstated`. Figures without a network are assigned to our control net, figures without a data
+    set to each data set that has the network.
     """
     lines: list[dict[str, Any]] = []
     for row in paper.masking().to_dict("records"):
-        found = {"table": row["table"], "attack": row["attack"], "article": row["article"]}
-        found |= {"article_dataset": row["dataset"], "article_network": row["network"]}
+        line = {"table": row["table"], "attack": row["attack"], "article": row["article"]}
+        line |= {"article_dataset": row["dataset"], "article_network": row["network"]}
         defence = {3: UNDEFENDED, 4: CW_TRAINING, 6: PADDING}.get(row["table"])
-        found["defence"] = defence or f"{MASKS}{row['mask_percent']:.0f}"
+        line["defence"] = defence or f"{MASKS}{row['mask_percent']:.0f}"
         datasets = [row["dataset"]]
         if row["dataset"] == UNSTATED:
             datasets = [name for name, entry in study.datasets.items() if row["network"] in entry.networks] or datasets
@@ -75,12 +77,12 @@ def article_lines(study: Study) -> pd.DataFrame:
             networks = [row["network"]]
             if row["network"] == UNSTATED and dataset in study.datasets:
                 networks = study.datasets[dataset].controls
-            lines += [found | {"dataset": dataset, "network": network} for network in networks]
+            lines += [line | {"dataset": dataset, "network": network} for network in networks]
     return pd.DataFrame(lines)
 
 
 def article_tables(facts: Facts) -> list[Table]:
-    """Tables 3 to 6; a net that was not measured has the article's figures and a dash for ours."""
+    """Return Tables 3 to 6; a net that was not measured has the article's figures and a dash for ours."""
     lines = article_lines(facts.study)
     return [_article_table(facts, number, lines[lines["table"] == number]) for number in CAPTIONS]
 
@@ -88,26 +90,26 @@ def article_tables(facts: Facts) -> list[Table]:
 def _article_table(facts: Facts, number: int, lines: pd.DataFrame) -> Table:
     nets: list[tuple[str, str, str]] = []
     for (dataset, network), own in lines.groupby(["dataset", "network"], sort=False):
-        wanted = list(dict.fromkeys(own["defence"].astype(str)))
-        if dataset in facts.present:
+        defences = list(dict.fromkeys(own["defence"].astype(str)))
+        if dataset in facts.measured_datasets:
             entry = facts.study.datasets[str(dataset)]
             unmasked = [UNMASKED] if UNMASKED in facts.study.defences and network in entry.controls else []
-            wanted = list(dict.fromkeys([UNDEFENDED, RESEEDED, *unmasked, *wanted]))
-        nets += [(str(dataset), str(network), defence) for defence in wanted]
+            defences = list(dict.fromkeys([UNDEFENDED, RESEEDED, *unmasked, *defences]))
+        nets += [(str(dataset), str(network), defence) for defence in defences]
     tidy = _tidy(facts, nets, lines)
     notes = [_article_note(number), *_notes(facts, tidy)]
     return Table(f"mask_padding_table{number}", CAPTIONS[number], tidy, _wide(tidy, facts), notes)
 
 
 def controls(facts: Facts) -> Table:
-    """Every other row beside those of the article, of the data sets' control nets."""
+    """Return the table of all defences but three masks on the data sets' control nets."""
     order = [UNDEFENDED, RESEEDED, UNMASKED, f"{MASKS}20", PADDING, CW_TRAINING]
     order += [name for name in facts.study.defences if name not in order]
     order = [name for name in order if name not in ("mask_10", "mask_30", "mask_40")]
     known = (UNDEFENDED, *facts.study.defences)
     nets = [
         (dataset, network, defence)
-        for dataset in facts.present
+        for dataset in facts.measured_datasets
         for network in facts.study.datasets[dataset].controls
         for defence in order
         if defence in known
@@ -118,13 +120,13 @@ def controls(facts: Facts) -> Table:
 
 
 def _notes(facts: Facts, tidy: pd.DataFrame) -> list[str]:
-    """What holds for any of the tables.  tidy: its figures."""
+    """Return the notes that every table has.  tidy: the table's figures."""
     narrow = width_notes(facts.study, tidy["network"])
     return [NOBODY, ATTACKERS, _flatness_note(facts.study), LENGTHS, *narrow, _interval_note(facts)]
 
 
 def width_notes(study: Study, networks: Iterable[str]) -> list[str]:
-    """Of those networks that are narrower than the published ones."""
+    """Say which of these networks are narrower than the published ones."""
     return [
         f"{markdown(name)} has {study.networks[name].network['width_factor']:g} of the width of the published net, "
         "which would take too long on a processor."
@@ -145,62 +147,63 @@ def _flatness_note(study: Study) -> str:
 
 
 def _tidy(facts: Facts, nets: list[tuple[str, str, str]], lines: pd.DataFrame | None) -> pd.DataFrame:
-    """One figure a row: every net, clean, under each attack and under C&W at each radius, from both attackers; and at
-    the end, in each row of a net, how flat it is.
+    """Return one figure a row: every net, clean, under each attack and under C&W at each radius, from both attackers.
+
+    The last columns say how flat the net is, in each of its rows.
 
     lines: from `article_lines`, of one table; their figures stand beside the transfer ones.
     """
     attacks = [*facts.study.attacks, *(within(radius) for radius in facts.study.radii)]
-    shown = [(NEITHER, CLEAN), *((attacker, attack) for attacker in (TRANSFER, WHITEBOX) for attack in attacks)]
-    index = pd.MultiIndex.from_tuples([(*net, *seen) for net in nets for seen in shown], names=SHOWN)
+    conditions = [(NEITHER, CLEAN), *((attacker, attack) for attacker in (TRANSFER, WHITEBOX) for attack in attacks)]
+    index = pd.MultiIndex.from_tuples([(*net, *condition) for net in nets for condition in conditions], names=KEYS)
     tidy = facts.measured.reindex(index)[FIGURES].reset_index()
     counts = ["images", "trainings"]
     tidy = tidy.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
     tidy.insert(5, "eps", tidy["attack"].map(facts.radii))
     if lines is not None:
-        said = lines.assign(attacker=[NEITHER if attack == CLEAN else TRANSFER for attack in lines["attack"]])
-        said = said[[*SHOWN, "article", "article_dataset", "article_network"]]
-        tidy = tidy.merge(said, on=SHOWN, how="left", validate="one_to_one")
+        article = lines.assign(attacker=[NEITHER if attack == CLEAN else TRANSFER for attack in lines["attack"]])
+        article = article[[*KEYS, "article", "article_dataset", "article_network"]]
+        tidy = tidy.merge(article, on=KEYS, how="left", validate="one_to_one")
     flat = facts.flatness.reindex(pd.MultiIndex.from_frame(tidy[NET])).reset_index(drop=True)
     return pd.concat([tidy, flat], axis=1)
 
 
 def _wide(tidy: pd.DataFrame, facts: Facts) -> dict[str, pd.DataFrame]:
-    """Two frames a data set: accuracies, and C&W by length where anything was measured."""
+    """Return the frames to read: for each data set accuracies, and C&W by length where anything was measured."""
     wide = {}
     for dataset, rows in tidy.groupby("dataset", sort=False):
         title = title_of(DATASETS, str(dataset))
         cells = _cells(rows)
         nets = list(rows[["network", "defence"]].drop_duplicates().itertuples(index=False, name=None))
-        made = {net for net in nets if (*net, NEITHER, CLEAN) in cells}
-        lines = [line for net in nets for line in _lines(rows, cells, net, net in made, facts)]
+        measured = {net for net in nets if (*net, NEITHER, CLEAN) in cells}
+        lines = [line for net in nets for line in _lines(rows, cells, net, net in measured, facts)]
         wide[title] = pd.DataFrame(lines)
-        if made:
-            lengths = [line for net in nets if net in made for line in _lengths(rows, cells, net, facts)]
+        if measured:
+            lengths = [line for net in nets if net in measured for line in _lengths(rows, cells, net, facts)]
             wide[f"{title}: C&W by the length of its changes"] = pd.DataFrame(lengths)
     return wide
 
 
 def _cells(rows: pd.DataFrame) -> dict[tuple[str, ...], str]:
-    """The figures that there are, for reading, by network, defence, attacker and attack."""
+    """Format the figures that were measured, by network, defence, attacker and attack."""
     known = rows[rows["accuracy"].notna()]
     keys = known[["network", "defence", "attacker", "attack"]].itertuples(index=False, name=None)
     return dict(zip(keys, intervals(known, *ACCURACY), strict=True))
 
 
 def _lines(
-    rows: pd.DataFrame, cells: dict[tuple[str, ...], str], net: tuple[str, str], made: bool, facts: Facts
+    rows: pd.DataFrame, cells: dict[tuple[str, ...], str], net: tuple[str, str], is_measured: bool, facts: Facts
 ) -> Iterable[dict[str, str]]:
-    """Of one net: the article's figures, where it has any, ours as they transfer and ours under attack itself."""
+    """Yield the lines of one net: the article's figures where it has any, ours under transfer, ours white-box."""
     own = rows[(rows["network"] == net[0]) & (rows["defence"] == net[1])]
     start = {"network": net[0], "defence": net[1]}
     flat = _flat(own)
     if "article" in own and own["article"].notna().any():
-        said = own.dropna(subset="article").set_index("attack")["article"].to_dict()
-        line = start | {"figures": f"article{_unstated(own)}"} | {"clean": number(said.get(CLEAN), 4), "balanced": "-"}
-        line |= {title_of(ATTACKS, name): number(said.get(name), 4) for name in facts.study.attacks}
+        stated = own.dropna(subset="article").set_index("attack")["article"].to_dict()
+        line = start | {"figures": f"article{_unstated(own)}", "clean": number(stated.get(CLEAN), 4), "balanced": "-"}
+        line |= {title_of(ATTACKS, name): number(stated.get(name), 4) for name in facts.study.attacks}
         yield line | dict.fromkeys(flat, "-")
-    if not made:
+    if not is_measured:
         dashes = {title_of(ATTACKS, name): "-" for name in facts.study.attacks}
         yield start | {"figures": "ours", "clean": "-", "balanced": "-"} | dashes | flat
         return
@@ -215,23 +218,25 @@ def _lines(
 
 
 def _flat(own: pd.DataFrame) -> dict[str, str]:
-    """How flat a net is, for reading."""
-    found = {}
+    """Format how flat a net is."""
+    cells = {}
     for name in LOCAL:
         value, sd = own[name].iloc[0], own[f"{name}_sd"].iloc[0]
-        found[name.replace("_", " ")] = number(value) + ("" if math.isnan(sd) else f" ± {number(sd)}")
-    return found
+        cells[name.replace("_", " ")] = number(value) + ("" if math.isnan(sd) else f" ± {number(sd)}")
+    return cells
 
 
 def _unstated(own: pd.DataFrame) -> str:
-    said = own.dropna(subset="article").iloc[0]
-    missing = [what for what in ("dataset", "network") if said[f"article_{what}"] == UNSTATED]
+    """Say whether the article leaves the data set or the network of a net's figures unstated."""
+    figure = own.dropna(subset="article").iloc[0]
+    missing = [key for key in ("dataset", "network") if figure[f"article_{key}"] == UNSTATED]
     return f" ({' and '.join(missing)} unstated)".replace("dataset", "data set") if missing else ""
 
 
 def _lengths(
     rows: pd.DataFrame, cells: dict[tuple[str, ...], str], net: tuple[str, str], facts: Facts
 ) -> Iterable[dict[str, str]]:
+    """Yield the lines of one net under C&W by the length of its changes, transfer and white-box."""
     own = rows[(rows["network"] == net[0]) & (rows["defence"] == net[1]) & (rows["attack"] == CW)]
     for attacker in (TRANSFER, WHITEBOX):
         fooled, median = own.loc[own["attacker"] == attacker, ["fooled", "l2_median"]].iloc[0].astype(float)
@@ -253,10 +258,10 @@ def _article_note(number: int) -> str:
 
 
 def _interval_note(facts: Facts) -> str:
-    several = [title_of(DATASETS, name) for name in facts.present if facts.splits[name] > 1]
-    if not several:
+    names = [title_of(DATASETS, name) for name in facts.measured_datasets if facts.splits[name] > 1]
+    if not names:
         return INTERVALS
     return (
-        f"{INTERVALS} On {' and '.join(several)}, which has several splits, each with trainings of its own, figures "
+        f"{INTERVALS} On {' and '.join(names)}, which has several splits, each with trainings of its own, figures "
         "are means over them, ± their standard deviation, which the interval does not contain; an image counts once."
     )

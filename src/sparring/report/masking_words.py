@@ -1,4 +1,4 @@
-"""What was reproduced, and what was not, in sentences that follow from the numbers."""
+"""Say what was reproduced, and what was not, in sentences that follow from the numbers."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -33,39 +33,39 @@ FLAT = dict(zip(LOCAL, ("gradient norm", "linearity error"), strict=True))
 
 
 def sentences(facts: Facts) -> list[str]:
-    """Paragraphs in Markdown; what the rows that are there do not tell is left out."""
-    if not facts.present:
+    """Return paragraphs in Markdown; findings for which rows are missing are left out."""
+    if not facts.measured_datasets:
         return ["Nothing was measured yet, so nothing of the article was tried."]
-    found = _undefended(facts) + _beside_article(facts) + _against_reseed(facts) + _flatter_by_share(facts)
-    found += _carries_over(facts)
-    for dataset in facts.present:
+    paragraphs = _undefended(facts) + _beside_article(facts) + _against_reseed(facts) + _flatness_by_share(facts)
+    paragraphs += _carries_over(facts)
+    for dataset in facts.measured_datasets:
         for network in facts.study.datasets[dataset].controls:
             where = f"{title_of(DATASETS, dataset)}, {network}"
             for defence in (MASK, PADDING):
-                found += _defence(facts, dataset, network, defence, where)
-            found += _peers(facts, dataset, network, where)
-    return found
+                paragraphs += _defence(facts, dataset, network, defence, where)
+            paragraphs += _peers(facts, dataset, network, where)
+    return paragraphs
 
 
 def _cell(facts: Facts, dataset: str, network: str, defence: str, attacker: str, attack: str) -> str | None:
-    """An accuracy with its interval; None where it was not measured."""
+    """Format an accuracy with its interval; None where it was not measured."""
     key = (dataset, network, defence, attacker, attack)
-    row = facts.by_net.get(key)
+    row = facts.by_condition.get(key)
     return with_interval(*(float(row[name]) for name in ACCURACY)) if row else None
 
 
 def _undefended(facts: Facts) -> list[str]:
-    """Table 3: how far an undefended net falls."""
+    """Say how far undefended nets fall (Table 3)."""
     lines = article_lines(facts.study)
-    said = lines[lines["table"] == 3].set_index(["dataset", "network", "attack"])["article"].to_dict()
+    published = lines[lines["table"] == 3].set_index(["dataset", "network", "attack"])["article"].to_dict()
     parts = []
-    for dataset in facts.present:
+    for dataset in facts.measured_datasets:
         for network in facts.study.datasets[dataset].controls:
             figures = []
             for attack in (CLEAN, "fgsm", CW):
                 attacker = NEITHER if attack == CLEAN else WHITEBOX
                 cell = _cell(facts, dataset, network, UNDEFENDED, attacker, attack)
-                theirs = said.get((dataset, network, attack))
+                theirs = published.get((dataset, network, attack))
                 article = "" if theirs is None else f" (article {number(theirs)})"
                 figures += [f"{title_of(ATTACKS, attack)} {cell}{article}"] if cell else []
             parts += [f"{title_of(DATASETS, dataset)}, {network}: {', '.join(figures)}"] if figures else []
@@ -73,28 +73,31 @@ def _undefended(facts: Facts) -> list[str]:
 
 
 def _beside_article(facts: Facts) -> list[str]:
-    """The accuracies that the article states after masks and padding, counted by whether ours reach them."""
+    """Count the accuracies that the article states after masks and padding, by whether ours reach them."""
     lines = article_lines(facts.study)
     lines = lines[(lines["table"] >= 5) & (lines["attack"] != CLEAN)].assign(attacker=TRANSFER)
     keys = pd.MultiIndex.from_frame(lines[["dataset", "network", "defence", "attacker", "attack"]])
     ours = facts.measured.reindex(keys).reset_index(drop=True)
-    both = pd.concat([lines.reset_index(drop=True), ours], axis=1).dropna(subset="accuracy")
-    if both.empty:
+    rows = pd.concat([lines.reset_index(drop=True), ours], axis=1).dropna(subset="accuracy")
+    if rows.empty:
         return []
-    below = int((both["ci_high"] < both["article"]).sum())
-    above = int((both["ci_low"] > both["article"]).sum())
+    below = int((rows["ci_high"] < rows["article"]).sum())
+    above = int((rows["ci_low"] > rows["article"]).sum())
     return [
         f"**The claim of near 90 % under attack after masks and padding** (Tables 5 and 6), under transfer: reached in "
-        f"{len(both) - below} of the {len(both)} of our figures that stand beside one of the article's. Theirs are "
-        f"{number(both['article'].min())} to {number(both['article'].max())}, ours {number(both['accuracy'].min())} to "
-        f"{number(both['accuracy'].max())}; our interval over images contains theirs in {len(both) - below - above}, "
+        f"{len(rows) - below} of the {len(rows)} of our figures that stand beside one of the article's. Theirs are "
+        f"{number(rows['article'].min())} to {number(rows['article'].max())}, ours {number(rows['accuracy'].min())} to "
+        f"{number(rows['accuracy'].max())}; our interval over images contains theirs in {len(rows) - below - above}, "
         f"lies below it in {below} and above it in {above}."
     ]
 
 
 def _against_reseed(facts: Facts) -> list[str]:
-    """All masks and padding on all nets, counted: beside the net that was attacked, beside nets that are undefended and
-    only trained anew, and white-box."""
+    """Count on how many nets masks and padding beat others under each attack.
+
+    The others are the undefended net that was attacked, the reseeded one, that whose mask hides nothing, and the
+    undefended one where each net is attacked itself.
+    """
     defences = [name for name in facts.study.defences if name == PADDING or name in MASKS_OF_TABLE_5]
     texts = []
     for other, attacker, words in (
@@ -105,14 +108,14 @@ def _against_reseed(facts: Facts) -> list[str]:
     ):
         pairs = [
             facts.difference(dataset, network, (defence, attacker, attack), (other, attacker, attack))
-            for dataset in facts.present
+            for dataset in facts.measured_datasets
             for network in facts.networks(dataset)
             for defence in defences
             for attack in facts.study.attacks
         ]
-        found = [pair for pair in pairs if pair]
-        if found:
-            texts.append(f"{words} in {_count(found, 1)} of {len(found)}, and below it in {_count(found, -1)}")
+        known = [pair for pair in pairs if pair]
+        if known:
+            texts.append(f"{words} in {_count(known, 1)} of {len(known)}, and below it in {_count(known, -1)}")
     if not texts:
         return []
     return [
@@ -125,22 +128,22 @@ def _against_reseed(facts: Facts) -> list[str]:
 
 
 def _carries_over(facts: Facts) -> list[str]:
-    """Table 4: training on C&W images, under C&W and under the others, and whether a mere reseed is any different."""
+    """Say whether training on C&W images carries over to other attacks (Table 4), and whether a mere reseed does."""
     gaps: list[Difference] = []
-    same: list[Difference] = []
+    seed_gaps: list[Difference] = []
     gains: list[Difference] = []
-    others = [name for name in facts.study.attacks if name != CW]
-    for dataset in facts.present:
+    attacks = [name for name in facts.study.attacks if name != CW]
+    for dataset in facts.measured_datasets:
         for network in facts.networks(dataset):
-            for attack in others:
+            for attack in attacks:
                 trained, reseeded = (
                     [(defence, TRANSFER, CW), (defence, TRANSFER, attack)] for defence in (CW_TRAINING, RESEEDED)
                 )
                 gap = facts.difference(dataset, network, *trained)
-                other = facts.difference(dataset, network, *reseeded)
+                seed_gap = facts.difference(dataset, network, *reseeded)
                 gain = facts.difference(dataset, network, trained[1], reseeded[1])
                 gaps += [gap] if gap else []
-                same += [other] if gap and other else []
+                seed_gaps += [seed_gap] if gap and seed_gap else []
                 gains += [gain] if gain else []
     if not gaps:
         return []
@@ -149,12 +152,12 @@ def _carries_over(facts: Facts) -> list[str]:
         f"{len(gaps)} pairs of a net and another attack than C&W, its accuracy is higher under C&W than under that "
         f"attack beyond chance in {_count(gaps, 1)}, lower in {_count(gaps, -1)}; the mean difference is {_mean(gaps)}."
     )
-    if same:
+    if seed_gaps:
         text += (
-            f" Of the reseeded undefended net, which trained on no attack, it is higher in {_count(same, 1)} of "
-            f"{len(same)}, lower in {_count(same, -1)}; the mean difference is {_mean(same)}. C&W's changes are hardly "
-            "longer than the net that they were made against needs, so nearly any other net gets more of them right: "
-            "only by how much the trained net's gap is wider can its training be judged."
+            f" Of the reseeded undefended net, which trained on no attack, it is higher in {_count(seed_gaps, 1)} of "
+            f"{len(seed_gaps)}, lower in {_count(seed_gaps, -1)}; the mean difference is {_mean(seed_gaps)}. C&W's "
+            "changes are hardly longer than the net that they were made against needs, so nearly any other net gets "
+            "more of them right: only by how much the trained net's gap is wider can its training be judged."
         )
     if gains:
         text += (
@@ -164,17 +167,16 @@ def _carries_over(facts: Facts) -> list[str]:
     return [text]
 
 
-def _mean(found: Sequence[Difference]) -> str:
-    return signed(sum(one["difference"] for one in found) / len(found))
+def _mean(differences: Sequence[Difference]) -> str:
+    return signed(sum(difference["difference"] for difference in differences) / len(differences))
 
 
-def _count(found: Sequence[Difference], side: int) -> int:
-    return sum(one["side"] == side for one in found)
+def _count(differences: Sequence[Difference], side: int) -> int:
+    return sum(difference["side"] == side for difference in differences)
 
 
 def _defence(facts: Facts, dataset: str, network: str, defence: str, where: str) -> list[str]:
-    """Of one defence: against nets that are only trained anew under transfer, under attack itself, and how flat its net
-    became."""
+    """Say of one defence what it beats under transfer and white-box, what it keeps, and how flat its net became."""
     parts = []
     for other, attacker, start in (
         (UNDEFENDED, TRANSFER, "Under transfer, beside the undefended net that was attacked"),
@@ -182,27 +184,27 @@ def _defence(facts: Facts, dataset: str, network: str, defence: str, where: str)
         (UNMASKED, TRANSFER, f"Under transfer, beside the net whose mask hides nothing ({markdown(UNMASKED)})"),
         (UNDEFENDED, WHITEBOX, "Attacked itself, beside the undefended net attacked itself"),
     ):
-        found = {}
+        differences = {}
         for attack in facts.study.attacks:
-            one, two = (defence, attacker, attack), (other, attacker, attack)
-            found[title_of(ATTACKS, attack)] = facts.difference(dataset, network, one, two)
-        text = by_side(found, "beats it under", "cannot be told from it under", "falls behind it under")
+            condition, other_condition = (defence, attacker, attack), (other, attacker, attack)
+            differences[title_of(ATTACKS, attack)] = facts.difference(dataset, network, condition, other_condition)
+        text = by_side(differences, "beats it under", "cannot be told from it under", "falls behind it under")
         parts += [f"{start}, it {text}."] if text else []
-    parts += _kept(facts, dataset, network, defence)
+    parts += _own_attacks(facts, dataset, network, defence)
     parts += _flatness(facts, dataset, network, defence)
     return [f"**{where}: {markdown(defence)}.** {' '.join(parts)}"] if parts else []
 
 
-def _kept(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
-    """What a net keeps under attack itself, and how long C&W's changes are."""
+def _own_attacks(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
+    """Say what a net keeps when attacked itself, and how long C&W's changes are."""
     cells = []
     for attack in ("fgsm", STRONGEST):
         cell = _cell(facts, dataset, network, defence, WHITEBOX, attack)
         cells += [f"{cell} under {title_of(ATTACKS, attack)}"] if cell else []
     text = f"It keeps {' and '.join(cells)}." if cells else ""
-    own, others = (facts.by_net.get((dataset, network, name, WHITEBOX, CW)) for name in (defence, UNDEFENDED))
-    if own and others:
-        cells = [f"{number(float(one['fooled']))} (median L2 length {_length(one)})" for one in (own, others)]
+    own, undefended = (facts.by_condition.get((dataset, network, name, WHITEBOX, CW)) for name in (defence, UNDEFENDED))
+    if own and undefended:
+        cells = [f"{number(float(row['fooled']))} (median L2 length {_length(row)})" for row in (own, undefended)]
         text += (
             f" Of the images that a net gets right when clean, C&W fools a share of {cells[0]}, and of the undefended "
             f"net's {cells[1]}; an image that is never fooled counts as infinitely far."
@@ -214,23 +216,23 @@ def _length(row: Mapping[str, float]) -> str:
     return length(float(row["l2_median"]))
 
 
-def _flatter_by_share(facts: Facts) -> list[str]:
-    """The means of both measures of the undefended net and of each share of the mask, and whether they fall."""
+def _flatness_by_share(facts: Facts) -> list[str]:
+    """Say how both measures of flatness change with the mask's share, beside the undefended net's."""
     parts = []
     masks = [UNMASKED, *MASKS_OF_TABLE_5]
-    for dataset in facts.present:
+    for dataset in facts.measured_datasets:
         for network in facts.study.datasets[dataset].controls:
-            made = [name for name in masks if (dataset, network, name) in facts.flatness.index]
-            if len(made) < 2:
+            measured = [name for name in masks if (dataset, network, name) in facts.flatness.index]
+            if len(measured) < 2:
                 continue
             undefended = [UNDEFENDED] if (dataset, network, UNDEFENDED) in facts.flatness.index else []
             texts = []
             for column, name in FLAT.items():
                 of_net = facts.flatness.xs((dataset, network))[column].astype(float)
-                cells = ", ".join(f"{markdown(one)} {number(of_net[one])}" for one in undefended + made)
-                change = facts.flatter(dataset, network, made[-1], column, made[0])
+                cells = ", ".join(f"{markdown(mask)} {number(of_net[mask])}" for mask in undefended + measured)
+                change = facts.flatness_difference(dataset, network, measured[-1], column, measured[0])
                 over = f", in all by {_signed(change)}" if change else ""
-                texts.append(f"mean {name} {cells}, which {_trend(of_net[made].tolist())}{over}")
+                texts.append(f"mean {name} {cells}, which {_trend(of_net[measured].tolist())}{over}")
             parts.append(f"{title_of(DATASETS, dataset)}, {network}: {'; '.join(texts)}")
     if not parts:
         return []
@@ -251,32 +253,33 @@ def _trend(values: Sequence[float]) -> str:
 
 
 def _flatness(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
-    found = {name: facts.flatter(dataset, network, defence, column) for column, name in FLAT.items()}
-    known = {name: one for name, one in found.items() if one}
+    """Say whether a net is flatter around test images than the undefended one."""
+    differences = {name: facts.flatness_difference(dataset, network, defence, column) for column, name in FLAT.items()}
+    known = {name: row for name, row in differences.items() if row}
     if not known:
         return []
     words = {-1: "is smaller than", 0: "cannot be told from", 1: "is larger than"}
     texts = [
-        f"its mean {name} {words[int(one['side'])]} the undefended net's ({_signed(one)})"
-        for name, one in known.items()
+        f"its mean {name} {words[int(row['side'])]} the undefended net's ({_signed(row)})"
+        for name, row in known.items()
     ]
-    sides = {int(one["side"]) for one in known.values()}
+    sides = {int(row["side"]) for row in known.values()}
     verdict = "Flatter around test images" if sides == {-1} else "Not shown to be flatter around test images"
     if sides == {1}:
         verdict = "Steeper around test images"
-    once = " (by intervals over images alone)" if all(one["trainings"] == 1 for one in known.values()) else ""
-    return [f"{verdict}{once}: {' and '.join(texts)}."]
+    caveat = " (by intervals over images alone)" if all(row["trainings"] == 1 for row in known.values()) else ""
+    return [f"{verdict}{caveat}: {' and '.join(texts)}."]
 
 
 def _peers(facts: Facts, dataset: str, network: str, where: str) -> list[str]:
-    """The mask beside other transforms, and beside adversarial training."""
+    """Compare the mask with other transforms and with adversarial training."""
     parts = []
     for attacker, words in ((TRANSFER, "under transfer"), (WHITEBOX, "attacked itself")):
-        found = {
+        differences = {
             markdown(peer): facts.difference(dataset, network, (MASK, attacker, STRONGEST), (peer, attacker, STRONGEST))
             for peer in PEERS
         }
-        text = by_side(found, "beats", "cannot be told from", "falls behind")
+        text = by_side(differences, "beats", "cannot be told from", "falls behind")
         parts += [f"{words} it {text}"] if text else []
     if not parts:
         return []
@@ -289,16 +292,18 @@ def _sentence(parts: Sequence[str]) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _signed(one: Difference) -> str:
-    return signed(one["difference"], one["difference_low"], one["difference_high"])
+def _signed(difference: Difference) -> str:
+    return signed(difference["difference"], difference["difference_low"], difference["difference_high"])
 
 
-def by_side(found: Mapping[str, Difference | None], above: str, neither: str, below: str) -> str:
-    """As in `beats it under FGSM (+0.100 [+0.020, +0.180]); cannot be told from it under PGD`: names by the side of
-    their difference, beyond chance; nothing where none is known."""
+def by_side(differences: Mapping[str, Difference | None], above: str, neither: str, below: str) -> str:
+    """List names by the side on which their difference lies beyond chance; nothing where none is known.
+
+    An example is `beats it under FGSM (+0.100 [+0.020, +0.180]); cannot be told from it under PGD`.
+    """
     parts = []
     for side, words in ((1, above), (0, neither), (-1, below)):
-        known = [(name, one) for name, one in found.items() if one and one["side"] == side]
-        names = [f"{name} ({_signed(one)})" if side else name for name, one in known]
+        known = [(name, row) for name, row in differences.items() if row and row["side"] == side]
+        names = [f"{name} ({_signed(row)})" if side else name for name, row in known]
         parts += [f"{words} {', '.join(names)}"] if names else []
     return "; ".join(parts)

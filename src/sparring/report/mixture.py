@@ -1,4 +1,4 @@
-"""Accuracy on the mixture of clean and attacked images: Table 2."""
+"""Make the section on accuracy on the mixture of clean and attacked images: Table 2."""
 
 import itertools
 from pathlib import Path
@@ -37,7 +37,7 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(results: Results, tidy: pd.DataFrame, split: str) -> dict[str, Any]:
-    """Accuracy by structure, and every difference between two.  tidy: the frame of `table`."""
+    """Return accuracy by structure, and the difference between any two.  tidy: the frame of `table`."""
     rows = tidy[tidy["split"] == split].set_index("structure")
     return {
         "mixture": rows[["accuracy", "ci_low", "ci_high", "sd"]].to_dict("index"),
@@ -50,13 +50,13 @@ def summary(results: Results, tidy: pd.DataFrame, split: str) -> dict[str, Any]:
 
 
 def table(results: Results) -> Table:
-    """Table 2, with the difference of each structure to the baseline."""
+    """Return Table 2, with the difference of each structure to the baseline."""
     params = results.params
     differences = results.on_mixture[[*DIFFERENCE, "trainings"]].reset_index()
     differences = differences[differences["other"] == BASELINE].drop(columns=["attack", "other"])
     accuracy = statistics.accuracies(results.mixture, ["split", "structure"])
-    both = accuracy.join(differences.set_index(["split", "structure"]))
-    tidy = full(both, [EVALUATED_SPLITS, results.structures], ["split", "structure"])
+    figures = accuracy.join(differences.set_index(["split", "structure"]))
+    tidy = full(figures, [EVALUATED_SPLITS, results.structures], ["split", "structure"])
     tidy.insert(2, "attack", MIXTURE)
     tidy["paper"] = tidy["structure"].map(paper.mixture(params))
     columns: dict[str, list[str]] = {"structure": results.structures}

@@ -1,4 +1,4 @@
-"""The attacks: what each is set to, what it makes of an image, and what it does to the pretrained net (Table 1)."""
+"""Make the section on the attacks: a gallery of images, settings and effect on the pretrained net (Table 1)."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ MAGNIFICATIONS = (1, 2, 5, 10, 20, 50, 100)
 
 @dataclass(frozen=True)
 class Example:
-    """One column of the gallery: (R, H, W, 3) images as stored, in levels, and what the source model takes them for."""
+    """Hold a column of the gallery: (R, H, W, 3) images as stored, in levels, and the source model's answers."""
 
     title: str
     image: np.ndarray
@@ -44,7 +44,7 @@ class Example:
 
 
 def section(results: Results, table: Table, folder: Path) -> Section:
-    """The gallery of test images, Table 1, and how often each attack succeeds.  table: from `table`."""
+    """Make the section: the gallery of test images, Table 1, and a figure of success rates.  table: from `table`."""
     test = table.tidy[table.tidy["split"] == "test"]
     if not test["images"].any():
         return Section("The attacks", [table])
@@ -55,7 +55,7 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(results: Results, timings: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
-    """The facts of each attack, and how fast it ran.  timings: from `read.timings`."""
+    """Return what each attack does to the pretrained net, and its images a second.  timings: from `read.timings`."""
     rates = {
         timing["stage"].partition("@")[2]: timing.get("images_per_second")
         for timing in timings
@@ -72,7 +72,7 @@ def summary(results: Results, timings: Sequence[dict[str, Any]], split: str) -> 
 
 
 def table(results: Results) -> Table:
-    """Table 1: what each attack is set to, and what it does to the source model."""
+    """Return Table 1: what each attack is set to, and what it does to the source model."""
     params, tidy = results.params, results.attack_facts.copy()
     attacks = {**params.attacks, **params.unseen_attacks}
     tidy.insert(2, "seen", tidy["attack"].isin(list(params.attacks)))
@@ -121,18 +121,18 @@ def table(results: Results) -> Table:
 
 
 def _arguments(attack: Attack) -> str:
-    """The settings as params.yaml has them, in words."""
+    """Write an attack's settings in words, as params.yaml has them."""
     return ", ".join(f"{name} {value}" for name, value in attack.arguments.items()) or "none"
 
 
 def _gallery(results: Results, folder: Path, titles: dict[str, str]) -> Gallery:
-    """One test image a class: the first that the pretrained net classifies correctly, or else the first."""
+    """Make the gallery of a test image a class: the first that the pretrained net gets right, else the first."""
     source = results.source_clean[results.source_clean["split"] == "test"].drop_duplicates("index")
-    picked = source.sort_values(["label", "correct", "index"], ascending=[True, False, True])
-    picked = picked.drop_duplicates("label").head(GALLERY_ROWS)
+    examples = source.sort_values(["label", "correct", "index"], ascending=[True, False, True])
+    examples = examples.drop_duplicates("label").head(GALLERY_ROWS)
     clean = read.images(results.params, results.layout, "test", CLEAN, ("image",))
     place = pd.Series(np.arange(len(clean)), index=clean.index)
-    rows = place.loc[picked["index"]].to_numpy()
+    rows = place.loc[examples["index"]].to_numpy()
 
     def example(name: str, images: np.ndarray, prediction: np.ndarray) -> Example:
         return Example(titles[name], images, [results.classes[label] for label in prediction])
@@ -142,9 +142,9 @@ def _gallery(results: Results, folder: Path, titles: dict[str, str]) -> Gallery:
         for name in results.attacks
     }
     attacked = [example(name, images.image, images.columns["prediction"]) for name, images in stored.items()]
-    names = [results.classes[label] for label in picked["label"]]
-    shown = example(CLEAN, clean.image[rows], picked["prediction"].to_numpy())
-    draw_gallery(folder, names, shown, attacked)
+    names = [results.classes[label] for label in examples["label"]]
+    original = example(CLEAN, clean.image[rows], examples["prediction"].to_numpy())
+    draw_gallery(folder, names, original, attacked)
     pixels = int(np.prod(clean.metadata["shape"])) * (1 + 2 * len(stored))
     return Gallery(
         "gallery",
@@ -155,7 +155,7 @@ def _gallery(results: Results, folder: Path, titles: dict[str, str]) -> Gallery:
 
 
 def _gallery_images(results: Results, clean: store.Images, stored: dict[str, store.Images]) -> list[dict[str, Any]]:
-    """What `Gallery` holds of each image; of several trainings, what the first says."""
+    """Return what `Gallery` holds of each image. Answers are those of a structure's first training."""
     predictions = results.predictions[results.predictions["split"] == "test"]
     rows = predictions[predictions["index"].isin(clean.index)].drop_duplicates(["structure", "attack", "index"])
     answers = {
@@ -168,21 +168,21 @@ def _gallery_images(results: Results, clean: store.Images, stored: dict[str, sto
     changes = {name: images.image[: len(clean)].astype(float) - clean.image for name, images in stored.items()}
     factors = {name: _magnification(change / 255) for name, change in changes.items()}
 
-    def said(attack: str, index: int) -> dict[str, dict[str, str]]:
+    def by_structure(attack: str, index: int) -> dict[str, dict[str, str]]:
         return {name: answers[(name, attack, index)] for name in results.structures}
 
     return [
         {
             "label": results.classes[clean.label[row]],
             "clean": page.png(clean.image[row]),
-            "said": said(CLEAN, index),
+            "said": by_structure(CLEAN, index),
             "attacked": [
                 {
                     "image": page.png(images.image[row]),
                     "change": page.png(127.5 + factors[name] * changes[name][row]),
                     "note": f"×{factors[name]}, grey is none; L2 {images.columns['l2'][row]:.2f}, "
                     f"largest {255 * images.columns['linf'][row]:.0f}/255",
-                    "said": said(name, index),
+                    "said": by_structure(name, index),
                 }
                 for name, images in stored.items()
             ],
@@ -192,15 +192,15 @@ def _gallery_images(results: Results, clean: store.Images, stored: dict[str, sto
 
 
 def _magnification(change: np.ndarray) -> int:
-    """The largest round factor at which all but 5 % of the values still fit between black and white."""
+    """Return the largest round factor at which all but 5 % of the values still fit between black and white."""
     largest = float(np.quantile(np.abs(change), 0.95)) if change.size else 0.0
     return max([factor for factor in MAGNIFICATIONS if factor * largest <= 0.5], default=1)
 
 
 def draw_gallery(folder: Path, names: Sequence[str], clean: Example, attacked: Sequence[Example]) -> None:
-    """One row an image: clean, then under each attack with its magnified difference to the right.
+    """Draw a row an image: clean, then under each attack with its magnified change to the right.
 
-    names: (R,) the images' classes.
+    names: the classes of the R images.
     """
     columns, count = 1 + 2 * len(attacked), len(names)
     texts = [short(name) for example in (clean, *attacked) for name in (*names, *example.prediction)]
@@ -211,14 +211,14 @@ def draw_gallery(folder: Path, names: Sequence[str], clean: Example, attacked: S
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        _column(axes, 0, clean.title, clean.image / 255)
-        _guesses(axes, 0, clean, names)
+        _draw_column(axes, 0, clean.title, clean.image / 255)
+        _write_answers(axes, 0, clean, names)
         for number, example in enumerate(attacked):
             change = (example.image.astype(float) - clean.image.astype(float)) / 255
             factor = _magnification(change)
-            _column(axes, 2 * number + 1, example.title, example.image.astype(float) / 255)
-            _guesses(axes, 2 * number + 1, example, names)
-            _column(axes, 2 * number + 2, f"change ×{factor}", np.clip(0.5 + factor * change, 0, 1), "#555555")
+            _draw_column(axes, 2 * number + 1, example.title, example.image.astype(float) / 255)
+            _write_answers(axes, 2 * number + 1, example, names)
+            _draw_column(axes, 2 * number + 2, f"change ×{factor}", np.clip(0.5 + factor * change, 0, 1), "#555555")
         axes.set(xlim=(0, columns), ylim=(count, 0))  # imshow narrows both to the last picture
         figure.supxlabel(
             "Below each image: what the pretrained net takes it for, in bold where wrong. Change: grey is none.",
@@ -226,21 +226,21 @@ def draw_gallery(folder: Path, names: Sequence[str], clean: Example, attacked: S
         )
 
 
-def _column(axes: Axes, left: int, title: str, pictures: np.ndarray, colour: str = "black") -> None:
+def _draw_column(axes: Axes, left: int, title: str, pictures: np.ndarray, colour: str = "black") -> None:
     axes.text(left + 0.46, -0.06, title_lines(title), fontsize=8, ha="center", va="bottom", color=colour)
     for row, picture in enumerate(pictures):
         box = (left + 0.05, left + 0.87, row + 0.82, row)
         axes.imshow(picture, interpolation="none", extent=box, aspect="equal")  # SVG: the pixels as they are
 
 
-def _guesses(axes: Axes, left: int, example: Example, names: Sequence[str]) -> None:
+def _write_answers(axes: Axes, left: int, example: Example, names: Sequence[str]) -> None:
     for row, (prediction, name) in enumerate(zip(example.prediction, names, strict=True)):
         weight = "normal" if prediction == name else "bold"
         axes.text(left + 0.46, row + 0.83, short(prediction), fontsize=7, ha="center", va="top", weight=weight)
 
 
 def draw_success(folder: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
-    """How often each attack fools the source model: before storage, merely rounded, and as stored with 95 % intervals.
+    """Draw how often each attack fools the source model: as floats, rounded, and as stored with 95 % intervals.
 
     table: columns attack, success, ci_low, ci_high, success_float, success_rounded, of one split.  titles: attack →
     what to write below.

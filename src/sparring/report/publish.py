@@ -1,4 +1,4 @@
-"""A report's files take the place of the old ones all at once, when all of them are made."""
+"""Replace the files of a report all at once, when all new ones are written."""
 
 import json
 import math
@@ -16,9 +16,9 @@ from sparring.report.table import Table, save
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files take the place of those in `folder` when the block ends well.
+    """Yield a temporary folder, whose entries replace those of the same names in `folder` when the block ends well.
 
-    What else lies in `folder` stays.
+    All else in `folder` stays. When the block raises, nothing in `folder` changes.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
@@ -34,23 +34,23 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def publish(table: Table, folder: Path) -> None:
-    """Write the one table of a study."""
+    """Write a study's only table into `folder`."""
     with replacing(folder) as temporary:
         save(table, temporary, temporary / "tex")
-    (folder / f"{table.name}.tex").unlink(missing_ok=True)  # where it was before there was the folder tex
+    (folder / f"{table.name}.tex").unlink(missing_ok=True)  # an earlier version wrote it there
 
 
 def as_json(tree: dict[str, Any], digits: int) -> str:
-    """A tree of numbers as the text of a JSON file: rounded, and null for what is not known or not finite."""
-    return json.dumps(_plain(tree, digits), indent=2, allow_nan=False) + "\n"
+    """Return the text of a JSON file: numbers are rounded to so many digits, and nan and infinity become null."""
+    return json.dumps(_json_value(tree, digits), indent=2, allow_nan=False) + "\n"
 
 
-def _plain(value: Any, digits: int) -> Any:
-    """JSON's own types."""
+def _json_value(value: Any, digits: int) -> Any:
+    """Turn NumPy's types, and containers of them, into JSON's own."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry, digits) for key, entry in value.items()}
+        return {str(key): _json_value(entry, digits) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry, digits) for entry in value]
+        return [_json_value(entry, digits) for entry in value]
     if isinstance(value, float | np.floating):
         return round(float(value), digits) if math.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value

@@ -1,7 +1,7 @@
-"""The files that the report is made from, read and checked: InputError where one is missing, broken or incomplete.
+"""Read and check the files that the report is made from; InputError where one is missing, broken or incomplete.
 
-Rows of predictions and of stored attacks are as `statistics` describes them. A function that reads the rows of one
-split or structure is given the clean images, against which it checks them.
+`statistics` describes rows of predictions and of stored attacks. Functions take the clean images, and check against
+them which images the rows are of, and their labels.
 """
 
 import itertools
@@ -31,17 +31,17 @@ STAGES = ["prepare", "pretrain", "attack", "attack_unseen", "train", "evaluate",
 
 
 def detectors(params: Params) -> list[str]:
-    """The structures that have one."""
+    """Return the names of the structures that have a detector."""
     return [name for name, structure in params.structures.items() if structure.detector != "none"]
 
 
 def clean(layout: Layout) -> dict[str, store.Images]:
-    """The clean images by split, without pixels."""
+    """Read the clean images of each split, without pixels."""
     return {split: store.read(layout.clean / f"{split}.parquet", ()) for split in ("train", *EVALUATED_SPLITS)}
 
 
 def images(params: Params, layout: Layout, split: str, version: str, columns: tuple[str, ...]) -> store.Images:
-    """The images of a split, clean or under a stored attack, with these columns of the store."""
+    """Read these columns of the images of a split.  version: CLEAN, or the name of a stored attack."""
     return store.read(_image_path(params, layout, split, version), columns)
 
 
@@ -52,23 +52,23 @@ def _image_path(params: Params, layout: Layout, split: str, version: str) -> Pat
 
 
 def stored(params: Params, layout: Layout, clean: dict[str, store.Images]) -> pd.DataFrame:
-    """What every stored attack did to the test and held-out images."""
+    """Read what every stored attack did to the test and held-out images: STORED_COLUMNS, split, attack."""
     parts = []
-    every = {**params.attacks, **params.unseen_attacks}
+    attacks = {**params.attacks, **params.unseen_attacks}
     for split, attack in itertools.product(EVALUATED_SPLITS, params.all_attacks):
-        columns = (*every[attack].predictions, "l2", "linf")
+        columns = (*attacks[attack].predictions, "l2", "linf")
         attacked = images(params, layout, split, attack, columns)
         store.check_rows(clean[split], attacked, _image_path(params, layout, split, attack))
         rows = pd.DataFrame({"index": attacked.index, "label": attacked.label, **attacked.columns})
-        rows = rows.reindex(columns=STORED_COLUMNS)  # what a store does not tell is NaN
+        rows = rows.reindex(columns=STORED_COLUMNS)  # NaN where a store has no such column
         parts.append(rows.assign(split=split, attack=attack))
     return pd.concat(parts, ignore_index=True)
 
 
 def predictions(params: Params, layout: Layout, structure: str, clean: dict[str, store.Images]) -> pd.DataFrame:
-    """A structure's predictions of all test and held-out images."""
+    """Read a structure's predictions of all test and held-out images; adds `structure` and `correct`."""
     path = layout.predictions(structure)
-    rows = _frame(path, PREDICTION_COLUMNS)
+    rows = _read_columns(path, PREDICTION_COLUMNS)
     rows = rows[rows["split"].isin(EVALUATED_SPLITS) & rows["attack"].isin([CLEAN, *params.all_attacks])]
     for split in EVALUATED_SPLITS:
         _check_complete(rows, path, split, clean[split], params.all_attacks)
@@ -78,27 +78,29 @@ def predictions(params: Params, layout: Layout, structure: str, clean: dict[str,
 
 
 def predictions_of_row(params: Params, layout: Layout, row: str, clean: dict[str, store.Images]) -> pd.DataFrame:
-    """The predictions of a row of Table 3.  params: from `row_params`."""
+    """Read the predictions of a row of Table 3.  params: from `row_params`."""
     return predictions(params, layout.row("table3", row), ABLATED, clean)
 
 
 def predictions_without(
     params: Params, layout: Layout, attack: str, structure: str, clean: dict[str, store.Images]
 ) -> pd.DataFrame:
-    """The predictions of a structure that was trained without an attack.  params: from `only`."""
+    """Read the predictions of a structure that was trained without an attack.  params: from `only`."""
     return predictions(params, layout.row("leave_one_out", attack), structure, clean)
 
 
 def scores(
     params: Params, layout: Layout, structures: Sequence[str], clean: dict[str, store.Images]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The scores of these structures' detectors, by the structure's name, and, once, of the known ones; and what the
-    known ones were fitted on."""
+    """Read detectors' scores, one row an image and `method`, and the metadata on what the known detectors were fitted.
+
+    method: the name of the structure that a detector belongs to, or, only once for all structures, of a known detector.
+    """
     parts: list[pd.DataFrame] = []
     fitted: dict[str, Any] = {}
     for name in structures:
         path = layout.detection(name)
-        rows = _frame(path, DETECTION_COLUMNS)
+        rows = _read_columns(path, DETECTION_COLUMNS)
         rows = rows[(rows["kind"] != "attack") | rows["attack"].isin(params.all_attacks)]
         pairs = rows[rows["kind"].isin([CLEAN, "attack"])]
         for split in EVALUATED_SPLITS:
@@ -115,12 +117,12 @@ def scores(
 
 
 def corruptions(layout: Layout, structures: Sequence[str], heldout: store.Images) -> pd.DataFrame:
-    """These structures' predictions of the held-out images under common corruptions."""
+    """Read these structures' predictions of the held-out images under common corruptions."""
     kinds = [f"{name}:{strength}" for name in CORRUPTIONS for strength in STRENGTHS]
     parts = []
     for structure in structures:
         path = layout.corruptions(structure)
-        rows = _frame(path, CORRUPTION_COLUMNS)
+        rows = _read_columns(path, CORRUPTION_COLUMNS)
         versions = rows["corruption"].where(
             rows["strength"] == 0, rows["corruption"] + ":" + rows["strength"].astype(str)
         )
@@ -130,40 +132,43 @@ def corruptions(layout: Layout, structures: Sequence[str], heldout: store.Images
 
 
 def whitebox(params: Params, layout: Layout, test: store.Images) -> pd.DataFrame:
-    """Every structure's answers under attacks aimed at itself: structure, seed, attack, index, label, prediction, l2,
-    linf, correct; no rows where `whitebox.images` is 0."""
+    """Read every structure's predictions under attacks aimed at itself; no rows where `whitebox.images` is 0.
+
+    Columns: structure, seed, attack, index, label, prediction, l2, linf, correct.
+    """
     if not params.whitebox.images:
         return _no_rows([*WHITEBOX_COLUMNS, "structure"], {"attack": "str", "structure": "str"})
-    known = pd.Series(test.label, index=test.index)
+    labels = pd.Series(test.label, index=test.index)
     parts = []
     for structure in params.structures:
         path = layout.whitebox(structure)
-        rows = _frame(path, WHITEBOX_COLUMNS)
-        _check_whitebox(params, rows, path, known)
+        rows = _read_columns(path, WHITEBOX_COLUMNS)
+        _check_whitebox(params, rows, path, labels)
         parts.append(rows.assign(structure=structure, correct=rows["label"] == rows["prediction"]))
-    whole = pd.concat(parts, ignore_index=True)
-    return whole[whole["attack"].isin([CLEAN, *params.whitebox.runs])]
+    rows = pd.concat(parts, ignore_index=True)
+    return rows[rows["attack"].isin([CLEAN, *params.whitebox.runs])]
 
 
-def _check_whitebox(params: Params, rows: pd.DataFrame, path: Path, known: pd.Series) -> None:
-    wanted = {CLEAN: params.whitebox.images} | {name: count for name, (_, count) in params.whitebox.runs.items()}
+def _check_whitebox(params: Params, rows: pd.DataFrame, path: Path, labels: pd.Series) -> None:
+    """Raise InputError unless every seed has the images of each attack once, with the labels of the test images."""
+    counts = {CLEAN: params.whitebox.images} | {name: count for name, (_, count) in params.whitebox.runs.items()}
     seeds = sorted(rows["seed"].unique())
-    if len(known) and params.whitebox.images and not seeds:
+    if len(labels) and params.whitebox.images and not seeds:
         raise InputError(f"{path} has no rows; run `dvc repro`")
     for seed in seeds:
-        for name, count in wanted.items():
+        for name, count in counts.items():
             index = rows.loc[(rows["seed"] == seed) & (rows["attack"] == name), "index"]
-            expected = min(count, len(known))
+            expected = min(count, len(labels))
             if index.nunique() != expected or len(index) != expected:
                 raise InputError(
                     f"{path}: seed {seed}, {name}: {index.nunique()} images, not {expected}; run `dvc repro`"
                 )
-    if (known.reindex(rows["index"]).to_numpy() != rows["label"].to_numpy()).any():
+    if (labels.reindex(rows["index"]).to_numpy() != rows["label"].to_numpy()).any():
         raise InputError(f"{path}: labels differ from the test images' labels; run `dvc repro`")
 
 
 def histories(params: Params, layout: Layout) -> dict[str, pd.DataFrame]:
-    """Loss and accuracy by epoch of all that was trained; with `seed` where a structure was trained several times."""
+    """Read loss and accuracy by epoch of each structure; with `seed` where it was trained several times."""
     return {name: _history(layout.history(name)) for name in params.structures}
 
 
@@ -181,7 +186,7 @@ def _history(path: Path) -> pd.DataFrame:
 
 
 def timings(params: Params, layout: Layout) -> list[dict[str, Any]]:
-    """The timings of stages that params.yaml still has, in the order in which they run."""
+    """Read the timings of stages in the order in which they run, without those whose item params.yaml no longer has."""
     names = [*params.structures, *params.all_attacks]
     entries = []
     for path in sorted(layout.timings.glob("*.json")):
@@ -190,13 +195,13 @@ def timings(params: Params, layout: Layout) -> list[dict[str, Any]]:
             stage, _, item = timing["stage"].partition("@")
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a timing of a stage; delete it and run `dvc repro`") from error
-        if stage in STAGES and (not item or item in names):  # what a command ran is no part of the pipeline
+        if stage in STAGES and (not item or item in names):  # commands write timings too
             entries.append((STAGES.index(stage), names.index(item) if item else -1, path.name, timing))
     return [timing for *_, timing in sorted(entries, key=lambda entry: entry[:3])]
 
 
-def _frame(path: Path, columns: list[str]) -> pd.DataFrame:
-    """These columns of a file of predictions."""
+def _read_columns(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Read these columns of a file of predictions."""
     try:
         return pd.read_parquet(path, columns=columns)
     except FileNotFoundError as error:
@@ -206,7 +211,7 @@ def _frame(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def _no_rows(columns: Sequence[str], types: Mapping[str, str]) -> pd.DataFrame:
-    """Predictions of nothing: these columns and `correct`; numbers where `types` does not say otherwise."""
+    """Return an empty frame with these columns and `correct`; they are numbers where `types` names no other type."""
     empty = {
         name: pd.Series(dtype=types.get(name, "float64" if name in ("l2", "linf") else "int64")) for name in columns
     }
@@ -225,15 +230,15 @@ def _check_complete(
         raise InputError(f"{path} has no predictions for the {split} images; run `dvc repro`")
     groups = {key: group.to_numpy() for key, group in of_split.groupby(["seed", "attack"])["index"]}
     for seed, version in itertools.product(sorted(of_split["seed"].unique()), (CLEAN, *versions)):
-        rows = groups.get((seed, version), np.empty(0, np.int64))
-        missing = np.setdiff1d(clean.index, rows)
+        index = groups.get((seed, version), np.empty(0, np.int64))
+        missing = np.setdiff1d(clean.index, index)
         where = f"{path}: seed {seed}, {split}, {version}"
         if len(missing):
             raise InputError(f"{where}: {len(missing)} of {len(clean)} images have no prediction; run `dvc repro`")
-        if len(rows) != len(clean):
-            raise InputError(f"{where}: {len(rows)} predictions for {len(clean)} images; run `dvc repro`")
-    known = pd.Series(clean.label, index=clean.index)
-    if (known.reindex(of_split["index"]).to_numpy() != of_split["label"].to_numpy()).any():
+        if len(index) != len(clean):
+            raise InputError(f"{where}: {len(index)} predictions for {len(clean)} images; run `dvc repro`")
+    labels = pd.Series(clean.label, index=clean.index)
+    if (labels.reindex(of_split["index"]).to_numpy() != of_split["label"].to_numpy()).any():
         raise InputError(f"{path}: labels of {split} differ from the clean images' labels; run `dvc repro`")
 
 

@@ -1,4 +1,4 @@
-"""What the sections of the report share: the predictions, and the numbers that several sections need."""
+"""Gather the predictions, and the numbers that several sections of the report need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from sparring.report.table import ACCURACY, full
 
 @dataclass(frozen=True)
 class Results:
-    """The frames are those that `statistics` describes."""
+    """Hold the data of one run; `statistics` describes the frames."""
 
     params: Params
     layout: Layout
     clean: dict[str, store.Images]  # by split, without pixels
     predictions: pd.DataFrame
     stored: pd.DataFrame
-    mixture: pd.DataFrame  # the predictions that the draw picks, with `adversarial`
-    left_out: Mapping[str, str]  # parts of which there are no rows, and why
+    mixture: pd.DataFrame  # from `draw_mixture`
+    left_out: Mapping[str, str]  # parts without rows → why
 
     @property
     def structures(self) -> list[str]:
@@ -46,52 +46,52 @@ class Results:
 
     @property
     def source_clean(self) -> pd.DataFrame:
-        """The predictions of the net that was attacked, on clean images."""
+        """Return the predictions of the pretrained net, against which the stored attacks were made, on clean images."""
         return self.predictions[(self.predictions["structure"] == BASELINE) & (self.predictions["attack"] == CLEAN)]
 
     @cached_property
     def attack_facts(self) -> pd.DataFrame:
-        """The columns of `attack_facts` by split and attack."""
+        """Return what each stored attack does: the columns split, attack and those of the function `attack_facts`."""
         facts = attack_facts(self.stored, self.source_clean)
         return full(facts, [EVALUATED_SPLITS, self.attacks], ["split", "attack"])
 
     @cached_property
     def on_mixture(self) -> pd.DataFrame:
-        """Every structure against every other on the mixture, from statistics.comparisons by split and attack."""
+        """Compare the structures with each other on the mixture: statistics.comparisons by split and attack."""
         rows = self.mixture.assign(attack=MIXTURE)
         return statistics.comparisons(rows, self.structures, ["split", "attack"])
 
     def compared(self, split: str, structure: str, other: str) -> dict[str, Any]:
-        """What the comparison of two structures on the mixture says."""
-        return {str(key): value for key, value in self._compared[(split, MIXTURE, structure, other)].items()}
+        """Return the row of `on_mixture` that compares a structure with another."""
+        return {str(key): value for key, value in self._mixture_comparisons[(split, MIXTURE, structure, other)].items()}
 
     @cached_property
-    def _compared(self) -> dict[Any, dict[Any, Any]]:
+    def _mixture_comparisons(self) -> dict[Any, dict[Any, Any]]:
         return self.on_mixture.to_dict("index")
 
     @cached_property
     def on_attacks(self) -> pd.DataFrame:
-        """The same on clean images and under each stored attack."""
+        """Compare the structures likewise on clean images and under each stored attack."""
         return statistics.comparisons(self.predictions, self.structures, ["split", "attack"])
 
     @cached_property
     def detected(self) -> dict[tuple[str, str], dict[str, float]]:
-        """How each structure's detector does on the mixture, as `detector_facts`, by structure and split."""
+        """Return how each structure's detector does on the mixture: `detector_facts` by structure and split."""
         by_group = dict(list(self.mixture.groupby(["structure", "split"])))
-        none = self.mixture.iloc[:0]
+        no_rows = self.mixture.iloc[:0]
         return {
-            (name, split): detector_facts(by_group.get((name, split), none))
+            (name, split): detector_facts(by_group.get((name, split), no_rows))
             for name in self.detectors
             for split in EVALUATED_SPLITS
         }
 
     def why_left_out(self, part: str) -> str:
-        """What a section says whose rows were left out."""
+        """Return the sentence of a section whose rows were left out."""
         return f"Left out of this run: {escape.markdown(self.left_out[part])}."
 
 
 def gather(params: Params, layout: Layout, left_out: Mapping[str, str]) -> Results:
-    """Read what the sections share; InputError where a part of it is missing or does not fit the clean images."""
+    """Read a run's results. Raises InputError where a part is missing or does not fit the clean images."""
     clean = read.clean(layout)
     stored = read.stored(params, layout, clean)
     parts = [read.predictions(params, layout, structure, clean) for structure in params.structures]
@@ -103,7 +103,10 @@ def gather(params: Params, layout: Layout, left_out: Mapping[str, str]) -> Resul
 def draw_mixture(
     params: Params, adv_ratio: float, clean: dict[str, store.Images], predictions: pd.DataFrame, stored: pd.DataFrame
 ) -> pd.DataFrame:
-    """The predictions that the draw with this adversarial share picks, with `adversarial`."""
+    """Return the predictions of a mixture with this adversarial share, with the column `adversarial`.
+
+    The mixture is the same for every structure: each image once, clean or under one of the seen attacks.
+    """
     draws = [
         statistics.draw_mixture(
             clean[split].index, clean[split].label, list(params.attacks), adv_ratio, params.seed, split
@@ -115,13 +118,15 @@ def draw_mixture(
 
 
 def detector_verdicts(mixture: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a mixture with `correct` for the detector's verdicts in place of the classifier's."""
+    """Return a mixture whose column `correct` is of the detector's verdicts instead of the classifier's."""
     return mixture.assign(correct=(mixture["detector_score"] > 0.5) == mixture["adversarial"])
 
 
 def detector_facts(mixture: pd.DataFrame) -> dict[str, float]:
-    """How a detector does on a mixture: accuracy, ci_low, ci_high and sd of its verdicts, and majority, auroc and
-    tpr_at_fpr05 of statistics.detector_metrics, of several trainings their mean; nan for what is not defined.
+    """Return how a detector does on a mixture; nan stands for what is not defined.
+
+    The keys are accuracy, ci_low, ci_high and sd of its verdicts, and majority, auroc and tpr_at_fpr05 of
+    statistics.detector_metrics, which are means over the trainings.
 
     mixture: the rows of one structure and split.
     """
@@ -137,7 +142,7 @@ def detector_facts(mixture: pd.DataFrame) -> dict[str, float]:
 
 
 def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFrame:
-    """What each stored attack does to the source model; one row per (split, attack), which are the index.
+    """Count what each stored attack does to the source model; one row per (split, attack), which are the index.
 
     stored: the stored attacks.  source_clean: the source model's predictions on the clean images.
     Columns: success (share of the images classified correctly when clean that are classified wrongly as stored),
@@ -169,10 +174,10 @@ def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFra
     )
     counts = list(zip(table["fooled"].astype(int), table["correct_before"].astype(int), strict=True))
     table["success"] = [fooled / correct if correct else float("nan") for fooled, correct in counts]
-    for way in ("float", "rounded"):
-        told = grouped[f"prediction_{way}"].count() == table["images"]
-        share = grouped[f"fooled_{way}"].sum() / table["correct_before"].replace(0, np.nan)
-        table[f"success_{way}"] = share.where(told)
+    for state in ("float", "rounded"):
+        is_known = grouped[f"prediction_{state}"].count() == table["images"]
+        share = grouped[f"fooled_{state}"].sum() / table["correct_before"].replace(0, np.nan)
+        table[f"success_{state}"] = share.where(is_known)
     table[["ci_low", "ci_high"]] = np.array([statistics.wilson(*count) for count in counts], float).reshape(-1, 2)
     return table[
         [

@@ -1,4 +1,4 @@
-"""A table as data (.csv, one figure a row) and for reading (.md, .tex), and how its cells are written."""
+"""Write tables as data (.csv, one figure a row) and for reading (.md, .tex), and format their cells."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,10 @@ ACCURACY = ("accuracy", "ci_low", "ci_high", "sd")
 
 @dataclass(frozen=True)
 class Table:
-    """tidy: one figure a row.  wide: heading → the frame to read; the heading is empty where there is one frame."""
+    """Hold a table's data in `tidy`, one figure a row, and the frames to read in `wide`, by their headings.
+
+    The heading is empty where there is only one frame.
+    """
 
     name: str
     caption: str
@@ -38,64 +41,66 @@ class Table:
 
     @property
     def label(self) -> str:
-        """`Table 2.` where the paper has one of that number."""
+        """Return a label such as `Table 2.`, empty for a table that has no number in the paper."""
         number = self.name.removeprefix("table")
         return f"Table {number}." if number.isdigit() else ""
 
 
 def plain(name: str, caption: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
-    """A table whose one frame is data and reading at once; its cells are printed as they are."""
+    """Make a table whose one frame serves both as data and for reading; its cells are printed as they are."""
     return Table(name, caption, frame, {"": frame.astype(str)}, list(notes))
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure for reading; `-` for what is not known."""
+    """Format a figure; `-` stands for what is not known."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def with_interval(value: float, low: float, high: float, sd: float = math.nan) -> str:
-    """A figure with its interval, as in `0.841 [0.800, 0.875]`; over several trainings `0.841 ± 0.006 [0.800, 0.875]`,
-    their standard deviation."""
+    """Format a figure with its interval, as in `0.841 [0.800, 0.875]`.
+
+    Over several trainings their standard deviation comes between the two: `0.841 ± 0.006 [0.800, 0.875]`.
+    """
     spread = "" if math.isnan(sd) else f" ± {number(sd)}"
     return "-" if math.isnan(value) else f"{number(value)}{spread} [{number(low)}, {number(high)}]"
 
 
 def intervals(frame: pd.DataFrame, *columns: str) -> list[str]:
-    """Figures with their intervals.  columns: of a figure, its ends and, if there are several trainings, its sd."""
+    """Format a column with its intervals.  columns: the figure, its interval's ends and, where there is one, its sd."""
     return [with_interval(*row) for row in frame[list(columns)].to_numpy(float)]
 
 
 def levels(radius: float | None) -> str:
-    """A radius in 8-bit levels, as the store keeps it; empty where there is none."""
+    """Format a radius in 8-bit levels, as the store keeps it; empty where there is none."""
     return "" if radius is None or math.isnan(radius) else f"{round(255 * radius)}/255"
 
 
 def radius(attack: Attack) -> str:
-    """The ball that an attack keeps to, as `Linf 8/255` or `L2 0.5`; empty for one without."""
+    """Format an attack's radius, as in `Linf 8/255` or `L2 0.5`; empty for an attack without one."""
     if attack.linf is not None:
         return f"Linf {round(255 * attack.linf)}/255"
     return "" if attack.l2 is None else f"L2 {attack.l2:g}"
 
 
 def attack_title(params: Params, attack: str) -> str:
-    """The attack's name, marked where nobody trained on it."""
+    """Return the attack's name, with `(unseen)` where no structure trained on it."""
     return f"{attack} (unseen)" if attack in params.unseen_attacks else attack
 
 
 def records(frame: pd.DataFrame) -> Iterator[Any]:
-    """The rows of a frame, their cells as attributes."""
+    """Iterate over the rows of a frame; cells are attributes."""
     return iter(frame.itertuples())
 
 
 def full(frame: pd.DataFrame, levels: Sequence[Sequence[str]], names: list[str]) -> pd.DataFrame:
-    """Every combination in its order, so that a split without images shows as empty cells and not as missing rows."""
-    whole = frame.reindex(pd.MultiIndex.from_product(levels, names=names)).reset_index()
-    counts = whole.columns.intersection(["images", "unchanged", "correct_before"])
-    return whole.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
+    """Give a frame a row for every combination of the levels, in order; empty cells stand where the frame has none."""
+    rows = frame.reindex(pd.MultiIndex.from_product(levels, names=names)).reset_index()
+    counts = rows.columns.intersection(["images", "unchanged", "correct_before"])
+    return rows.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
 
 
 def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """A model's accuracy on the clean images and under each stored attack, for reading; a column a split.
+    """Return the frame to read of a model's accuracy on clean images and under each stored attack; a column a split.
 
     accuracy: from statistics.accuracies by split and attack.
     """
@@ -108,13 +113,13 @@ def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 def grid(frame: pd.DataFrame) -> str:
-    """A frame as a Markdown table that shows headings and cells as they are."""
+    """Write a frame as a Markdown table, in which headings and cells are escaped."""
     text: str = _escaped(frame, escape.markdown).to_markdown(index=False, disable_numparse=True)
     return text
 
 
 def markdown(table: Table) -> str:
-    """The caption, the frames to read and the notes."""
+    """Write a table in Markdown: caption, frames to read and notes."""
     parts = [f"**{table.label}** {table.caption}" if table.label else table.caption]
     for heading, frame in table.wide.items():
         parts += [f"*{escape.markdown(heading)}*"] if heading else []
@@ -123,7 +128,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """One table environment a frame; needs the package booktabs, and a font encoding with the letters (T1)."""
+    """Write a table in LaTeX, one environment a frame; it needs the package booktabs and a font encoding such as T1."""
     parts = []
     for heading, frame in table.wide.items():
         caption = f"{table.caption} {heading}." if heading else table.caption
@@ -133,8 +138,8 @@ def latex(table: Table) -> str:
     return "\n".join(parts)
 
 
-def _escaped(frame: pd.DataFrame, how: Callable[[str], str]) -> pd.DataFrame:
-    return frame.astype(str).map(how).set_axis([how(str(name)) for name in frame.columns], axis=1)
+def _escaped(frame: pd.DataFrame, escape_text: Callable[[str], str]) -> pd.DataFrame:
+    return frame.astype(str).map(escape_text).set_axis([escape_text(str(name)) for name in frame.columns], axis=1)
 
 
 def save(table: Table, folder: Path, tex: Path) -> None:

@@ -1,4 +1,4 @@
-"""Table 3: detector input × adversarial share × layers, a report of its own (studies/table3/)."""
+"""Write Table 3, detector input × adversarial share × layers: a report of its own (studies/table3/)."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ from sparring.report.results import detector_verdicts, draw_mixture
 from sparring.report.table import ACCURACY, INTERVALS, SPLIT_TITLES, Table, full, intervals, number
 from sparring.store import Images
 
-DETECTED = ("detector_accuracy", "detector_low", "detector_high", "detector_sd")
+DETECTOR_ACCURACY = ("detector_accuracy", "detector_low", "detector_high", "detector_sd")
 
 
 def write(params: Params, rows: dict[str, Row], layout: Layout = HERE) -> None:
@@ -33,7 +33,7 @@ def write(params: Params, rows: dict[str, Row], layout: Layout = HERE) -> None:
 
 
 def _facts(params: Params, layout: Layout, rows: dict[str, Row], clean: dict[str, Images]) -> pd.DataFrame:
-    """What each row scores on a mixture with its own adversarial share and on one with mixture.adv_ratio.
+    """Return each row's scores on a mixture with its own adversarial share and on one with mixture.adv_ratio.
 
     Index: split, row, mixture (own | fixed); columns: majority, detector_accuracy, detector_low, detector_high,
     detector_sd, auroc, accuracy, ci_low, ci_high, images, sd.
@@ -46,19 +46,19 @@ def _facts(params: Params, layout: Layout, rows: dict[str, Row], clean: dict[str
             mixture = draw_mixture(params, adv_ratio, clean, predictions, stored)
             classified = statistics.accuracies(mixture, ["split"])
             detected = statistics.accuracies(detector_verdicts(mixture), ["split"]).drop(columns="images")
-            detected.columns = pd.Index(DETECTED)
+            detected.columns = pd.Index(DETECTOR_ACCURACY)
             for split, part in mixture.groupby("split"):
                 adversarial, score = part["adversarial"].to_numpy(bool), part["detector_score"].to_numpy(float)
                 metrics = statistics.detector_metrics(adversarial, score)
                 fact = {"split": split, "row": name, "mixture": kind, **detected.loc[split], **classified.loc[split]}
                 facts.append(fact | {key: metrics[key] for key in ("majority", "auroc")})
     index = ["split", "row", "mixture"]
-    columns = ["majority", *DETECTED, "auroc", "accuracy", "ci_low", "ci_high", "images", "sd"]
+    columns = ["majority", *DETECTOR_ACCURACY, "auroc", "accuracy", "ci_low", "ci_high", "images", "sd"]
     return pd.DataFrame(facts, columns=[*index, *columns]).set_index(index).astype(float)
 
 
 def _table(params: Params, settings: dict[str, Row], facts: pd.DataFrame, note: str) -> Table:
-    """facts: from `_facts`.  note: what to say of the paper's columns."""
+    """Return Table 3.  facts: from `_facts`.  note: what to say of the paper's columns."""
     tidy = _tidy(params, settings, facts)
     wide = {SPLIT_TITLES[split]: _wide(params, tidy[tidy["split"] == split]) for split in EVALUATED_SPLITS}
     return Table(
@@ -81,14 +81,14 @@ def _table(params: Params, settings: dict[str, Row], facts: pd.DataFrame, note: 
 
 
 def _tidy(params: Params, settings: dict[str, Row], facts: pd.DataFrame) -> pd.DataFrame:
-    """The facts beside each row's settings and the paper's figures."""
+    """Put each row's settings and the paper's figures beside the facts."""
     published = paper.ablation().rename(
         columns={"detector_accuracy": "paper_detector_accuracy", "classification_accuracy": "paper"}
     )
-    varied = pd.DataFrame([{"row": name, **row.model_dump()} for name, row in settings.items()])
-    varied = varied.merge(published, on=list(Row.model_fields), how="left", validate="many_to_one")
+    row_settings = pd.DataFrame([{"row": name, **row.model_dump()} for name, row in settings.items()])
+    row_settings = row_settings.merge(published, on=list(Row.model_fields), how="left", validate="many_to_one")
     tidy = full(facts, [EVALUATED_SPLITS, tuple(settings), ("own", "fixed")], ["split", "row", "mixture"])
-    tidy = tidy.merge(varied, on="row", validate="many_to_one")
+    tidy = tidy.merge(row_settings, on="row", validate="many_to_one")
     tidy.insert(3, "mixture_ratio", tidy["adv_ratio"].where(tidy["mixture"] == "own", params.mixture.adv_ratio))
     for place, name in enumerate(Row.model_fields, 2):
         tidy.insert(place, name, tidy.pop(name))
@@ -98,7 +98,7 @@ def _tidy(params: Params, settings: dict[str, Row], facts: pd.DataFrame) -> pd.D
 
 
 def _wide(params: Params, tidy: pd.DataFrame) -> pd.DataFrame:
-    """The frame to read, of one split."""
+    """Return the frame to read.  tidy: the rows of one split."""
     columns: dict[str, Any] = {}
     for kind, suffix in (("own", ""), ("fixed", f" at {params.mixture.adv_ratio:g}")):
         rows = tidy[tidy["mixture"] == kind]
@@ -106,7 +106,7 @@ def _wide(params: Params, tidy: pd.DataFrame) -> pd.DataFrame:
             columns |= {"input": list(rows["input"]), "share": [f"{share:g}" for share in rows["adv_ratio"]]}
             columns |= {"layers": [str(layers) for layers in rows["layers"]]}
         columns[f"majority{suffix}"] = [number(value) for value in rows["majority"]]
-        columns[f"detector{suffix}"] = intervals(rows, *DETECTED)
+        columns[f"detector{suffix}"] = intervals(rows, *DETECTOR_ACCURACY)
         columns[f"AUROC{suffix}"] = [number(value) for value in rows["auroc"]]
         columns[f"accuracy{suffix}"] = intervals(rows, *ACCURACY)
         if kind == "own":

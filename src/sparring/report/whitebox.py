@@ -1,4 +1,4 @@
-"""White-box: accuracy under attacks aimed at each structure itself, worst cases, and the curve over radii."""
+"""Make the white-box section: accuracy under attacks aimed at each structure, worst cases, the curve over radii."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,10 @@ WORST, ANY = "worst case", "any of these"
 
 @dataclass(frozen=True)
 class Numbers:
-    """What is known before anything is drawn.  rows: from `read.whitebox`.  compared: from `comparisons`."""
+    """Hold the section's numbers, counted before anything is drawn.
+
+    rows: from `read.whitebox`.  compared: from `comparisons`.
+    """
 
     rows: pd.DataFrame
     accuracy: Table
@@ -42,7 +45,7 @@ class Numbers:
 
     @property
     def worst(self) -> pd.DataFrame:
-        """The worst case within any radius by structure; trainings, and the side of its difference to the baseline."""
+        """Return the worst case within any radius by structure, with `trainings` and `side` against the baseline."""
         sides, rows = self.compared["side"], worst(self.accuracy.tidy)
         case = ("test", f"{WORST}, {ANY}")
         side = [sides.get((*case, name, BASELINE), 0) for name in rows.index]
@@ -50,14 +53,14 @@ class Numbers:
 
     @property
     def compared_in_worst(self) -> dict[Any, dict[Any, Any]]:
-        """Every structure against every other in that case, by structure and other."""
+        """Return the comparisons of structures in that worst case, by structure and other."""
         rows: dict[Any, dict[Any, Any]] = self.compared.to_dict("index")
         case = ("test", f"{WORST}, {ANY}")
         return {key[2:]: row for key, row in rows.items() if key[:2] == case}
 
 
 def numbers(results: Results) -> Numbers:
-    """Read and count what the section shows."""
+    """Read the predictions under white-box attacks, and count what the section shows."""
     params = results.params
     rows = read.whitebox(params, results.layout, results.clean["test"])
     cases = worst_cases(params, rows)
@@ -71,8 +74,10 @@ def numbers(results: Results) -> Numbers:
 
 
 def section(results: Results, numbers: Numbers, timings: Sequence[dict[str, Any]], folder: Path) -> Section:
-    """Warnings come first. The figure's numbers are written as .csv too.  numbers: from `numbers`.  timings: of stages,
-    from `read.timings`."""
+    """Make the section, warnings first, and write the figure and, as .csv, its numbers.
+
+    numbers: from `numbers`.  timings: of stages, from `read.timings`.
+    """
     params = results.params
     if "whitebox" in results.left_out:
         return Section(TITLE, [results.why_left_out("whitebox")])
@@ -122,13 +127,13 @@ def price(params: Params, numbers: Numbers, timings: Sequence[dict[str, Any]]) -
 
 
 def worst_cases(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per (radius, structure, seed, index) with `correct`: whether the image withstood every attack.
+    """Return a row per (radius, structure, seed, index) whose `correct` says whether the image withstood every attack.
 
-    Whatever attack made an image, it counts for each ball that it lies in: those of `whitebox.attacks` and AutoAttack.
-    A clean image lies in all of them. Without any ball, every image counts for ANY,
-    which stands where else a radius stands.
+    The radii are those of `whitebox.attacks` and AutoAttack; ANY stands for the union of their balls. An attacked image
+    counts for each radius that it lies within, whichever attack made it; a clean image counts for all. If no attack has
+    a radius, every image counts for ANY.
     """
-    attacks = [params.whitebox.runs[name][0] for name in _in_table(params)]
+    attacks = [params.whitebox.runs[name][0] for name in _attacks_in_table(params)]
     balls = {radius(attack): attack for attack in attacks if radius(attack)}
     inside = {}
     for name, attack in balls.items():
@@ -141,20 +146,20 @@ def worst_cases(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([checks.withstood(rows[within], keys).assign(radius=name) for name, within in inside.items()])
 
 
-def _in_table(params: Params) -> list[str]:
+def _attacks_in_table(params: Params) -> list[str]:
     return [name for name in params.whitebox.runs if name in (*params.whitebox.attacks, AUTOATTACK)]
 
 
 def accuracies(params: Params, rows: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
-    """Columns attack, radius, structure, accuracy, ci_low, ci_high, images, sd, l2_median (of the changes that fool),
-    in the order of the table: clean, each attack, then the worst cases.
+    """Return accuracies in the order of the table: clean, under each attack, then in the worst cases.
 
+    Columns: attack, radius, structure, accuracy, ci_low, ci_high, images, sd, l2_median (of the changes that fool).
     cases: from `worst_cases`.
     """
     single = statistics.accuracies(rows, ["attack", "structure"])
-    fooled = rows[~rows["correct"] & (rows["linf"] > 0)].groupby(["attack", "structure"])["l2"].median()
-    single = single.assign(l2_median=fooled.reindex(single.index).astype(float)).reset_index()
-    radii = {name: radius(params.whitebox.runs[name][0]) for name in _in_table(params)}
+    lengths = rows[~rows["correct"] & (rows["linf"] > 0)].groupby(["attack", "structure"])["l2"].median()
+    single = single.assign(l2_median=lengths.reindex(single.index).astype(float)).reset_index()
+    radii = {name: radius(params.whitebox.runs[name][0]) for name in _attacks_in_table(params)}
     single = single[single["attack"].isin([CLEAN, *radii])].assign(radius=single["attack"].map(radii).fillna(""))
     worst = statistics.accuracies(cases, ["radius", "structure"]).reset_index().assign(attack=WORST)
     columns = ["attack", "radius", "structure", "accuracy", "ci_low", "ci_high", "images", "sd", "l2_median"]
@@ -162,7 +167,7 @@ def accuracies(params: Params, rows: pd.DataFrame, cases: pd.DataFrame) -> pd.Da
 
 
 def comparisons(params: Params, cases: pd.DataFrame) -> pd.DataFrame:
-    """Every structure against every other in each worst case, as statistics.comparisons by split and attack.
+    """Compare the structures with each other in each worst case: statistics.comparisons by split and attack.
 
     cases: from `worst_cases`.
     """
@@ -171,7 +176,7 @@ def comparisons(params: Params, cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(params: Params, accuracy: pd.DataFrame) -> Table:
-    """Structures × attacks, the worst cases last.  accuracy: from `accuracies`."""
+    """Return the table of attacks × structures, the worst cases last.  accuracy: from `accuracies`."""
     structures = list(params.structures)
     kinds = accuracy[["attack", "radius"]].drop_duplicates()
     wide = []
@@ -196,18 +201,18 @@ def table(params: Params, accuracy: pd.DataFrame) -> Table:
             "each radius that it lies within, whichever attack made it, those of the sanity checks and of the curve "
             f"included; `{ANY}` counts what lies within at least one. None of these attackers looks at the detector. "
             + INTERVALS,
-            *_without_radius(accuracy),
+            *_unbounded_note(accuracy),
         ],
     )
 
 
-def _without_radius(accuracy: pd.DataFrame) -> list[str]:
-    free = accuracy[(accuracy["radius"] == "") & accuracy["l2_median"].notna()]
-    if free.empty:
+def _unbounded_note(accuracy: pd.DataFrame) -> list[str]:
+    unbounded = accuracy[(accuracy["radius"] == "") & accuracy["l2_median"].notna()]
+    if unbounded.empty:
         return []
     lengths = [
         f"{escape.markdown(row.attack)} on {escape.markdown(row.structure)} {row.l2_median:.2f}"
-        for row in records(free)
+        for row in records(unbounded)
     ]
     return [
         "An attack without a radius goes as far as it must, so its accuracy alone says nothing: the median L2 length "
@@ -216,30 +221,30 @@ def _without_radius(accuracy: pd.DataFrame) -> list[str]:
 
 
 def summary(accuracy: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, dict[str, object]]:
-    """By structure: accuracy under each attack, worst_case within any radius, and the names of the failed checks.
+    """Return, by structure, accuracy under each attack, in the worst case within any radius, and the failed checks.
 
     accuracy: from `accuracies`.  verdicts: from `checks.verdicts`.
     """
     trees: dict[str, dict[str, object]] = {}
-    lowest = worst(accuracy)["accuracy"]
+    worst_accuracy = worst(accuracy)["accuracy"]
     for structure, rows in accuracy.groupby("structure", sort=False):
         single = rows[rows["attack"] != WORST]
         failed = verdicts[(verdicts["structure"] == structure) & verdicts["passed"].eq(False)]
         trees[str(structure)] = {
             "attacks": dict(zip(single["attack"], single["accuracy"], strict=True)),
-            "worst_case": float(lowest[structure]),
+            "worst_case": float(worst_accuracy[structure]),
             "failed_checks": ", ".join(dict.fromkeys(failed["check"])),
         }
     return trees
 
 
 def worst(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the worst case within any radius, by structure.  accuracy: from `accuracies`."""
+    """Return the rows of the worst case within any radius, by structure.  accuracy: from `accuracies`."""
     return accuracy[accuracy["radius"] == ANY].set_index("structure")
 
 
 def draw_whitebox_curve(folder: Path, table: pd.DataFrame) -> None:
-    """Accuracy by the attack's radius, a line a structure; radii stand side by side, as they double.
+    """Draw accuracy by the attack's radius, a line a structure; radii stand at even distances, as they double.
 
     table: columns structure, eps (in 1/255), accuracy, ci_low, ci_high.
     """

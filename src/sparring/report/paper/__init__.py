@@ -1,4 +1,4 @@
-"""The articles' figures, as published (arXiv 2204.11596v2, and `masking` another's), and what is to be said of them."""
+"""The published figures of the paper (arXiv 2204.11596v2) and of the article on masks and padding, with notes."""
 
 from pathlib import Path
 from typing import Any
@@ -20,32 +20,33 @@ RESTORED = (
 
 
 def intensity() -> "pd.Series[Any]":
-    """Table 1: a number for each attack."""
+    """Return Table 1: the intensity of each attack, in the units of the authors' code."""
     return pd.read_csv(FOLDER / "table1_intensity.csv").set_index("attack")["value"]
 
 
 def mixture(params: Params) -> "pd.Series[Any]":
-    """Table 2: accuracy by structure on a mixture like ours; empty where it has none with that share."""
+    """Return accuracy by structure from Table 2, on the mixture with our adversarial share; empty where it has none."""
     published = pd.read_csv(FOLDER / "table2_mixture.csv")
     return published[published["adv_ratio"] == params.mixture.adv_ratio].set_index("structure")["accuracy"]
 
 
 def ablation() -> pd.DataFrame:
-    """Table 3: input, adv_ratio, layers, detector_accuracy, classification_accuracy."""
+    """Return Table 3: columns input, adv_ratio, layers, detector_accuracy, classification_accuracy."""
     return pd.read_csv(FOLDER / "table3_ablation.csv")
 
 
 def per_attack() -> pd.DataFrame:
-    """Table 4: accuracy in the column `paper`, by structure and attack."""
+    """Return Table 4: columns structure, attack and `paper`, which is the accuracy."""
     published = pd.read_csv(FOLDER / "table4_per_attack.csv")
     return published.melt("structure", var_name="attack", value_name="paper")
 
 
 def masking() -> pd.DataFrame:
-    """The second article's Tables 3 to 6: table, dataset, network, mask_percent (nan but in Table 5), attack, article,
-    which is an accuracy of 0 to 1.
+    """Return Tables 3 to 6 of the article on masks and padding.
 
-    `unstated` is the data set of the faces in Table 6, and the network of Table 5's signs, whose number is illegible.
+    Columns: table, dataset, network, mask_percent (nan but in Table 5), attack and article, an accuracy in 0 to 1.
+    `unstated` stands for the data set of the faces in Table 6, which the article does not name, and for the network of
+    the signs in Table 5, whose number is illegible.
     """
     parts = []
     for path in sorted(FOLDER.glob("mask_padding_table*.csv")):
@@ -61,16 +62,16 @@ def masking() -> pd.DataFrame:
 
 
 def detector(params: Params) -> float | None:
-    """The accuracy of a detector with these settings, where Table 3 has one."""
-    paper = ablation()
+    """Return the accuracy of a detector with these settings and this adversarial share; None where Table 3 has none."""
+    table = ablation()
     settings, ratio = params.detector, params.mixture.adv_ratio
-    same = (paper["input"] == settings.input) & (paper["layers"] == settings.layers) & (paper["adv_ratio"] == ratio)
-    published = paper.loc[same, "detector_accuracy"]
+    rows = (table["input"] == settings.input) & (table["layers"] == settings.layers) & (table["adv_ratio"] == ratio)
+    published = table.loc[rows, "detector_accuracy"]
     return float(published.iloc[0]) if len(published) else None
 
 
 def note(params: Params, clean: dict[str, Images]) -> str:
-    """What the article's figures were measured on, and what ours."""
+    """Say which data, network and epochs the paper's figures come from, and which ours."""
     source = escape.markdown(clean["train"].metadata["source"])
     text = (
         "The paper's figures are for CIFAR-10, a ResNet-34 and 150 epochs (arXiv 2204.11596v2); ours are for "
