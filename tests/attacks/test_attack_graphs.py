@@ -140,8 +140,8 @@ def test_a_batch_shrinks_by_halves(going: list[bool], step: int) -> None:
     mask = torch.tensor(going)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs, "in_halves", lambda device: True)
-        rows = graphs.staying(mask, step)
-    if step % graphs.EVERY:
+        rows = graphs.rows_to_keep(mask, step)
+    if step % graphs.CHECK_INTERVAL:
         assert rows is None
         return
     sizes = [len(going) >> halvings for halvings in range(8)]

@@ -36,7 +36,7 @@ class Counted(torch.nn.Module):
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.integers(0, 2**31), st.floats(0, 1.0), st.booleans())
-def test_the_judge_is_right_whatever_a_copy_is_wrong_by(seed: int, wrong: float, held: bool) -> None:
+def test_the_judge_is_right_whatever_a_copy_is_wrong_by(seed: int, wrong: float, retained: bool) -> None:
     chance = torch.Generator().manual_seed(seed)
     net, images = Counted(seed), torch.rand(60, 3, 2, 2, generator=chance)
     logits = net(images)
@@ -49,7 +49,7 @@ def test_the_judge_is_right_whatever_a_copy_is_wrong_by(seed: int, wrong: float,
     def asked(bounds: dict[str, float]) -> storage.Judge:
         judge = storage.Judge(net, 16, ["prediction"], bounds)  # type: ignore[arg-type]
         for rows in torch.arange(60).split(16):
-            judge.see("prediction", images[rows], copied[rows], held=held)
+            judge.add("prediction", images[rows], copied[rows], retained=retained)
         assert judge.predictions()["prediction"].tolist() == truth.tolist()
         return judge
 
@@ -66,7 +66,7 @@ def test_the_judge_is_right_whatever_a_copy_is_wrong_by(seed: int, wrong: float,
 def test_what_is_no_number_is_decided_by_the_net_itself() -> None:
     net, images = Counted(0), torch.rand(8, 3, 2, 2)
     judge = storage.Judge(net, 4, ["prediction"], {"prediction": 0.1})  # type: ignore[arg-type]
-    judge.see("prediction", images, torch.full((8, 5), torch.nan))
+    judge.add("prediction", images, torch.full((8, 5), torch.nan))
     assert judge.predictions()["prediction"].tolist() == net(images).argmax(1).tolist()
 
 
@@ -81,7 +81,7 @@ def test_the_search_finds_where_a_falling_function_crosses(root: float, bend: fl
     search = storage._Search(value(torch.zeros(1)))
     passes, row = 0, torch.zeros(1, dtype=torch.int64)
     while search.open.any():
-        search.see(row, value(search.next))
+        search.observe(row, value(search.next))
         passes += 1
         assert passes <= 40
     low, high = float(search.low), float(search.high)
@@ -96,7 +96,7 @@ def test_a_function_that_never_crosses_ends_the_search() -> None:
         search, row = storage._Search(torch.tensor([value])), torch.zeros(1, dtype=torch.int64)
         for _ in range(20):
             if search.open.any():
-                search.see(row, torch.tensor([value]))
+                search.observe(row, torch.tensor([value]))
         assert not search.open.any()
         assert (search.low if value > 0 else 1 / search.high) >= (end if value > 0 else 1 / end)
 

@@ -50,11 +50,11 @@ def attack_images(
 
     metadata = {"shape": list(images.image.shape[1:]), "attack": name}
     parts = []
-    for shard, path in generation.kept_paths(folder / name, images[only], settings.store.batch_size):
+    for shard, path in generation.shards_and_paths(folder / name, images[only], settings.store.batch_size):
         path = path.with_stem(f"{path.stem}-{_digest(shard)}")
         if not (generation.is_finished(path, shard) or goes_on(len(shard))):
             break
-        generation.kept(path, shard, make, metadata, advance)
+        generation.write_unless_finished(path, shard, make, metadata, advance)
         parts.append(store.read(path))
     attacked = store.joined(parts) if parts else images[:0]
     rows = predict(attacked)
