@@ -176,7 +176,7 @@ def read(
 def noted(path: Path) -> dict[str, object] | None:
     """What Sparring noted in a safetensors file; None for one from elsewhere. Raises InputError where it is none."""
     try:
-        return model_files.noted(path)
+        return model_files.facts_or_none(path)
     except InputError as error:
         raise InputError(f"{path} is not a safetensors file ({reason(error.__cause__ or error)})") from error
 
@@ -204,7 +204,7 @@ def fill(net: nn.Module, path: Path, classes: int, size: int) -> None:
     name, (found, wanted) = next(iter(wrong.items()))
     raise InputError(
         f"{path} holds another architecture (of images of {size} pixels and {classes} classes): {name} is "
-        f"{model_files.words(found)}, not {model_files.words(wanted)}; name its own with --network"
+        f"{model_files.shape_text(found)}, not {model_files.shape_text(wanted)}; name its own with --network"
     )
 
 

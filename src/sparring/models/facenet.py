@@ -1,4 +1,4 @@
-"""Inception-ResNet-v1 (Szegedy et al., 2017, arXiv 1602.07261), as FaceNet, with a layer for classes."""
+"""FaceNet's network: Inception-ResNet-v1 (Szegedy et al., 2017, arXiv 1602.07261), with a layer for classes."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from sparring.models.signs_and_faces import Staged
 
 SIDE = 80  # pixels; its layers need 75
 EMBEDDING = 512
-DEPTHS = (5, 10, 5)  # blocks of each kind; one more of the last kind follows, without scaling and rectifier
+DEPTHS = (5, 10, 5)  # blocks of each kind; one more of the last kind follows, without scaling and ReLU
 
 
 def create(classes: int, width_factor: float, dropout: float) -> Staged:
-    """The network with random weights. Images of any size are first brought to 80×80 pixels.
+    """Create the network with random weights. It resizes images of any size to 80×80 pixels.
 
-    width_factor: by which all numbers of channels are multiplied.  dropout: share of the pooled features that is left
-    out in training.
+    width_factor: by which all numbers of channels are multiplied.  dropout: share of the pooled features that is
+    dropped in training.
     """
 
     def wide(channels: int) -> int:
@@ -79,7 +79,7 @@ def _coarse(wide: Callable[[int], int], before: int, channels: int) -> nn.Module
 
 
 class _Conv(nn.Sequential):
-    """A convolution, BatchNorm and rectifier.  kernel: side, or height and width."""
+    """A convolution with BatchNorm and ReLU.  kernel: side, or height and width."""
 
     def __init__(
         self,
@@ -97,10 +97,10 @@ class _Conv(nn.Sequential):
 
 
 class _Residual(nn.Module):
-    """x + scale × a 1×1 convolution of the branches, side by side; then, but for the last block, a rectifier."""
+    """Adds scale × a 1×1 convolution of the concatenated branches to its input. ReLU follows but in the last block."""
 
     def __init__(self, branches: list[nn.Module], width: int, channels: int, scale: float, rectified: bool) -> None:
-        """width: channels of all branches together.  channels: those of x."""
+        """width: channels of all branches together.  channels: those of the input."""
         super().__init__()
         self.branches = nn.ModuleList(branches)
         self.join = nn.Conv2d(width, channels, 1)
@@ -140,7 +140,7 @@ def _block_8(channels: int, width: int, scale: float, rectified: bool = True) ->
 
 
 class _Reduction(nn.Module):
-    """Branches of half the resolution side by side, the last of which is a pool of the maximum."""
+    """Concatenates branches of half the resolution, the last of which is a max-pool."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
