@@ -144,7 +144,7 @@ def _trained(
         step = joint_step(net, helper, detector, settings.training, settings.detector, dtype)
     if name == "evolving":
         still = np.zeros_like(images.image, np.int8)
-        drawn = evolving.alone(settings.evolving, settings.seed)
+        drawn = evolving.evolving_only(settings.evolving, settings.seed)
         opponents = EvolvingOpponents(net, settings.evolving, 0.0, dtype, drawn, lambda epoch: still)
         opponents.versions(0, np.arange(len(images)))
     return step, opponents, net

@@ -56,7 +56,7 @@ def signs(epoch: int = 0) -> np.ndarray:
 
 
 def following(net: Classifier, settings: Evolving, smoothing: float = 0.2) -> EvolvingOpponents:
-    return EvolvingOpponents(net, settings, smoothing, torch.float32, evolving.alone(settings, 0), signs)
+    return EvolvingOpponents(net, settings, smoothing, torch.float32, evolving.evolving_only(settings, 0), signs)
 
 
 def eight(size: int = COUNT) -> Images:
@@ -254,7 +254,7 @@ def test_all_begin_anew_after_so_many_epochs() -> None:
 
 
 def test_a_share_comes_clean() -> None:
-    drawn = evolving.alone(section(adv_ratio=0.3), 4)
+    drawn = evolving.evolving_only(section(adv_ratio=0.3), 4)
     version, evolves = drawn(2, np.arange(5000))
     assert not version.any() and 0.27 < evolves.mean() < 0.33
     assert np.array_equal(drawn(2, np.arange(5000))[1], evolves) and not np.array_equal(

@@ -17,7 +17,7 @@ from sparring.models.resnet import ResNet
 from sparring.params import Params
 from sparring.store import Images
 from sparring.training.gallery import Batch, Gallery
-from sparring.training.loop import Opponents, Shown, fit
+from sparring.training.loop import Opponents, TrainingInput, fit
 from sparring.training.steps import plain_step
 
 CPU = torch.device("cpu")
@@ -30,10 +30,10 @@ class Remembering(Opponents):
         self.visits = torch.zeros(8)
         self.seen: list[tuple[Tensor, ...]] = []
 
-    def show(self, batch: Batch, view: Augmentation, seen: Draw, drawn: Tensor | None) -> Shown:
+    def show(self, batch: Batch, view: Augmentation, seen: Draw, drawn: Tensor | None) -> TrainingInput:
         self.visits[batch.rows] += 1
         self.seen.append((batch.rows, batch.labels, view.boxes))
-        return Shown(batch.images * (self.visits[batch.rows] / 10).view(-1, 1, 1, 1), batch.adversarial)
+        return TrainingInput(batch.images * (self.visits[batch.rows] / 10).view(-1, 1, 1, 1), batch.adversarial)
 
     def state_dict(self) -> dict[str, Any]:
         return {"visits": self.visits}
@@ -59,7 +59,7 @@ def test_opponents_see_rows_and_crops_and_their_state_joins_the_checkpoint(
             checkpoint.due = lambda: True  # type: ignore[method-assign]
             show = opponents.show
 
-            def killed(*batch: Any) -> Shown:
+            def killed(*batch: Any) -> TrainingInput:
                 if len(opponents.seen) == 4:
                     raise KeyboardInterrupt
                 return show(*batch)

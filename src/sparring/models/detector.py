@@ -91,7 +91,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class TransformerDetector(nn.Module):
-    """Tells clean from adversarial images. Feature maps are brought to the shape of the `centre` map and read as tokens."""
+    """Tells clean from adversarial images by feature maps, resized to the `centre` map's shape and read as tokens."""
 
     def __init__(self, settings: Detector, shapes: dict[str, tuple[int, int, int]]) -> None:
         """shapes: (channels, height, width) of every map of the classifier, by name.

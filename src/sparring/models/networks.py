@@ -57,7 +57,7 @@ def frozen(net: Classifier) -> Classifier:
 
 
 def _fold(net: nn.Module) -> None:
-    """Fold, in place, each BatchNorm that alone reads a convolution's output. A net that cannot be traced is left alone."""
+    """Fold, in place, each BatchNorm that alone reads a convolution's output. Change no net that cannot be traced."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
         return
     try:
