@@ -46,18 +46,18 @@ def test_the_judge_is_right_whatever_a_copy_is_wrong_by(seed: int, wrong: float,
     )  # a difference moves by `wrong` at most
     net.sizes.clear()
 
-    def asked(bounds: dict[str, float]) -> storage.Judge:
+    def judge_of_all(bounds: dict[str, float]) -> storage.Judge:
         judge = storage.Judge(net, 16, ["prediction"], bounds)  # type: ignore[arg-type]
         for rows in torch.arange(60).split(16):
             judge.add("prediction", images[rows], copied[rows], retained=retained)
         assert judge.predictions()["prediction"].tolist() == truth.tolist()
         return judge
 
-    facts = asked({}).facts()["prediction"]
+    facts = judge_of_all({}).facts()["prediction"]
     assert facts["exact"] == 60 and net.sizes == [16, 16, 16, 12]
     assert facts["bound"] == pytest.approx(4 * (logits - copied).sub((logits - copied).amin(1, keepdim=True)).max())
     net.sizes.clear()
-    known = asked({"prediction": facts["bound"]}).facts()["prediction"]
+    known = judge_of_all({"prediction": facts["bound"]}).facts()["prediction"]
     near = copied.topk(2, 1).values
     assert known["exact"] == (near[:, 0] - near[:, 1] <= facts["bound"]).sum()
     assert net.sizes == [16] * -(-int(known["exact"]) // 16)  # filled up: a batch of another size rounds differently
@@ -112,8 +112,8 @@ def test_stored_predictions_are_those_of_the_net_in_float32_on_every_image(
     shares = []
     for split in SPLITS:
         stored = store.read(HERE.adversarial / name / f"{split}.parquet")
-        wanted = classifier.predict(channels_last(net, CPU), stored.image, 10, CPU).argmax(1)
-        np.testing.assert_array_equal(stored.columns["prediction"], wanted)
+        expected = classifier.predict(channels_last(net, CPU), stored.image, 10, CPU).argmax(1)
+        np.testing.assert_array_equal(stored.columns["prediction"], expected)
         decided = stored.metadata["decided"]
         assert decided.keys() == set(stored.columns) & {"prediction", "prediction_float"}
         shares.append(decided["prediction"]["in_float32"])

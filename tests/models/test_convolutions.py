@@ -55,8 +55,8 @@ def check(conv: nn.Module) -> None:
     for layout, dtype in itertools.product(LAYOUTS, BOUNDS):
         conv.to(memory_format=layout)
         ours = gradients(conv, images.to(memory_format=layout), dtype)
-        for wanted, gradient in zip(exact, ours, strict=True):
-            error = float((gradient - wanted).norm() / wanted.norm())
+        for expected, gradient in zip(exact, ours, strict=True):
+            error = float((gradient - expected).norm() / expected.norm())
             assert error < BOUNDS[dtype], f"{conv} in {layout} and {dtype} is off by {error:.2g}"
 
 
