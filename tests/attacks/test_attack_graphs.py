@@ -1,4 +1,4 @@
-"""Attacks whose passes are replayed, and whose batches shrink by halves, find what they find without: by a stand-in for
+"""Attacks give the same results where their passes are replayed and their batches shrink by halves. A stand-in replaces
 CUDA's capture on a CPU."""
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ BATCH = 24
 
 
 class Counting:
-    """The stand-in; counts what is recorded and what is replayed."""
+    """Is the stand-in, and counts recordings and replays."""
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
@@ -56,7 +56,7 @@ class Counting:
 def batches(
     model: torch.nn.Module, images: Tensor, labels: Tensor, entry: tuple[str, dict[str, Any]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Four batches and a smaller one, attacked one after another."""
+    """Attack four batches and a smaller one. Return their images, their labels and the attacked images."""
     chance = torch.Generator().manual_seed(0)
     method, arguments = entry
     function, results = attacks.find(method), []
@@ -108,7 +108,7 @@ def test_halves_and_replays_find_the_same_images(
 def test_what_is_finished_stays_as_it_is(
     net: ResNet, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image that is wrong to begin with comes back as it was, though it stays in the batch."""
+    """An image that is misclassified from the start comes back unchanged, though it stays in the batch."""
     monkeypatch.setattr(graphs, "in_halves", lambda device: True)
     wrong = labels.clone()
     wrong[::3] = (net(images[::3]).argmax(1) + 1) % 10
@@ -153,7 +153,7 @@ def test_a_batch_shrinks_by_halves(active: list[bool], step: int) -> None:
 
 
 def test_a_replay_keeps_no_history_of_what_it_was_given(net: ResNet, images: Tensor, labels: Tensor) -> None:
-    """NST hands over images that take a gradient; copied as they are, each step would hold on to the last."""
+    """NST passes images that require a gradient. Copied with their history, each step would keep the last graph."""
     model = engine.Fast(net, CPU, torch.float32)
     model.graphs = Graphs(Counting())
     batches(model, images, labels, FIXED["nst maps"])

@@ -1,4 +1,4 @@
-"""The attacks against the same attacks of torchattacks and foolbox."""
+"""Compares the attacks with the same attacks of torchattacks and foolbox."""
 
 from collections.abc import Callable
 from functools import partial
@@ -60,7 +60,7 @@ def test_the_first_step_of_bim_has_its_own_size(net: ResNet, images: Tensor, lab
 
 
 def compare(net: ResNet, images: Tensor, labels: Tensor, adversarial: Tensor, peer: Tensor) -> None:
-    """Success within a point of the peer's or better, median L2 within 2 % of the peer's or better."""
+    """Check that success is at most a point below the peer's, and the median L2 at most 2 % above it."""
     fooled_by_ours, fooled_by_peer = fooled(net, images, labels, adversarial), fooled(net, images, labels, peer)
     right = (net(images).argmax(1) == labels).sum()
     assert fooled_by_peer.sum() > right / 4, "the peer fools too few images to compare with"

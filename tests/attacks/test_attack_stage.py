@@ -1,4 +1,4 @@
-"""How an attack runs: in what memory there is, compiled or not, killed and gone on with, and as a stage."""
+"""Tests how an attack runs: with little memory, compiled or not, killed and resumed, and as a stage."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What becomes of attacked images when they are stored: they keep to their balls, and fool as stored."""
+"""Attacked images stay in their balls when they are stored, and fool as stored."""
 
 from collections.abc import Callable
 from typing import Any
@@ -142,7 +142,7 @@ def test_what_fools_as_floats_fools_as_stored(
 
 
 class Line(torch.nn.Module):
-    """Two classes on either side of a flat boundary: the least change that crosses it is known."""
+    """Has two classes and a flat boundary between them, so that the least change that crosses it is known."""
 
     def __init__(self, weight: Tensor, bias: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Each attack on its own, and those of torchattacks by name."""
+"""Tests each attack on its own, and those of torchattacks by name."""
 
 import inspect
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the original net says of stored images is exact, though a copy sees most of them alone; and the search for the
+"""The judge's predictions are exactly the original net's, though most images pass its copy alone. The search for the
 least scale finds it in few passes."""
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from sparring.params.names import SPLITS
 
 
 class Counted(torch.nn.Module):
-    """A linear net that counts the batches and images it sees."""
+    """Is a linear net that records the sizes of its batches."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def test_what_is_no_number_is_decided_by_the_net_itself() -> None:
 @settings(deadline=None, max_examples=200, derandomize=True)
 @given(st.floats(0.08, 14), st.floats(0.2, 4), st.floats(0.1, 30))
 def test_the_search_finds_where_a_falling_function_crosses(root: float, bend: float, size: float) -> None:
-    """A power of the scale, from a straight line (bend 1) to one that hardly falls before the root or behind it."""
+    """The function is a power of the scale: a straight line (bend 1), or flat before or behind the root."""
 
     def value(scale: Tensor) -> Tensor:
         return size * (1 - (scale / root) ** bend)
@@ -105,7 +105,7 @@ def test_a_function_that_never_crosses_ends_the_search() -> None:
 def test_stored_predictions_are_those_of_the_net_in_float32_on_every_image(
     project: Path, tiny: Callable[..., Params], name: str
 ) -> None:
-    """With gradients, and so the copy's opinion, in bfloat16; and shards of which the first alone is measured on."""
+    """The copy computes in bfloat16, and only on the first shard is its error measured."""
     settings = tiny(precision="bfloat16", store={"shard_size": 20, "batch_size": 10})
     generation.attack_splits(settings, name)
     net = networks.load(settings.network, [str(digit) for digit in range(10)], 16, HERE.pretrained)

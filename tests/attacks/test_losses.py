@@ -1,4 +1,4 @@
-"""How sure of its answer a net is must not weaken an attack: losses, and every attack that follows their gradients."""
+"""A net's confidence must not weaken an attack: tests the losses, and every attack that follows their gradients."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ EPS = 0.05
 
 
 class Scaled(nn.Module):
-    """The same decisions as `net`, with logits that are so many times as large."""
+    """Makes the decisions of `net`, with logits multiplied by `scale`."""
 
     def __init__(self, net: nn.Module, scale: float) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Scaled(nn.Module):
 
 
 class Sure(nn.Module):
-    """`net` with so much added to the logits of the labels that each image has the same margin."""
+    """Is `net`, but adds to the logits of the labels so that each image has the same margin."""
 
     def __init__(self, net: nn.Module, images: Tensor, labels: Tensor, margin: float) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def frozen(net: ResNet) -> nn.Module:
 
 @pytest.fixture
 def images(made: Path) -> Tensor:
-    """460 digits: enough that one of half of them is less than half a point."""
+    """Return 460 digits, so that one image of half of them is less than half a point."""
     parts = [store.read(made / HERE.clean / f"{split}.parquet").image for split in ("train", "test", "heldout")]
     return classifier.to_images(np.concatenate(parts), CPU).contiguous()
 
@@ -179,7 +179,7 @@ def test_larger_logits_leave_no_more_images(
 
 
 def test_cross_entropys_own_gradient_leaves_more(frozen: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """What the test above would find without the log odds."""
+    """The test above would fail without the log odds."""
 
     def accuracy(scale: float) -> float:
         inputs = images.clone().requires_grad_()

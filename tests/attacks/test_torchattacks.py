@@ -1,4 +1,4 @@
-"""Every class of torchattacks is refused when parameters are read, or runs; and what each asks of the data."""
+"""Every class of torchattacks is refused when parameters are read, or runs. Tests too what each needs of the data."""
 
 import inspect
 from collections.abc import Callable
@@ -43,7 +43,7 @@ Opponent = Callable[..., Params]
 
 @pytest.fixture
 def opponent(tiny: Callable[..., Params]) -> Opponent:
-    """Parameters whose one attack is `it`, a class of torchattacks with quick settings."""
+    """Return a function of parameters whose one attack is `it`, a class of torchattacks with quick settings."""
 
     def make(name: str, size: int = SIZE, **arguments: Any) -> Params:
         quick = {
@@ -58,7 +58,7 @@ def opponent(tiny: Callable[..., Params]) -> Opponent:
 
 
 def net_and_images(classes: int, size: int = SIZE, count: int = 3) -> tuple[ResNet, Images]:
-    """A net and images, of which it classifies all but every third as labelled; the highest class among them."""
+    """Create a net, and images of which it classifies all but every third as labelled, the highest class among them."""
     torch.manual_seed(0)
     net = ResNet((1, 1, 1, 1), 4, classes).eval()
     image = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Opponents that follow the net: against the method written out, and what of them survives."""
+"""Tests evolving opponents against the method written out, and that a killed run keeps their state."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +76,7 @@ def view_of(net_sees: str, count: int) -> Augmentation:
 
 @pytest.mark.parametrize(("frame", "consistency"), [("fixed", 10.0), ("moving", 10.0), ("moving", 0.0)])
 def test_the_update_is_that_of_the_method(frame: str, consistency: float) -> None:
-    """Written out image by image and pixel by pixel, in integers; three visits, so that the direction counts."""
+    """The method is written out in integers, image by image. There are three visits, so that the direction counts."""
     net, settings = small(seed=1).train(), section(frame=frame, consistency=consistency)
     plain = small(seed=1).train()
     following_net = following(net, settings)
@@ -143,7 +143,7 @@ def as_kept(values: np.ndarray, lost: np.ndarray, view: Augmentation) -> np.ndar
 
 
 def moved_by_loops(values: np.ndarray, outside: np.ndarray, view: Augmentation, back: bool) -> np.ndarray:
-    """(N, H, W, 3) as the net sees it, or from there back at the image's pixels."""
+    """Shift and mirror (N, H, W, 3) from the image's frame to the frame of the net's input, or back."""
     assert view.shifts is not None
     moved = outside.copy()
     for number, ((across, down), mirrored) in enumerate(
@@ -176,7 +176,7 @@ def run(
     stop: int | None = None,
     record: Callable[[Tensor, Tensor], None] = lambda rows, images: None,
 ) -> tuple[dict[str, Tensor], EvolvingOpponents]:
-    """Trains on eight images; what the net came to, and its opponents.  stop: the batch that is not begun any more."""
+    """Train on eight images. Return the net's tensors and its opponents.  stop: the batch before which it is killed."""
     clean = eight()
     net = small(seed=1)
     step = plain_step(net, settings.training, torch.float32)
@@ -214,7 +214,7 @@ def test_eps_is_never_left(tiny: Callable[..., Params], frame: str) -> None:
 def test_killed_and_resumed_it_ends_with_the_same_bytes(
     tiny: Callable[..., Params], tmp_path: Path, frame: str
 ) -> None:
-    """Also where the epoch that is gone on with is one in which all begin anew."""
+    """This holds too where the resumed epoch is one in which all perturbations begin anew."""
     training = {"epochs": 4, "batch_size": 3, "crop_area": [1.0, 1.0], "shift": 2}
     settings = tiny(training=training, evolving={"frame": frame, "reset": 2})
     expected, undisturbed = run(settings)
@@ -230,7 +230,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(
 
 
 def test_a_state_goes_to_another_device(tiny: Callable[..., Params], tmp_path: Path) -> None:
-    """`meta` stands for another device: what is loaded lies where the net is, and is three bytes a value."""
+    """`meta` stands for another device. A loaded state is on the net's device, and takes three bytes a value."""
     _, following_net = run(tiny(training={"epochs": 1, "batch_size": 3}))
     state = following_net.state_dict()
     assert sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor)) == 3 * (

@@ -1,4 +1,4 @@
-"""What is watched of a net in training, and when it is said to have collapsed."""
+"""Tests what is monitored of a net in training, and when it counts as collapsed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def rows(*pairs: tuple[float, float] | None) -> list[dict[str, float]]:
-    """A history of (accuracy under FGSM, under PGD), None for an epoch that was not monitored."""
+    """Create a history from pairs (accuracy under FGSM, under PGD), None for an epoch that was not monitored."""
     return [{"loss": 1.0} if pair is None else {"fgsm_accuracy": pair[0], "pgd_accuracy": pair[1]} for pair in pairs]
 
 
@@ -80,7 +80,7 @@ def test_a_run_that_collapses_says_so_in_one_line(
 def test_only_who_is_aimed_at_in_training_keeps_the_best_epoch_by_pgd(
     project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A net that PGD leaves nothing of was never as good under it as before it had learned anything."""
+    """A net that ends with no accuracy under PGD has its highest before it has learned anything."""
 
     def of_attacks(*_: object) -> Callable[..., dict[str, float]]:
         return lambda net, epoch: {"fgsm_accuracy": 0.2, "pgd_accuracy": 0.1 / epoch}

@@ -1,4 +1,4 @@
-"""What the training loop asks of opponents."""
+"""Tests how the training loop calls opponents."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Remembering(Opponents):
-    """Opponents with a state: how often each image has come, which they draw on it."""
+    """Have a state: how often each image was visited. They darken each image by it."""
 
     def __init__(self) -> None:
         self.visits = torch.zeros(8)

@@ -1,4 +1,4 @@
-"""The draws: their expectations, their bounds, and what they may depend on."""
+"""Tests the draws: their expectations, their bounds, and what they may depend on."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Random transforms in a structure: in training, against online attackers, at prediction, and attacked themselves."""
+"""Tests random transforms in a structure: in training, under online attacks, at prediction, and as a target."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +108,7 @@ class _Transformed(nn.Module):
 
 
 class _Linear(Classifier):
-    """Two classes, of logits 0 and w · x."""
+    """Has two classes, with logits 0 and w · x."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The detector against PyTorch's own layers and the sizes that the paper gives."""
+"""Compares the detector with PyTorch's own layers and the sizes that the paper gives."""
 
 import math
 
@@ -84,7 +84,7 @@ def test_a_detector_is_a_stack_of_pytorchs_encoder_layers(source: str, count: in
 
 
 def plain_layer(layer: Layer) -> nn.Module:
-    """PyTorch's own pre-norm encoder layer with the same weights."""
+    """Return PyTorch's own pre-norm encoder layer with the same weights."""
     dim = layer.query.in_features
     plain = nn.TransformerEncoderLayer(dim, 4, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True)
     plain.self_attn.in_proj_weight.data = torch.cat([layer.query.weight, layer.key_value.weight])
@@ -114,7 +114,7 @@ def test_a_layer_in_bfloat16_is_as_close_to_float32_as_pytorchs() -> None:
 
 
 def with_gradients(layer: nn.Module, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A layer's tokens, and the gradient of the half of their squares by the tokens that it was given."""
+    """Return a layer's output, and the gradient of half its sum of squares by the input tokens."""
     tokens = tokens.clone().requires_grad_()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         out = layer(tokens).float()

@@ -1,4 +1,4 @@
-"""Classifiers of torchvision by name: their maps, and that everything that works with our ResNet works with them."""
+"""Tests classifiers of torchvision by name: their maps, and that all that works with our ResNet works with them."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ def fails(match: str, call: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    """A net of one family, with BatchNorm averages and a last layer that show."""
+    """Create a net of one family, whose BatchNorm averages and last layer are not trivial."""
     torch.manual_seed(0)
     net = networks.create(Network(name=request.param), CLASSES, SIZE).eval()
     for name, module in net.named_modules():

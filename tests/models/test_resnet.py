@@ -1,4 +1,4 @@
-"""The ResNet, its maps and its frozen copy; model files; predictions."""
+"""Tests the ResNet, its maps and its frozen copy; model files; predictions."""
 
 import copy
 from pathlib import Path

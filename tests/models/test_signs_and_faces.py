@@ -1,4 +1,4 @@
-"""The networks for signs and faces: their layers, by the numbers of their parameters, and what every network does."""
+"""Tests the networks for signs and faces: their layers, by their numbers of parameters, and every network's duties."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def network(name: str, dropout: float = 0.0, width_factor: float = 0.125) -> Net
 
 
 def random_net(name: str, classes: int = 7, size: int = 32, **changes: float) -> Classifier:
-    """A net whose BatchNorm averages and weights are no longer 0 and 1."""
+    """Create a net whose BatchNorm averages and weights are no longer 0 and 1."""
     torch.manual_seed(0)
     net = networks.create(network(name, **changes), classes, size)
     for module in net.modules():
@@ -43,7 +43,7 @@ def count(net: nn.Module) -> int:
 
 
 def conv(channels_in: int, channels: int, kernel: int) -> int:
-    """Of a convolution without bias, and the BatchNorm after it."""
+    """Count the parameters of a convolution without bias, and of the BatchNorm after it."""
     return channels_in * channels * kernel**2 + 2 * channels
 
 

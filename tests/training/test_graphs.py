@@ -1,4 +1,4 @@
-"""A captured step does what the step does, by a stand-in for CUDA's capture."""
+"""A captured step does the same as the step itself. A stand-in replaces CUDA's capture."""
 
 import copy
 import os
@@ -42,7 +42,7 @@ STRUCTURES = {
 
 
 def run(tiny: Callable[..., Params], name: str, checkpoint: Checkpoint | None = None, **changes: Any) -> dict[str, Any]:
-    """A short training: four epochs of five whole batches and a smaller one."""
+    """Run a short training: four epochs of five whole batches and a smaller one."""
     entry = STRUCTURES[name]
     training = {"epochs": 4, "batch_size": 4, "schedule": "one_cycle", "ema": 0.9, "horizontal_flip": True}
     settings = tiny(training=training | {"crop_area": [1.0, 1.0], "shift": 2}, structures={"x": entry}, **changes)
@@ -78,7 +78,7 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, capture: graphs.Capture) -> None:
-    """Has trainings captured as on a GPU, by a stand-in."""
+    """Have trainings captured as on a GPU, by a stand-in."""
 
     def captured(learn: graphs.Learn, optimizers: Any, settings: Training, device: torch.device) -> graphs.Learn:
         return learn if settings.graphs == "off" else graphs.Captured(learn, optimizers, settings.batch_size, capture)
@@ -88,7 +88,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, capture: graphs.Capture) -> None:
 
 @pytest.fixture
 def capturing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Has trainings captured by the stand-in; notes how many captures and replays there were."""
+    """Have trainings captured by the stand-in, and count the captures and replays."""
     noted = [0, 0]
 
     def capture(work: Callable[[], graphs.Sums]) -> tuple[graphs.Sums, Callable[[], graphs.Sums]]:

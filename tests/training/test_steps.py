@@ -1,4 +1,4 @@
-"""Steps, schedules and what is kept of a training: each against a plain version of what the method says."""
+"""Tests steps, schedules and the choice of the final net, each against a plain version of the method."""
 
 import copy
 import math
@@ -51,7 +51,7 @@ def test_a_version_that_an_attack_left_unchanged_is_not_adversarial() -> None:
 
 
 def slow_token(detector: TransformerDetector, maps: dict[str, Tensor]) -> Tensor:
-    """The class token, with attention written out and every token asking in every layer."""
+    """Return the class token, with attention written out, and with queries from every token in every layer."""
     parts = torch.cat([detector.embed[name](maps[name]) for name in detector.inputs], 1).flatten(2)
     flow = parts if detector.by_channel else parts.mT
     flow = torch.cat([detector.class_token.expand(len(flow), -1, -1), flow], 1) + detector.position
@@ -69,7 +69,7 @@ def slow_token(detector: TransformerDetector, maps: dict[str, Tensor]) -> Tensor
 
 
 class SlowSgd:
-    """SGD with momentum and weight decay, as it stands in the textbook."""
+    """Is the textbook's SGD with momentum and weight decay."""
 
     def __init__(self, module: nn.Module, learning_rate: float, momentum: float, decay: float) -> None:
         self.parameters = list(module.parameters())
@@ -190,7 +190,7 @@ def test_plain_steps_are_cross_entropy(tiny: Callable[..., Params]) -> None:
 
 
 def one_cycle(step: int, steps: int) -> float:
-    """Along half a cosine from 1/25 to 1 in the first 30 % of the steps, and down to 1/250,000 in the rest."""
+    """Return the rate's factor: half a cosine from 1/25 to 1 in the first 30 % of the steps, then down to 1/250,000."""
     top = 0.3 * steps - 1
     start, end, share = (1 / 25, 1, step / top) if step <= top else (1, 4e-6, (step - top) / (steps - 1 - top))
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
@@ -250,7 +250,7 @@ def eight() -> Images:
 def fit(
     settings: Params, net: ResNet, step: Step, validation: Images | None = None, monitor: Monitor | None = None
 ) -> pd.DataFrame:
-    """Training on eight images, in three batches an epoch where the batch size is 3."""
+    """Train on eight images, in three batches an epoch where the batch size is 3. Return the history."""
     clean = eight()
     gallery = Gallery(clean.image[None], clean, [], CPU)
     validation_images = clean if validation is None else validation
@@ -303,7 +303,7 @@ def test_smoothed_labels(tiny: Callable[..., Params], smoothing: float) -> None:
 
 
 def counting(net: ResNet, helper: nn.Linear) -> Step:
-    """A step that sets a bias and a running average of the net, and the helper's bias, to its own number."""
+    """Return a step that sets a bias and a running average of the net, and the helper's bias, to the step's number."""
     steps = 0
 
     def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:

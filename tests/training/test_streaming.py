@@ -1,4 +1,4 @@
-"""Training images larger than store.memory_budget: read by row group, and yet the images that memory would give."""
+"""Training images larger than store.memory_budget are read by row group, and are the same as from memory."""
 
 import tempfile
 import tracemalloc
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def versions(count: int, number: int, shape: tuple[int, int, int], halves: bool, seed: int = 0) -> list[Images]:
-    """Random images in so many versions, the last of which is in float16 where `halves`."""
+    """Create `number` versions of random images, the last in float16 where `halves`."""
     chance = np.random.default_rng(seed)
     index, label = np.arange(count), chance.integers(0, 5, count)
     images_by_version = []
@@ -48,7 +48,7 @@ def versions(count: int, number: int, shape: tuple[int, int, int], halves: bool,
 
 
 def both(folder: Path, images: list[Images], sizes: list[int], budget: float) -> tuple[Gallery, Stream]:
-    """The same images in memory, and streamed from stores with row groups of these sizes."""
+    """Return a gallery in memory, and a stream of the same images from stores with row groups of these sizes."""
     ends = np.cumsum(sizes)
     groups = []
     for number, version in enumerate(images):
@@ -128,7 +128,7 @@ def test_a_window_mixes_the_classes_of_a_store_that_is_sorted_by_class(tmp_path:
 
 
 def peak(work: Callable[[], object]) -> int:
-    """The most bytes that numpy held while `work` ran."""
+    """Return the most bytes that numpy had allocated while `work` ran."""
     tracemalloc.start()
     try:
         work()

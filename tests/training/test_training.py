@@ -1,4 +1,4 @@
-"""Whole trainings: their bytes, what they train on, and what they refuse."""
+"""Tests whole trainings: their bytes, what they train on, and what they refuse."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def train(settings: Params, name: str) -> dict[str, bytes]:
-    """Trains a structure, or `pretrained`; what it wrote, by path."""
+    """Train a structure, or `pretrained`. Return the files' bytes by path."""
     if name == "pretrained":
         pretrain(settings)
         paths = [HERE.pretrained]
@@ -151,7 +151,7 @@ def test_history_has_a_row_an_epoch(project: Path, tiny: Callable[..., Params]) 
 def test_no_validation_images_are_needed(
     tiny: Callable[..., Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in the profile `paper`."""
+    """The profile `paper` has none."""
     monkeypatch.chdir(tmp_path)
     short = {"epochs": 2, "batch_size": 50}
     params = tiny(data={"validation": 0}, attacks={"fgsm": {"eps": 0.05}}, structures=STRUCTURES, training=short)
