@@ -37,7 +37,7 @@ BATCH = 24
 
 
 class Counting:
-    """Is the stand-in, and counts recordings and replays."""
+    """This stand-in counts recordings and replays."""
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0

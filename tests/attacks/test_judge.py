@@ -22,7 +22,7 @@ from sparring.params.names import SPLITS
 
 
 class Counted(torch.nn.Module):
-    """Is a linear net that records the sizes of its batches."""
+    """This linear net records the sizes of its batches."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ class Scaled(nn.Module):
 
 
 class Sure(nn.Module):
-    """Is `net`, but adds to the logits of the labels so that each image has the same margin."""
+    """Adds to `net`'s logits of the labels, so that each image has the same margin."""
 
     def __init__(self, net: nn.Module, images: Tensor, labels: Tensor, margin: float) -> None:
         super().__init__()

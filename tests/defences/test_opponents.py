@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Remembering(Opponents):
-    """Have a state: how often each image was visited. They darken each image by it."""
+    """These opponents count the visits of each image, and scale its brightness by the count."""
 
     def __init__(self) -> None:
         self.visits = torch.zeros(8)

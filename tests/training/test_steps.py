@@ -69,7 +69,7 @@ def slow_token(detector: TransformerDetector, maps: dict[str, Tensor]) -> Tensor
 
 
 class SlowSgd:
-    """Is the textbook's SGD with momentum and weight decay."""
+    """This is the textbook's SGD with momentum and weight decay."""
 
     def __init__(self, module: nn.Module, learning_rate: float, momentum: float, decay: float) -> None:
         self.parameters = list(module.parameters())

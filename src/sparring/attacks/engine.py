@@ -1,4 +1,4 @@
-"""Every attack runs through this: it uses a fast copy of the model, and smaller batches when memory runs out."""
+"""Runs attacks on a fast copy of the model, in smaller batches when memory runs out."""
 
 import math
 import os
@@ -23,7 +23,7 @@ WORTH_COMPILING = 2e14
 
 
 class Aim(Protocol):
-    """The model that an attack queries: it maps images (N, 3, H, W) in [0, 1] to logits (N, classes)."""
+    """An aim is the model that an attack queries: it maps images (N, 3, H, W) in [0, 1] to logits (N, classes)."""
 
     def __call__(self, images: Tensor) -> Tensor: ...
 
@@ -32,7 +32,7 @@ class Aim(Protocol):
 
 
 class Fast(nn.Module):
-    """Is a copy of a net that computes gradients fast. It is in eval mode, its parameters have no gradient, BatchNorm
+    """This copy of a net computes gradients fast. It is in eval mode, its parameters have no gradient, BatchNorm
     is folded into the convolutions, it is channels_last, and it multiplies matrices in `dtype`. Logits and maps are
     returned as float32. The net itself is not changed.
 
@@ -58,12 +58,12 @@ class Fast(nn.Module):
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         with self._precision(images):
-            maps = self._guarded(self.fast_maps, self.net.maps, images)
+            maps = self._run_or_fall_back(self.fast_maps, self.net.maps, images)
         return {name: feature_map.float() for name, feature_map in maps.items()}
 
     def forward(self, images: Tensor) -> Tensor:
         with self._precision(images):
-            logits = self._guarded(self.fast_logits, self.net.forward, images)
+            logits = self._run_or_fall_back(self.fast_logits, self.net.forward, images)
         return logits.float()
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class Fast(nn.Module):
     def _precision(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def _guarded(self, fast: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], images: Tensor) -> Any:
+    def _run_or_fall_back(self, fast: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], images: Tensor) -> Any:
         if self.compiled:
             # Imported here, as it takes seconds, which only a compiled attack should pay.
             from torch._dynamo.exc import TorchDynamoException
@@ -135,7 +135,7 @@ def run(
     try:
         return attack(model, images, labels, **extra)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if len(images) < 2 or not is_memory(error):
+        if len(images) < 2 or not is_out_of_memory(error):
             raise
     # Not in the handler, as its traceback keeps the failed attempt's tensors alive.
     if images.device.type == "cuda":
@@ -148,6 +148,6 @@ def run(
     return torch.cat(parts)
 
 
-def is_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Say whether an error means that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

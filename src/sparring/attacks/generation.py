@@ -25,7 +25,7 @@ from sparring.params.sections import Store
 
 
 class Settings(Protocol):
-    """The parts of params.yaml that decide how attacked images are made."""
+    """These parts of params.yaml decide how attacked images are made."""
 
     @property
     def seed(self) -> int: ...

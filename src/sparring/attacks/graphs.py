@@ -1,4 +1,4 @@
-"""What makes attacks fast on a GPU: passes through a net run as CUDA graphs, and batches shrink by halves."""
+"""Makes attacks fast on a GPU: passes through a net run as CUDA graphs, and batches shrink by halves."""
 
 import sys
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Graphs:
     """
 
     def __init__(self, record: Recorder | None = None) -> None:
-        """record: by default CUDA's, with one pool of memory for all."""
+        """record: the recorder; by default CUDA's, with one pool of memory for all recordings."""
         self._record = record or partial(capture.on_cuda, pool=torch.cuda.graph_pool_handle())
         self._calls: dict[Any, int] = {}
         self._recorded: dict[Any, tuple[tuple[Tensor, ...], Callable[[], Any]]] = {}
@@ -39,13 +39,15 @@ class Graphs:
             self._calls[key] = self._calls.get(key, 0) + 1
             if self._failed or self._calls[key] <= WARM_UP:
                 return capture.on_another_stream(partial(work, *tensors, **settings), tensors[0].device)
-            return self._first(key, work, tensors, settings)
+            return self._record_first(key, work, tensors, settings)
         inputs, replay = self._recorded[key]
         for buffer, tensor in zip(inputs, tensors, strict=True):
             buffer.copy_(tensor.detach())
         return _copied(replay())
 
-    def _first(self, key: Any, work: Callable[..., Any], tensors: tuple[Tensor, ...], settings: dict[str, Any]) -> Any:
+    def _record_first(
+        self, key: Any, work: Callable[..., Any], tensors: tuple[Tensor, ...], settings: dict[str, Any]
+    ) -> Any:
         inputs = tuple(tensor.detach().clone() for tensor in tensors)
         try:
             result, replay = self._record(partial(work, *inputs, **settings))

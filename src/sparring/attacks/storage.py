@@ -1,5 +1,5 @@
-"""Attacked images are stored as levels, where asked at the least change that still fools the original model. What this
-model predicts for them is found here too."""
+"""Stores attacked images as levels, on request at the least change that still fools the original model. Also collects
+this model's predictions for them."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -98,7 +98,7 @@ def _rounded(levels: Tensor, dtype: str) -> Tensor:
 
 
 class StoredBatch(NamedTuple):
-    """Holds a batch as it is stored.
+    """Holds a batch in its stored form.
 
     levels: (N, H, W, C), from 0 to 255.  logits: the net's logits for the levels (N, classes), up to the rounding of a
     batch of another size.  rounded: the net's logits for the plainly rounded images. Both are None unless computed.
@@ -195,7 +195,7 @@ def _next(low: Tensor, high: Tensor, root: Tensor, guard: Tensor) -> Tensor:
 
 
 class Judge:
-    """Collects exactly the original net's predictions for a shard's images. Most come from its fast copy: those where
+    """Collects the original net's exact predictions for a shard's images. Most come from its fast copy: those where
     the two highest logits differ by more than its error. For the others the net itself is run, in float32 and in
     batches of `batch_size`, filled up with zeros.
 

@@ -1,4 +1,4 @@
-"""Opponents that evolve with the net: each training image keeps one perturbation, which every visit moves by one step.
+"""Opponents evolve with the net: each training image keeps one perturbation, which every visit moves by one step.
 
 Method: after FGSM-PGI and FGSM-MEP (Jia et al., 2022, arXiv 2207.08859), on perturbations of whole levels,
 in the frame of the net's input as there or in that of the image.
@@ -59,7 +59,7 @@ class EvolvingOpponents(Opponents):
         self._direction = torch.zeros(self._perturbation.shape, dtype=torch.bfloat16, device=self._device)
         self._evolves = torch.zeros(len(self._perturbation), dtype=torch.bool, device=self._device)
 
-    def _begin(self, epoch: int) -> None:
+    def _restart(self, epoch: int) -> None:
         self._began_in = epoch
         self._perturbation.copy_(torch.from_numpy(self._start(epoch)))
         self._direction.zero_()
@@ -67,7 +67,7 @@ class EvolvingOpponents(Opponents):
     def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
         reset = self._settings.reset
         if reset and epoch % reset == 0 and epoch != self._began_in:  # unequal, or this is a resumed epoch
-            self._begin(epoch)
+            self._restart(epoch)
         version, evolves = self._draw_versions(epoch, visits)
         self._evolves.copy_(torch.from_numpy(evolves))
         return version

@@ -22,7 +22,7 @@ def joint_step(
     detector_settings: Detector,
     dtype: torch.dtype,
 ) -> Step:
-    """Train the net jointly with the detector ("ours"; arXiv 2204.11596, equation 1).
+    """Return the step of joint training with the detector ("ours"; arXiv 2204.11596, equation 1).
 
     The net learns by alpha × cross-entropy + beta × SmoothL1(z_net, z_pretrained), z being the detector's class token;
     the detector by cross-entropy on the pretrained net's maps. The matching term has no gradient to the detector or the
@@ -54,7 +54,7 @@ def _teaching_of_net(
     detector_settings: Detector,
     dtype: torch.dtype,
 ) -> tuple[torch.optim.Optimizer, Callable[..., dict[str, Tensor]]]:
-    """The net's optimizer, and a function that makes its step on one batch and returns the batch's sums."""
+    """Return the net's optimizer, and a function that makes its step on one batch and returns the batch's sums."""
     optimizer = sgd(net, settings.learning_rate, settings)
     after = detector_settings.order == "after"
 
@@ -92,7 +92,7 @@ def _teaching_of_net(
 def _teaching_of_detector(
     detector: TransformerDetector, settings: Training, detector_settings: Detector, dtype: torch.dtype
 ) -> tuple[torch.optim.Optimizer, Callable[..., dict[str, Tensor]]]:
-    """The detector's optimizer, and a function that makes its step on one batch and returns the batch's sums."""
+    """Return the detector's optimizer, and a function that makes its step on one batch and returns the batch's sums."""
     optimizer = sgd(detector, detector_settings.learning_rate, settings)
 
     def detect(maps: dict[str, Tensor], adversarial: Tensor) -> tuple[Tensor, Tensor]:

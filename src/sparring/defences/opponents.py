@@ -28,7 +28,7 @@ from sparring.training.steps import autocast
 
 
 class StoredOpponents(Opponents):
-    """Are the stored attacks, drawn anew for each epoch (the random sampler of arXiv 2204.11596).
+    """These opponents are the stored attacks, drawn anew for each epoch (the random sampler of arXiv 2204.11596).
 
     draw: (epoch=, visits=) → version of each image (N,), as of sampler.draw.
     """
@@ -41,8 +41,8 @@ class StoredOpponents(Opponents):
 
 
 class OnlineOpponents(Opponents):
-    """Attack the net in training by PGD in L∞ from one uniform random start (Madry et al., 2018, arXiv 1706.06083),
-    which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
+    """These opponents attack the net in training by PGD in L∞ from one uniform random start (Madry et al., 2018, arXiv
+    1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
 
     Every image is attacked, and stays in [0, 1] and, but for N-FGSM, within eps of itself. The net is attacked in eval
     mode: so it is the function that is evaluated later, images do not influence each other, and its running statistics

@@ -82,7 +82,7 @@ class Model(nn.Module):
         try:
             logits = self.run[0](images)
         except Exception as error:  # whatever a program raises
-            if engine.is_memory(error):
+            if engine.is_out_of_memory(error):
                 raise
             raise InputError(
                 f"{self.path} cannot read {count} images of 3×{size}×{size} at a time ({reason(error)}); "

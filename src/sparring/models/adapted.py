@@ -1,4 +1,4 @@
-"""An adapter for classifiers that need normalised images, or have their classes in another order."""
+"""Adapts classifiers that need normalised images, or have their classes in another order."""
 
 from collections.abc import Sequence
 

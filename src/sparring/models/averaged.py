@@ -1,4 +1,4 @@
-"""A net can predict through a random transform, by the average over several draws of it."""
+"""Averages a net's predictions over several draws of a random transform."""
 
 import copy
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The interface of every network: a classifier that returns its feature maps."""
+"""Every network has this interface: it is a classifier that returns its feature maps."""
 
 from collections.abc import Iterable
 

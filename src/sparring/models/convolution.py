@@ -1,4 +1,4 @@
-"""A replacement for convolutions whose gradient oneDNN computes wrongly."""
+"""Replaces convolutions whose gradient oneDNN computes wrongly."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ ONEDNN_BLOCK = 16  # channels that oneDNN's kernels take at once, at most
 
 
 class Pointwise(nn.Conv2d):
-    """Computes a 1×1 convolution with a stride as the 1×1 convolution of every stride-th pixel, which is the same.
+    """Computes a 1×1 convolution with a stride as the 1×1 convolution of every stride-th pixel, with the same result.
 
     oneDNN's gradient of such a convolution's weights, in channels_last and float32, writes past its memory where
     there are fewer input channels than its block of 8 (AVX2) or 16 (AVX-512): its issue 6035, open in torch 2.15.

@@ -1,4 +1,4 @@
-"""The Transformer head that tells adversarial from clean images by a classifier's feature maps.
+"""The detector is a Transformer head that tells adversarial from clean images by a classifier's feature maps.
 
 Method: "A Simple Structure For Building A Robust Model", arXiv 2204.11596, section on the detector.
 """
@@ -19,7 +19,7 @@ TOKENS = 4200  # that pass through the layers at once on a CPU, so that a layer'
 
 
 class Dropout(nn.Dropout):
-    """Is nn.Dropout, but on a CPU one random number decides on four elements, so p is rounded to a 65,536th.
+    """Is nn.Dropout, except that on a CPU one random number decides on four elements, so p is rounded to a 65,536th.
 
     PyTorch draws one number for each element in turn, which took a tenth of a joint step and more.
     """
@@ -34,7 +34,7 @@ class Dropout(nn.Dropout):
 
 
 class Layer(nn.Module):
-    """A pre-norm Transformer encoder layer. It has dropout on projection and MLP, and none on the attention weights,
+    """Is a pre-norm Transformer encoder layer. It has dropout on projection and MLP, and none on the attention weights,
     which would rule out PyTorch's fused attention. (nn.MultiheadAttention copies its tokens to another order.)"""
 
     def __init__(self, dim: int, dropout: float) -> None:

@@ -25,7 +25,7 @@ class _LastMapReached(Exception):
 
 
 class Torchvision(Classifier):
-    """Any classifier of torchvision, with random weights, for images of one size.
+    """Wraps any classifier of torchvision, with random weights, for images of one size.
 
     Its maps are found by their resolution. At each resolution the last map counts, and of these the four coarsest are
     taken; small images may give fewer. A Vision Transformer, whose tokens all have one resolution, gives the patch
@@ -33,7 +33,7 @@ class Torchvision(Classifier):
     """
 
     def __init__(self, name: str, classes: int, image_size: int) -> None:
-        """Raises InputError where this net cannot read images of this size, in pixels."""
+        """Create the net. Raises InputError where it cannot read images of this size, in pixels."""
         super().__init__()
         try:
             self.net = _torchvision(name, classes, image_size)
@@ -47,9 +47,11 @@ class Torchvision(Classifier):
         self.outputs: dict[str, Tensor] = {}
         self.last: str | None = None
         for number, (path, as_map) in enumerate(mapped, 1):
-            self.net.get_submodule(path).register_forward_hook(partial(self._note, f"layer{number}", as_map))
+            self.net.get_submodule(path).register_forward_hook(partial(self._store_output, f"layer{number}", as_map))
 
-    def _note(self, name: str, as_map: Callable[[Tensor], Tensor], module: nn.Module, inputs: Any, out: Tensor) -> None:
+    def _store_output(
+        self, name: str, as_map: Callable[[Tensor], Tensor], module: nn.Module, inputs: Any, out: Tensor
+    ) -> None:
         self.outputs[name] = as_map(out)
         if name == self.last:
             raise _LastMapReached
@@ -119,10 +121,10 @@ def _mapped_modules(net: nn.Module, image_size: int) -> list[tuple[str, Callable
     trunk = dict(_steps(net))
     outputs: list[tuple[str, Any, int]] = []
 
-    def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def note_output(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
         outputs.append((path, output, getattr(output, "_version", 0)))
 
-    handles = [module.register_forward_hook(partial(note, path)) for path, module in trunk.items()]
+    handles = [module.register_forward_hook(partial(note_output, path)) for path, module in trunk.items()]
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, 3, image_size, image_size))

@@ -1,4 +1,4 @@
-"""This module keeps the moving average of a net in training."""
+"""Keeps the moving average of a net in training."""
 
 import copy
 from typing import Any

@@ -41,9 +41,9 @@ class Gallery:
         """image: as above.  clean, attacked: the rest of the stores, of which label and linf are used."""
         fits = device.type != "cuda" or image.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
         self.image = torch.from_numpy(image).to(device if fits else "cpu")
-        self._note(clean, attacked, device)
+        self._set_labels(clean, attacked, device)
 
-    def _note(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
+    def _set_labels(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
         changed = np.stack([np.zeros(len(clean), bool), *(images.columns["linf"] > 0 for images in attacked)])
         self.label = torch.from_numpy(clean.label).to(device)
         self.adversarial = torch.from_numpy(changed).to(device)
@@ -87,7 +87,7 @@ class Stream(Gallery):
 
         Raises InputError where the stores' row groups differ.
         """
-        self._note(clean, attacked, device)
+        self._set_labels(clean, attacked, device)
         self._versions, first = versions, versions[0]
         for other in versions[1:]:
             if not np.array_equal(other.rows, first.rows):

@@ -59,11 +59,11 @@ class Captured:
             self._warm += 1
             return capture.on_another_stream(partial(self._learn, rows, *inputs), rows.device)
         if self._replay is None:
-            return self._first(rows, *inputs)
+            return self._capture_first(rows, *inputs)
         self._fill(rows, *inputs)
         return self._replay()
 
-    def _first(self, *inputs: Tensor | None) -> Sums:
+    def _capture_first(self, *inputs: Tensor | None) -> Sums:
         # This memory stays: the captured work reads its batch and its learning rates from there.
         self._inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
         self._rates = [torch.tensor(float(group["lr"]), device=_device(inputs)) for group in self._groups]

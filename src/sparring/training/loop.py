@@ -1,4 +1,4 @@
-"""This is the one training loop, which pretraining and every defence use."""
+"""Pretraining and every defence use this training loop."""
 
 import math
 from collections.abc import Callable
@@ -44,8 +44,8 @@ class TrainingInput(NamedTuple):
 
 
 class Opponents:
-    """Decide which images the net in training meets. This base class has no opponents: every image is clean. Each kind
-    of opponents overrides some of the methods.
+    """Opponents decide which images the net in training meets. This base class leaves every image clean. Each kind of
+    opponents overrides some of the methods.
 
     The loop calls `versions` once an epoch, `draw` and `show` once a batch, and keeps `state_dict` in the checkpoint.
     """
@@ -109,7 +109,7 @@ class _State:
         self.epoch, self.batches = state["epoch"], state["batches"]
         self.generator_states = [item[distributed.rank()] for item in state["random"]]
         self.totals = {key: item[distributed.rank()].to(device) for key, item in state["totals"].items()}
-        print(f"{self.name}: going on {self._place()}", flush=True)
+        print(f"{self.name}: going on {self._progress_text()}", flush=True)
 
     def save(self, checkpoint: Checkpoint, stopped: Callable[[], bool], device: torch.device) -> None:
         """Save at intervals, at the end, and where the run was told to stop, which then raises SystemExit."""
@@ -130,7 +130,7 @@ class _State:
                 checkpoint.save(state)
         if stop:
             distributed.wait()  # until the first process has saved it
-            raise SystemExit(f"{self.name}: stopped; the same command goes on {self._place()}")
+            raise SystemExit(f"{self.name}: stopped; the same command goes on {self._progress_text()}")
 
     def end_epoch(self, means: dict[str, float], keep: str) -> None:
         """Append the epoch's means to the history. Copy the nets where the figure that `training.keep` selects by has
@@ -150,7 +150,7 @@ class _State:
         for module, state in zip(self.trained, states, strict=True):
             module.load_state_dict(state)
 
-    def _place(self) -> str:
+    def _progress_text(self) -> str:
         within = f" and {self.batches:,} batches" if self.batches else ""
         return f"after epoch {self.epoch}/{self.epochs}{within}"
 
@@ -167,17 +167,18 @@ def fit(
     transform: RandomTransform | None = None,
     monitor: Monitor | None = None,
 ) -> list[dict[str, float]]:
-    """Train for params.training.epochs epochs; returns a row of means an epoch. What the nets hold in the end is what
-    params.training.keep and ema say.
+    """Train for params.training.epochs epochs. Returns a row of means an epoch. params.training.keep and ema decide which
+    state the nets have in the end.
 
-    validation: clean images to watch, and for `keep: best` to choose by.  monitor: likewise for `keep: best_robust`.
-    transform: that through which the net sees every image, drawn anew for each image and epoch; None for none.
-    checkpoint: where the state is saved at times, and taken from at the start: nets, optimizers, schedules, opponents,
-    sums of the epoch, history, and torch's generators, from which dropout draws; all else is drawn as a function of
-    seed and epoch. So a run that was killed ends with the bits of one that was not.
-    Of several processes, each calls this, all end with the same nets, and the first one saves.
-    Raises InputError where a loss is no longer a number or there is nothing to choose by; SystemExit on SIGTERM and
-    Ctrl-C, once the state is saved.
+    validation: clean images on which accuracy is measured, by which `keep: best` selects the epoch.
+    monitor: measures robustness, by which `keep: best_robust` selects it.
+    transform: is applied to every image before the net, drawn anew for each image and epoch; None for none.
+    checkpoint: the state is saved there at intervals, and loaded from there at the start: nets, optimizers, schedules,
+    opponents, sums of the epoch, history, and torch's generators, from which dropout draws. All else is drawn as a
+    function of seed and epoch. So a run that was killed ends with the same bits as an undisturbed one.
+    Each of several processes calls this, all end with the same nets, and the first one saves.
+    Raises InputError where a loss is not finite or there is nothing to select by; SystemExit on SIGTERM and Ctrl-C,
+    once the state is saved.
     """
     settings, device, count = params.training, gallery.device, len(gallery.label)
     checkpoint = checkpoint or Checkpoint(None)

@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 
 def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
-    """Learn by cross-entropy alone, as the pretrained net and the paper's "Adv" row do."""
+    """Return the step of cross-entropy alone: the pretrained net's, and that of the paper's "Adv" row."""
     optimizer = sgd(net, settings.learning_rate, settings)
 
     def forward(images: Tensor, labels: Tensor, penalty: Penalty | None) -> tuple[Tensor, Tensor]:
