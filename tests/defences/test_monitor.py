@@ -42,11 +42,11 @@ def test_the_monitor_counts_what_a_peer_counts(project: Path, tiny: Callable[...
     settings = tiny(monitor={"every": 2, "images": 15, "eps": 0.05}, training={"epochs": 5})
     validation = store.read(HERE.clean / "validation.parquet")
     net = networks.load(settings.network, 10, 16, HERE.pretrained)
-    measure = monitor.of_attacks(settings, validation, CPU)
+    measure = monitor.attack_monitor(settings, validation, CPU)
     assert measure is not None and measure(net, 1) == {} and measure(net, 2) == measure(net, 4) == measure(net, 5)
     accuracies = measure(net.train(), 4)
     all_images = tiny(monitor={"every": 1, "images": 250, "eps": 0.05})
-    measure_all = monitor.of_attacks(all_images, validation, CPU)
+    measure_all = monitor.attack_monitor(all_images, validation, CPU)
     assert measure_all is not None
     images = torch.from_numpy(validation.image).permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(validation.label)
@@ -56,8 +56,8 @@ def test_the_monitor_counts_what_a_peer_counts(project: Path, tiny: Callable[...
     assert accuracies["pgd_accuracy"] <= accuracies["fgsm_accuracy"] <= 1 and accuracies[
         "fgsm_accuracy"
     ] * 15 % 1 == pytest.approx(0)
-    assert monitor.of_attacks(tiny(monitor={"every": 0}), validation, CPU) is None
-    assert monitor.of_attacks(all_images, validation[:0], CPU) is None
+    assert monitor.attack_monitor(tiny(monitor={"every": 0}), validation, CPU) is None
+    assert monitor.attack_monitor(all_images, validation[:0], CPU) is None
 
 
 def test_a_run_that_collapses_says_so_in_one_line(
@@ -65,10 +65,10 @@ def test_a_run_that_collapses_says_so_in_one_line(
 ) -> None:
     made_up = iter([(0.2, 0.2), (0.3, 0.25), (0.9, 0.01), (0.95, 0.0)])
 
-    def of_attacks(*_: object) -> Callable[..., dict[str, float]]:
+    def attack_monitor(*_: object) -> Callable[..., dict[str, float]]:
         return lambda net, epoch: dict(zip(("fgsm_accuracy", "pgd_accuracy"), next(made_up), strict=True))
 
-    monkeypatch.setattr(monitor, "of_attacks", of_attacks)
+    monkeypatch.setattr(monitor, "attack_monitor", attack_monitor)
     train(tiny(training={"epochs": 4, "batch_size": 50}, structures={"plain": words()}), "plain")
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "collapsed" in line] == [f"plain: {COLLAPSE}"]
@@ -82,10 +82,10 @@ def test_only_who_is_aimed_at_in_training_keeps_the_best_epoch_by_pgd(
 ) -> None:
     """A net that ends with no accuracy under PGD has its highest before it has learned anything."""
 
-    def of_attacks(*_: object) -> Callable[..., dict[str, float]]:
+    def attack_monitor(*_: object) -> Callable[..., dict[str, float]]:
         return lambda net, epoch: {"fgsm_accuracy": 0.2, "pgd_accuracy": 0.1 / epoch}
 
-    monkeypatch.setattr(monitor, "of_attacks", of_attacks)
+    monkeypatch.setattr(monitor, "attack_monitor", attack_monitor)
     nets_by_structure: dict[str, list[bytes]] = {"adv": [], "online": []}
     for keep, epochs in (("best_robust", 3), ("last", 3)):
         changes = {"epochs": epochs, "batch_size": 50, "keep": keep, "schedule": "constant"}

@@ -13,7 +13,7 @@ from sparring.params import Params
 from sparring.training.loop import Monitor
 
 
-def of_attacks(params: Params, validation: store.Images, device: torch.device) -> Monitor | None:
+def attack_monitor(params: Params, validation: store.Images, device: torch.device) -> Monitor | None:
     """Return a function that measures fgsm_accuracy and pgd_accuracy, as params.monitor says, in float32; None where it
     is off or there are no validation images. Every epoch has the same images and the same random starts."""
     settings = params.monitor

@@ -82,7 +82,7 @@ def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
             step = _step(seed_params, net, pretrained, detector, device, dtype)
             start = evolving.starts(seed_params, clean, source, layout) if structure.evolves else None
             opponents = create_opponents(seed_params, structure, attacks, net, dtype, start)
-            measure = monitor.of_attacks(seed_params, validation, device)
+            measure = monitor.attack_monitor(seed_params, validation, device)
             history = fit(seed_params, name, net, step, gallery, opponents, validation, checkpoint, transform, measure)
             if distributed.first():
                 save_net(seed_params, name, layout.model(name, seed), net, dtype, clean, transform)
