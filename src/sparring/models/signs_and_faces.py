@@ -101,7 +101,7 @@ def _dnn1() -> Built:
 
 
 def _dnn2() -> Built:
-    """Build a small VGG (Simonyan and Zisserman, 2015, arXiv 1409.1556): 3×3 convolutions in pairs, one hidden layer."""
+    """Build a small VGG (Simonyan and Zisserman, 2015, arXiv 1409.1556): paired 3×3 convolutions, one hidden layer."""
     stages: list[nn.Module] = [
         nn.Sequential(*_conv(inner, width, 3), *_conv(width, width, 3), nn.MaxPool2d(2))
         for inner, width in ((3, 16), (16, 32), (32, 64))
