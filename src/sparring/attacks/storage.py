@@ -17,7 +17,7 @@ from sparring.params.sections import Store
 # The largest factor by which a change is stretched or shrunk to be stored; and how near to the least scale that fools
 # the model the search goes on.
 FARTHEST, NEAR_ENOUGH = 16.0, 1.02
-# By this factor beside the point where a straight line meets the boundary the search looks, to enclose the boundary.
+# The search looks this factor beside the point where a straight line meets the boundary, to enclose the boundary.
 BESIDE = 1.008
 # The bound on a copy's error is its largest error on the first shard times this factor.
 SAFETY = 4.0

@@ -66,7 +66,7 @@ class EvolvingOpponents(Opponents):
 
     def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
         reset = self._settings.reset
-        if reset and epoch % reset == 0 and epoch != self._began_in:  # unequal, or this is a resumed epoch
+        if reset and epoch % reset == 0 and epoch != self._began_in:  # where equal, the epoch is resumed
             self._restart(epoch)
         version, evolves = self._draw_versions(epoch, visits)
         self._evolves.copy_(torch.from_numpy(evolves))
@@ -83,7 +83,7 @@ class EvolvingOpponents(Opponents):
         change, direction = (view.apply(before) if moving else before).split(3, 1)
         change = change * _beside_images(evolves)  # clean and stored images pass the net unchanged both times
 
-        # The gradient is taken after the clip: torch passes none through it at 0 and 1, where no pixel would ever move.
+        # The gradient is taken after the clip: torch passes none through it at 0 and 1, so such pixels would never move.
         perturbed = (images + change / 255).clamp(0, 1).requires_grad_()
         with autocast(images.device, self._dtype):
             logits = self._net(transform_draw(perturbed)).float()
