@@ -93,9 +93,9 @@ def carry_out(run: Tasks, out: Path, profile: str, overrides: list[str]) -> None
     plan = stored_plan(run, out, profile, overrides, rates)
     settings = plan.applied(params.load(file))
     for number, part in enumerate(LATER[:-1]):
-        if done(run, part, settings, out):
+        if is_done(run, part, settings, out):
             continue
-        images, later = plan.whitebox_images, [name for name in LATER[number:] if not done(run, name, settings, out)]
+        images, later = plan.whitebox_images, [name for name in LATER[number:] if not is_done(run, name, settings, out)]
         plan = planning.shrunk(plan, rates, settings, run.seconds_left, later)
         if any(run.finished(task) for task in of_part("whitebox", settings, out)):
             plan = replace(plan, whitebox_images=images)  # or the structures would be attacked on different images
@@ -119,7 +119,7 @@ def carry_out(run: Tasks, out: Path, profile: str, overrides: list[str]) -> None
         raise InputError(run.reasons["report"])
 
 
-def done(run: Tasks, part: str, settings: Params, out: Path) -> bool:
+def is_done(run: Tasks, part: str, settings: Params, out: Path) -> bool:
     """Say whether all tasks of a part are finished. The report never is, as it has to say what is missing."""
     return part != "report" and all(run.finished(task) for task in of_part(part, settings, out))
 

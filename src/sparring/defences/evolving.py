@@ -83,7 +83,7 @@ class EvolvingOpponents(Opponents):
         change, direction = (view.apply(before) if moving else before).split(3, 1)
         change = change * _beside_images(evolves)  # clean and stored images pass the net unchanged both times
 
-        # The gradient is taken after the clip: torch passes none through it at 0 and 1, so such pixels would never move.
+        # The gradient is taken after the clip: torch passes none through it at 0 and 1, so these would never move.
         perturbed = (images + change / 255).clamp(0, 1).requires_grad_()
         with autocast(images.device, self._dtype):
             logits = self._net(transform_draw(perturbed)).float()

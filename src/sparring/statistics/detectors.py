@@ -74,14 +74,14 @@ def auroc(pairs: pd.DataFrame) -> tuple[float, float, float, float]:
     attacked image scores above every clean one it has no width.
     """
     areas, parts = [], []
-    for _, run in pairs.groupby("seed"):
-        clean, attacked = run["score_clean"].to_numpy(float), run["score"].to_numpy(float)
-        area = float(roc_auc_score(np.repeat([0, 1], len(run)), np.concatenate([clean, attacked])))
-        above = (rankdata(np.append(attacked, clean)) - np.append(rankdata(attacked), rankdata(clean))) / len(run)
+    for _, rows in pairs.groupby("seed"):
+        clean, attacked = rows["score_clean"].to_numpy(float), rows["score"].to_numpy(float)
+        area = float(roc_auc_score(np.repeat([0, 1], len(rows)), np.concatenate([clean, attacked])))
+        above = (rankdata(np.append(attacked, clean)) - np.append(rankdata(attacked), rankdata(clean))) / len(rows)
         areas.append(area)
         # Each pair's influence on the area: by its attacked image's rank among the clean ones, and the reverse.
-        pull = above[: len(run)] - above[len(run) :] + 1 - 2 * area
-        parts.append(pd.Series(pull / len(run), run["index"].to_numpy()))
+        influence = above[: len(rows)] - above[len(rows) :] + 1 - 2 * area
+        parts.append(pd.Series(influence / len(rows), rows["index"].to_numpy()))
     if not areas:
         return float("nan"), float("nan"), float("nan"), float("nan")
     by_image = (pd.concat(parts) / len(parts)).groupby(level=0).sum().to_numpy()
@@ -143,9 +143,9 @@ def roc_of_pairs(pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return false- and true-positive rates of matched pairs of one attack and method, averaged over seeds."""
     grid = np.linspace(0, 1, 1001)
     curves = []
-    for _, run in pairs.groupby("seed"):
-        score = np.concatenate([run["score_clean"], run["score"]])
-        curves.append(roc(np.repeat([False, True], len(run)), score))
+    for _, rows in pairs.groupby("seed"):
+        score = np.concatenate([rows["score_clean"], rows["score"]])
+        curves.append(roc(np.repeat([False, True], len(rows)), score))
     if len(curves) == 1:
         return curves[0]
     return grid, np.mean([np.interp(grid, *curve) for curve in curves], 0)
