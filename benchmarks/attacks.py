@@ -53,13 +53,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cw": {**CW, "search_steps": 1},
     "nst": NST,
 }
-# What an attack takes beside the model: images and labels; noise or partners where it asks for them.
+# (images, labels) → attacked images
 Run = Callable[[Tensor, Tensor], Tensor]
 
 
 def ours(attack: str, net: Classifier, dtype: torch.dtype, on: torch.device, batch_size: int | None = None) -> Run:
-    """Sparring's attack, all images at a time or `batch_size`."""
-
+    """Return Sparring's attack, on all images at a time or on `batch_size`."""
     model = engine.Fast(net, on, dtype)
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
@@ -88,21 +87,21 @@ def ours(attack: str, net: Classifier, dtype: torch.dtype, on: torch.device, bat
 def with_torchattacks(attack: str, net: Classifier) -> Run:
     import torchattacks
 
-    made = {
+    peer = {
         "gaussian": lambda: torchattacks.GN(net, std=0.1),
         "fgsm": lambda: torchattacks.FGSM(net, eps=EPS),
         "bim": lambda: torchattacks.BIM(net, eps=EPS, alpha=STEP, steps=STEPS),
         "deepfool": lambda: torchattacks.DeepFool(net, **DEEPFOOL),
         "cw": lambda: torchattacks.CW(net, c=CW["c"], kappa=CW["kappa"], steps=CW["steps"], lr=CW["learning_rate"]),
     }[attack]()
-    return lambda images, labels: made(images, labels)
+    return lambda images, labels: peer(images, labels)
 
 
 def with_foolbox(attack: str, net: Classifier) -> Run:
     import foolbox
 
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device=next(net.parameters()).device)
-    made = {
+    peer = {
         "fgsm": lambda: foolbox.attacks.LinfFastGradientAttack(random_start=False),
         "bim": lambda: foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=STEP, steps=STEPS, random_start=False),
         "deepfool": lambda: foolbox.attacks.L2DeepFoolAttack(**DEEPFOOL),
@@ -111,7 +110,7 @@ def with_foolbox(attack: str, net: Classifier) -> Run:
         ),
     }[attack]()
     radius = EPS if attack in ("fgsm", "bim") else None
-    return lambda images, labels: made(model, images, labels, epsilons=radius)[1]
+    return lambda images, labels: peer(model, images, labels, epsilons=radius)[1]
 
 
 def with_art(attack: str, net: Classifier) -> Run:
@@ -125,7 +124,7 @@ def with_art(attack: str, net: Classifier) -> Run:
     def run(images: Tensor, labels: Tensor) -> Tensor:
         size: dict[str, Any] = {"batch_size": len(images)}
         quiet = size | {"verbose": False}
-        made = {
+        peer = {
             "fgsm": lambda: evasion.FastGradientMethod(model, eps=EPS, **size),
             "bim": lambda: evasion.BasicIterativeMethod(model, eps=EPS, eps_step=STEP, max_iter=STEPS, **quiet),
             "deepfool": lambda: evasion.DeepFool(model, DEEPFOOL["steps"], DEEPFOOL["overshoot"], classes, **quiet),
@@ -138,7 +137,7 @@ def with_art(attack: str, net: Classifier) -> Run:
                 **quiet,
             ),
         }[attack]()
-        return torch.from_numpy(made.generate(images.cpu().numpy(), labels.cpu().numpy())).to(images.device)
+        return torch.from_numpy(peer.generate(images.cpu().numpy(), labels.cpu().numpy())).to(images.device)
 
     return run
 
@@ -175,6 +174,7 @@ ROWS = {
 
 
 def measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
+    """Time one row: an attack by a library on `count` images, and its storage."""
     settings = params.load()
     on = device.choose(settings)
     dtype = device.precision(settings, on)
@@ -201,27 +201,27 @@ def measure(attack: str, library: str, count: int, runs: int) -> dict[str, Any]:
     for number in range(runs):
         torch.manual_seed(number)
         start = time.perf_counter()
-        found = run(images, labels)
+        adversarial = run(images, labels)
         if on.type == "cuda":
             torch.cuda.synchronize(on)
         seconds.append(time.perf_counter() - start)
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if on.type == "cuda":
         peak = torch.cuda.max_memory_allocated(on) / 2**20
-    found = found.detach().to(on).float()
+    adversarial = adversarial.detach().to(on).float()
     spec = Attack(method=attack, arguments=SETTINGS[attack])
-    keep = partial(stored, net, engine.Fast(net, on, dtype), clean, found, spec, settings, on)
+    keep = partial(stored, net, engine.Fast(net, on, dtype), clean, adversarial, spec, settings, on)
     first, bounds = keep({})
-    ways = {"sparring": partial(keep, bounds), "image by image": partial(keep, bounds)}
-    way = ways.get(library, partial(saved, found, labels))
+    writers = {"sparring": partial(keep, bounds), "image by image": partial(keep, bounds)}
+    write = writers.get(library, partial(saved, adversarial, labels))
     storing = []
     for _ in range(runs):
         start = time.perf_counter()
-        way()
+        write()
         storing.append(time.perf_counter() - start)
     change = (first.image.astype(np.float64) - clean.image) / 255
     with torch.no_grad():
-        floats = net(found).argmax(1).cpu().numpy()
+        floats = net(adversarial).argmax(1).cpu().numpy()
     return {
         "attack": attack,
         "library": library,
@@ -242,35 +242,35 @@ def stored(
     net: Classifier,
     model: engine.Fast,
     clean: store.Images,
-    found: Tensor,
+    adversarial: Tensor,
     spec: Attack,
     settings: params.Params,
     on: torch.device,
     bounds: dict[str, float],
 ) -> tuple[store.Images, dict[str, float]]:
-    """What Sparring stores of attacked images, written to a file, and the bounds of its predictions.
+    """Write attacked images to a file as Sparring does. Return them as stored, and the bounds of the predictions.
 
-    bounds: those of a first shard; empty for what is one.
+    bounds: those of the first shard; empty where this is the first.
     """
     judge = storage.Judge(net, len(clean), spec.predictions, bounds)
     faithful = settings.store.model_copy(update={"faithful": True})
     pixels, labels = torch.from_numpy(clean.image).to(on), torch.from_numpy(clean.label).to(on)
-    image = storage.store(net, model, pixels, found, labels, spec, faithful, judge).cpu().numpy()
-    made = store.Images(clean.index, clean.label, image, judge.predictions())
+    image = storage.store(net, model, pixels, adversarial, labels, spec, faithful, judge).cpu().numpy()
+    stored_images = store.Images(clean.index, clean.label, image, judge.predictions())
     with tempfile.TemporaryDirectory() as folder:
-        store.write(Path(folder) / "images.parquet", [made], clean.metadata)
-    return made, {column: fact["bound"] for column, fact in judge.facts().items()}
+        store.write(Path(folder) / "images.parquet", [stored_images], clean.metadata)
+    return stored_images, {column: fact["bound"] for column, fact in judge.facts().items()}
 
 
-def saved(found: Tensor, labels: Tensor) -> None:
-    """Attacked images rounded and saved with their labels, as torchattacks' own `save` does."""
+def saved(adversarial: Tensor, labels: Tensor) -> None:
+    """Round attacked images and save them with their labels, as torchattacks' own `save` does."""
     with tempfile.TemporaryDirectory() as folder:
-        rounded = (found * 255).round().to(torch.uint8).cpu()
+        rounded = (adversarial * 255).round().to(torch.uint8).cpu()
         torch.save({"adv_inputs": rounded, "labels": labels.cpu()}, Path(folder) / "images.pt")
 
 
 def chart(rows: pd.DataFrame, path: Path) -> None:
-    """Rates by attack and library, on a logarithmic scale, as images a second."""
+    """Draw the rates in images a second by attack and library, on a logarithmic scale."""
     matplotlib.use("Agg")
     wide = rows.pivot(index="attack", columns="library", values="stored_images_per_second")
     wide = wide.reindex(index=list(dict.fromkeys(rows["attack"])), columns=list(dict.fromkeys(rows["library"])))
@@ -284,7 +284,7 @@ def chart(rows: pd.DataFrame, path: Path) -> None:
 
 def main(
     images: Annotated[int, typer.Option(min=8, help="how many images to attack")] = 200,
-    runs: Annotated[int, typer.Option(min=1, help="the median of so many runs is told")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="rates are the median of so many runs")] = 3,
     only: Annotated[list[str] | None, typer.Option(help="attacks; all by default")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
     chart_file: Annotated[Path | None, typer.Option("--chart", help="draw a bar chart here (.png, .svg)")] = None,
@@ -296,16 +296,16 @@ def main(
     calls: dict[str, tuple[object, ...]] = {
         f"{attack} by {library}": (attack, library, images, runs) for attack in only or ROWS for library in ROWS[attack]
     }
-    told = alone.rows(measure, calls)
-    hardware, storing = told.pop("hardware"), told.pop("storing")
-    print(told.to_markdown(index=False))
-    own = told["library"] == "sparring"
-    rates = [f"{name} {rate:,.0f}" for name, rate in zip(told["attack"][own], storing[own], strict=True)]
+    table = alone.rows(measure, calls)
+    hardware, storing = table.pop("hardware"), table.pop("storing")
+    print(table.to_markdown(index=False))
+    own = table["library"] == "sparring"
+    rates = [f"{name} {rate:,.0f}" for name, rate in zip(table["attack"][own], storing[own], strict=True)]
     print(f"\nSparring's storage alone, images/s: {', '.join(rates)}.\n{hardware.iloc[0]}.")
     if json_file:
-        json_file.write_text(json.dumps(told.to_dict("records"), indent=1) + "\n")
+        json_file.write_text(json.dumps(table.to_dict("records"), indent=1) + "\n")
     if chart_file:
-        chart(told, chart_file)
+        chart(table, chart_file)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What opponents that are made in training cost: a step of each, in forward passes of the net.
+"""Measures what opponents that are made in training cost: the time of a step, in forward passes of the net.
 
 run     python benchmarks/evolving.py [--batch 128] [--width 16] [--repeats 20]
 
@@ -38,7 +38,7 @@ WORDS = {
 
 
 def changed(values: Params, name: str) -> Params:
-    """The parameters of a kind: augmented as robust training is, but the bare step not at all."""
+    """Return the parameters of a kind: with the augmentation of robust training, but none for the bare step."""
     bare = name == "bare"
     training = {"crop_area": [1.0, 1.0], "shift": 0 if bare else 4, "horizontal_flip": not bare, "label_smoothing": 0.2}
     measured = Structure.model_validate(structure_entry(WORDS[name]))
@@ -53,7 +53,7 @@ def changed(values: Params, name: str) -> Params:
 
 
 def stepper(settings: Params, width: int, size: int, on: torch.device) -> Callable[[], object]:
-    """A function that makes one step on a batch and waits for it."""
+    """Return a function that makes one step on a batch and waits for it."""
     dtype, count = device.precision(settings, on), 4 * size
     network = Network(name="resnet", blocks=[2, 2, 2, 2], width=width)
     net = device.channels_last(networks.create(network, 10, 32), on).train()
@@ -62,23 +62,23 @@ def stepper(settings: Params, width: int, size: int, on: torch.device) -> Callab
     labels = torch.randint(10, (size,), device=on)
     structure = settings.structure("measured")
     signs = np.where(np.random.default_rng(0).random((count, 32, 32, 3)) < 0.5, -8, 8).astype(np.int8)
-    made = opponents.create(settings, structure, [], net, dtype, lambda epoch: signs.copy())
-    made.versions(0, np.arange(count))
+    opponent = opponents.create(settings, structure, [], net, dtype, lambda epoch: signs.copy())
+    opponent.versions(0, np.arange(count))
     views = augmentation.draw(settings.training, count, 0, 0, on)
-    if isinstance(made, EvolvingOpponents):
-        state = [each for each in made.state_dict().values() if isinstance(each, torch.Tensor)]
-        held = sum(each.numel() * each.element_size() for each in state) / (count * 3 * 32 * 32)
-        print(f"state: {held:g} bytes a pixel and channel")
+    if isinstance(opponent, EvolvingOpponents):
+        state = [tensor for tensor in opponent.state_dict().values() if isinstance(tensor, torch.Tensor)]
+        bytes_a_value = sum(tensor.numel() * tensor.element_size() for tensor in state) / (count * 3 * 32 * 32)
+        print(f"state: {bytes_a_value:g} bytes a pixel and channel")
 
-    def one() -> object:
+    def make_step() -> object:
         rows = torch.randperm(count, device=on)[:size]
         view = views.of(rows)
-        seen = images if structure.opponents == "none" else view.apply(images)
-        batch = Batch(rows, seen, labels, torch.zeros(size, dtype=torch.bool, device=on))
-        shown = made.show(batch, view, lambda images: images, made.draw(batch, 0, 1))
-        return step.run(shown.images, labels, shown.adversarial, shown.penalty)["loss"].item()
+        augmented = images if structure.opponents == "none" else view.apply(images)
+        batch = Batch(rows, augmented, labels, torch.zeros(size, dtype=torch.bool, device=on))
+        attacked, adversarial, penalty = opponent.show(batch, view, lambda images: images, opponent.draw(batch, 0, 1))
+        return step.run(attacked, labels, adversarial, penalty)["loss"].item()
 
-    return one
+    return make_step
 
 
 def main(
@@ -90,16 +90,18 @@ def main(
     on = device.choose(values)
     print(f"{device.hardware(on)}, torch {torch.__version__}, {device.precision(values, on)}, batch {batch}")
     steppers = {name: stepper(changed(values, name), width, batch, on) for name in WORDS}
-    taken: dict[str, list[float]] = {name: [] for name in WORDS}
+    milliseconds: dict[str, list[float]] = {name: [] for name in WORDS}
     for number in range(repeats + 2):
-        for name, one in steppers.items():  # in turn, as a machine that others use too is faster now and then
+        for name, make_step in steppers.items():  # in turn, as the speed of a shared machine varies
             start = time.perf_counter()
-            one()
+            make_step()
             if number >= 2:
-                taken[name].append(1000 * (time.perf_counter() - start))
+                milliseconds[name].append(1000 * (time.perf_counter() - start))
     for name in WORDS:
-        ratio = statistics.median(own / bare for own, bare in zip(taken[name], taken["bare"], strict=True))
-        print(f"{name:9} {statistics.median(taken[name]):8.1f} ms: {PLAIN_PASSES * ratio:.2f} forward passes")
+        ratio = statistics.median(
+            own_time / bare_time for own_time, bare_time in zip(milliseconds[name], milliseconds["bare"], strict=True)
+        )
+        print(f"{name:9} {statistics.median(milliseconds[name]):8.1f} ms: {PLAIN_PASSES * ratio:.2f} forward passes")
 
 
 if __name__ == "__main__":

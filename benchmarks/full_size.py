@@ -47,15 +47,15 @@ from sparring.training.pretrain import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT, HELDOUT = 30, 2000  # in fewer minutes than SHORT there are so many held-out images
-LATER = planning.PARTS[planning.PARTS.index("pretrain") :]  # than the measurements that the plan is made from
-LEAST_SECONDS = 60  # that any part has, however short it was planned
-SLOWEST = ("cw", "ddn", "deepfool", "nst")  # attacks that begin first
+LATER = planning.PARTS[planning.PARTS.index("pretrain") :]  # the parts after the measurements for the plan
+LEAST_SECONDS = 60  # any part has this time, however short it was planned
+SLOWEST = ("cw", "ddn", "deepfool", "nst")  # these attacks begin first
 
 
 def of_part(part: str, settings: Params, out: Path) -> dict[str, Task]:
-    """The tasks of a part by name; any of them can run beside any other."""
+    """Return the tasks of a part by name. They can run side by side."""
 
-    def each(stage: Callable[[Params, str], None], names: Iterable[str]) -> dict[str, Task]:
+    def tasks_for(stage: Callable[[Params, str], None], names: Iterable[str]) -> dict[str, Task]:
         return {f"{part}-{name}": partial(stage, settings, name) for name in names}
 
     methods = {name: attack.method for name, attack in (settings.attacks | settings.unseen_attacks).items()}
@@ -64,97 +64,99 @@ def of_part(part: str, settings: Params, out: Path) -> dict[str, Task]:
         "prepare": {"prepare": partial(prepare.prepare, settings)},
         "measure": {"measure": partial(measuring.write, settings, out / "rates.json", time.time())},
         "pretrain": {"pretrain": partial(pretrain_baseline, settings)},
-        "attacks": each(generation.attack_splits, slowest_first),
-        "train": each(train, settings.trained),
-        "evaluate": each(predict.evaluate, settings.structures),
-        "whitebox": each(whitebox.attack_structure, settings.structures),
-        "detect": each(detect.detect, settings.structures),
-        "corruptions": each(corruptions.evaluate, settings.structures),
+        "attacks": tasks_for(generation.attack_splits, slowest_first),
+        "train": tasks_for(train, settings.trained),
+        "evaluate": tasks_for(predict.evaluate, settings.structures),
+        "whitebox": tasks_for(whitebox.attack_structure, settings.structures),
+        "detect": tasks_for(detect.detect, settings.structures),
+        "corruptions": tasks_for(corruptions.evaluate, settings.structures),
         "benchmark": {"benchmark": partial(measuring.benchmark, settings, out / "benchmark.json")},
     }
     return parts[part]
 
 
 def pretrain_baseline(settings: Params) -> None:
-    """Train the pretrained net, and make the baseline of it, which every later part needs."""
+    """Train the pretrained net and copy it as the baseline, which every later part needs."""
     pretrain(settings)
     train(settings, BASELINE)
 
 
-def carry_out(run: Tasks, out: Path, profile: str, given: list[str]) -> None:
-    """Every part in its order, and last the report, whatever is missing by then."""
+def carry_out(run: Tasks, out: Path, profile: str, overrides: list[str]) -> None:
+    """Run every part in its order, and last the report, whatever is missing by then."""
     file = out / "run" / "params.yaml"
     if not file.exists():
-        profiles.apply(profile, given, file)
+        profiles.apply(profile, overrides, file)
     for part in ("prepare", "measure"):
         if not run.do(part, of_part(part, params.load(file), out), run.end, 1):
             raise InputError(run.reasons[part])
     rates = planning.Rates(**json.loads((out / "rates.json").read_text()))
-    chosen = stored_plan(run, out, profile, given, rates)
-    settings = chosen.applied(params.load(file))
+    plan = stored_plan(run, out, profile, overrides, rates)
+    settings = plan.applied(params.load(file))
     for number, part in enumerate(LATER[:-1]):
-        if done(run, part, settings, out):
+        if is_done(run, part, settings, out):
             continue
-        images, later = chosen.whitebox_images, [name for name in LATER[number:] if not done(run, name, settings, out)]
-        chosen = planning.shrunk(chosen, rates, settings, run.left, later)
+        images, later = plan.whitebox_images, [name for name in LATER[number:] if not is_done(run, name, settings, out)]
+        plan = planning.shrunk(plan, rates, settings, run.seconds_left, later)
         if any(run.finished(task) for task in of_part("whitebox", settings, out)):
-            chosen = replace(chosen, whitebox_images=images)  # or the structures would meet different images
+            plan = replace(plan, whitebox_images=images)  # or the structures would be attacked on different images
         elif part == "whitebox":
-            write_plan(out, whitebox_images=chosen.whitebox_images)
-        settings = chosen.applied(settings)
-        if part in chosen.left_out:
+            write_plan(out, whitebox_images=plan.whitebox_images)
+        settings = plan.applied(settings)
+        if part in plan.left_out:
             continue
         needed = [name for name in later if name not in (part, *planning.OPTIONAL)]
-        deadline = run.end - sum(chosen.parts[name] for name in needed)
+        deadline = run.end - sum(plan.parts[name] for name in needed)
         if part in planning.OPTIONAL:  # so that none takes the time of those after it
-            deadline = min(deadline, time.monotonic() + max(LEAST_SECONDS, 2 * chosen.parts[part]))
+            deadline = min(deadline, time.monotonic() + max(LEAST_SECONDS, 2 * plan.parts[part]))
         if not run.do(part, of_part(part, settings, out), deadline, rates.at_once):
             if part == "pretrain":
                 raise InputError(f"{run.reasons[part]}; the same command goes on with it")
             settings = without_unfinished(run, part, settings)
-    left_out = {part: "there was no time for it" for part in chosen.left_out} | run.reasons
+    left_out = {part: "there was no time for it" for part in plan.left_out} | run.reasons
     (out / "tasks" / "report.json").unlink(missing_ok=True)  # of an earlier run, which may have left out more
     run.do("report", {"report": partial(render.render, settings, left_out)}, float("inf"), 1)
     if not run.finished("report"):
         raise InputError(run.reasons["report"])
 
 
-def done(run: Tasks, part: str, settings: Params, out: Path) -> bool:
-    """Whether all tasks of a part are finished; the report, which says what is missing, never is."""
+def is_done(run: Tasks, part: str, settings: Params, out: Path) -> bool:
+    """Say whether all tasks of a part are finished. The report never is, as it has to say what is missing."""
     return part != "report" and all(run.finished(task) for task in of_part(part, settings, out))
 
 
-def stored_plan(run: Tasks, out: Path, profile: str, given: list[str], rates: planning.Rates) -> planning.Plan:
-    """The plan of this run, made when it began; its settings stand in run/params.yaml from then on."""
+def stored_plan(run: Tasks, out: Path, profile: str, overrides: list[str], rates: planning.Rates) -> planning.Plan:
+    """Return the plan of this run. The first call makes it and writes its settings to run/params.yaml."""
     file, stored = out / "run" / "params.yaml", out / "plan.json"
     if not stored.exists():
         settings = params.load(file)
-        chosen = planning.plan(rates, settings, run.left, LATER)
-        profiles.apply(profile, [*given, *chosen.settings(settings)], file)
-        write_plan(out, **chosen.record())
+        plan = planning.plan(rates, settings, run.seconds_left, LATER)
+        profiles.apply(profile, [*overrides, *plan.settings(settings)], file)
+        write_plan(out, **plan.record())
     record = json.loads(stored.read_text())
     print(f"plan: {json.dumps(record)}", flush=True)
-    chosen = planning.Plan(**{name: record[name] for name in planning.Plan.__dataclass_fields__})
-    return replace(chosen, left_out=[])  # whoever goes on may have time for it
+    plan = planning.Plan(**{name: record[name] for name in planning.Plan.__dataclass_fields__})
+    return replace(plan, left_out=[])  # a resumed run may have time for them
 
 
 def write_plan(out: Path, **values: object) -> None:
-    """Write plan.json, or change these values in it."""
+    """Write plan.json, or update these values in it."""
     path = out / "plan.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(before | values, indent=2) + "\n")
 
 
 def without_unfinished(run: Tasks, part: str, settings: Params) -> Params:
-    """The parameters without the attacks that are not stored, or the structures that are not trained or evaluated."""
+    """Return the parameters without attacks that are not stored, or structures that are not trained or evaluated."""
     if part == "attacks":
-        left = {name: attack for name, attack in settings.attacks.items() if run.finished(f"attacks-{name}")}
-        if not left:
+        stored_attacks = {name: attack for name, attack in settings.attacks.items() if run.finished(f"attacks-{name}")}
+        if not stored_attacks:
             raise InputError(f"{run.reasons[part]}; no attack is stored, the same command goes on with them")
         weights = settings.sampler.model_copy(
-            update={"weights": {name: weight for name, weight in settings.sampler.weights.items() if name in left}}
+            update={
+                "weights": {name: weight for name, weight in settings.sampler.weights.items() if name in stored_attacks}
+            }
         )
-        return settings.model_copy(update={"attacks": left, "sampler": weights})
+        return settings.model_copy(update={"attacks": stored_attacks, "sampler": weights})
     if part in ("train", "evaluate"):
         finished = [BASELINE, *(name for name in settings.trained if run.finished(f"{part}-{name}"))]
         trained = {name: entry for name, entry in settings.structures.items() if name in finished}
@@ -162,11 +164,11 @@ def without_unfinished(run: Tasks, part: str, settings: Params) -> Params:
     return settings
 
 
-def planned(profile: str, given: list[str], rates: Path, seconds: float) -> planning.Plan:
-    """The plan for a machine whose rates are in a file."""
+def planned(profile: str, overrides: list[str], rates: Path, seconds: float) -> planning.Plan:
+    """Return the plan for a machine whose rates are in a file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "params.yaml"
-        profiles.apply(profile, given, file)
+        profiles.apply(profile, overrides, file)
         return planning.plan(planning.Rates(**json.loads(rates.read_text())), params.load(file), seconds)
 
 
@@ -186,9 +188,9 @@ def main(
     """
     data, out, rates = (path and path.resolve() for path in (data, out, rates))
     os.chdir(ROOT)
-    given = [*([f"data.heldout={HELDOUT}"] if minutes < SHORT else []), *(settings or [])]
+    overrides = [*([f"data.heldout={HELDOUT}"] if minutes < SHORT else []), *(settings or [])]
     if rates is not None:
-        print(json.dumps(planned(profile, given, rates, 60 * minutes).record(), indent=2))
+        print(json.dumps(planned(profile, overrides, rates, 60 * minutes).record(), indent=2))
         return
     if data is None or out is None:
         raise InputError("--data and --out are missing; name a folder with Parquet files, and one to write")
@@ -199,7 +201,7 @@ def main(
     run = Tasks(out / "tasks", out / "run", time.monotonic() + 60 * minutes)
     with packing.gpu_use(out / "gpu.csv"):
         try:
-            carry_out(run, out, profile, [*given, "data.source=parquet", f"data.path={data}"])
+            carry_out(run, out, profile, [*overrides, "data.source=parquet", f"data.path={data}"])
         finally:
             packing.pack(out)
 

@@ -1,4 +1,4 @@
-"""What this machine does of the work of benchmarks/full_size.py: a few batches of each kind, timed."""
+"""Measures this machine's rates for benchmarks/full_size.py: it times a few batches of each kind of work."""
 
 import json
 import statistics
@@ -32,9 +32,9 @@ from sparring.training.loop import Opponents, learn_from
 from sparring.training.results import new_net
 from sparring.training.steps import Step, plain_step
 
-LARGER = 512  # images a batch, beside the profile's own, where there is a GPU
+LARGER = 512  # images a batch, tried beside the profile's own on a GPU
 BESIDE = 2.5  # how much faster three attacks were side by side than one after another on an H100
-SIDE_BY_SIDE = 3  # processes at most, of which that was measured
+SIDE_BY_SIDE = 3  # processes at most, for which BESIDE was measured
 CONTEXT_BYTES = 2e9  # that a process takes on a GPU beside its tensors
 TIMED = 5  # steps
 ATTACKED = {"cuda": 512, "cpu": 16}  # images
@@ -42,10 +42,10 @@ CW_STEPS = 10
 
 
 def rates(settings: Params, start: float) -> planning.Rates:
-    """Rates of random nets of these parameters on the prepared images.
+    """Measure the rates of random nets of these parameters on the prepared images.
 
-    start: seconds that a process takes until it computes. Labels are what the net says, so that attacks find every
-    image classified right, as most images of a trained net are.
+    start: seconds that a process takes until it computes. The labels are the net's own predictions, so that attacks
+    start from correctly classified images, as they mostly do for a trained net.
     """
     on = device.choose(settings)
     dtype = device.precision(settings, on)
@@ -55,23 +55,24 @@ def rates(settings: Params, start: float) -> planning.Rates:
     sizes = [settings.training.batch_size]
     sizes += [LARGER] if on.type == "cuda" and sizes[0] < LARGER <= len(clean) else []
     steps = {str(size): _steps(settings, clean, size, on, dtype) for size in sizes}
-    shown = clean[: ATTACKED[on.type]]
-    probabilities = classifier.predict(net, shown.image, settings.store.batch_size, on)
-    shown = store.Images(shown.index, probabilities.argmax(1), shown.image, {}, shown.metadata)
+    sample = clean[: ATTACKED[on.type]]
+    probabilities = classifier.predict(net, sample.image, settings.store.batch_size, on)
+    sample = store.Images(sample.index, probabilities.argmax(1), sample.image, {}, sample.metadata)
     attacked = {
-        name: _attack(settings, name, attack, net, shown, clean, on, dtype) for name, attack in settings.attacks.items()
+        name: _attack(settings, name, attack, net, sample, clean, on, dtype)
+        for name, attack in settings.attacks.items()
     }
-    images, labels = classifier.to_images(shown.image, on), torch.from_numpy(shown.label).to(on)
+    images, labels = classifier.to_images(sample.image, on), torch.from_numpy(sample.label).to(on)
     exact = engine.Fast(net, on, torch.float32)
     gradient = _seconds(lambda: loss_gradient(exact, images, labels), on)
-    prediction = _seconds(lambda: classifier.predict(net, shown.image, settings.store.batch_size, on), on)
+    prediction = _seconds(lambda: classifier.predict(net, sample.image, settings.store.batch_size, on), on)
     return planning.Rates(
         source=f"measured on {device.hardware(on)}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}",
         at_once=_at_once(on),
         steps=steps,
         attacks=attacked,
-        gradients=len(shown) / gradient,
-        predict=len(shown) / prediction,
+        gradients=len(sample) / gradient,
+        predict=len(sample) / prediction,
         prepare=json.loads((HERE.timings / "prepare.json").read_text())["images_per_second"],
         start=start,
         beside=BESIDE if on.type == "cuda" else 1.0,
@@ -79,24 +80,24 @@ def rates(settings: Params, start: float) -> planning.Rates:
 
 
 def _at_once(on: torch.device) -> int:
-    """How many processes the GPU has room for, each with as much memory as this one has used at most."""
+    """Return how many processes the GPU has room for, each with as much memory as this one has used at most."""
     if on.type != "cuda":
         return 1
     used = torch.cuda.max_memory_allocated(on) + CONTEXT_BYTES
     return max(1, min(SIDE_BY_SIDE, int(torch.cuda.get_device_properties(on).total_memory / used)))
 
 
-def write(settings: Params, path: Path, began: float) -> None:
-    """Measure and write the rates.  began: when this process was asked for (time.time)."""
+def write(settings: Params, path: Path, process_start: float) -> None:
+    """Measure and write the rates.  process_start: when this process was requested (time.time)."""
     device.choose(settings)
     torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
-    start = time.time() - began
+    start = time.time() - process_start
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(asdict(rates(settings, start)), indent=2) + "\n")
 
 
 def _seconds(work: Callable[[], object], on: torch.device, times: int = 3) -> float:
-    """The median of a few runs after one."""
+    """Return the median time of a few runs, after one that is not timed."""
     work()
     seconds = []
     for _ in range(times):
@@ -109,7 +110,7 @@ def _seconds(work: Callable[[], object], on: torch.device, times: int = 3) -> fl
 
 
 def _steps(settings: Params, clean: store.Images, size: int, on: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Images a second of a plain step, of a joint one, and of one with evolving opponents, as a training makes them:
+    """Return the images a second of a plain step, a joint step, and one with evolving opponents, as in a training:
     with crops, and on a GPU as a graph."""
     training = settings.training.model_copy(update={"batch_size": size})
     settings, batch = settings.model_copy(update={"training": training}), clean[:size]
@@ -133,9 +134,9 @@ def _steps(settings: Params, clean: store.Images, size: int, on: torch.device, d
 def _trained(
     settings: Params, name: str, images: store.Images, on: torch.device, dtype: torch.dtype
 ) -> tuple[Step, Opponents, classifier.Classifier]:
-    """A random net of a kind of structure, how it learns, and whom it meets.  images: all that it learns from."""
+    """Create a random net of a kind of structure, its step, and its opponents.  images: all that it learns from."""
     classes = len(images.metadata["classes"])
-    net, pretrained = (new_net(settings, each, classes) for each in ("target", "pretrained"))
+    net, pretrained = (new_net(settings, role, classes) for role in ("target", "pretrained"))
     device.channels_last(net, on).train()
     step, opponents = plain_step(net, settings.training, dtype), Opponents()
     if name == "ours":
@@ -143,9 +144,9 @@ def _trained(
         detector = TransformerDetector(settings.detector, classifier.map_shapes(net, settings.data.image_size)).to(on)
         step = joint_step(net, helper, detector, settings.training, settings.detector, dtype)
     if name == "evolving":
-        still = np.zeros_like(images.image, np.int8)
-        drawn = evolving.alone(settings.evolving, settings.seed)
-        opponents = EvolvingOpponents(net, settings.evolving, 0.0, dtype, drawn, lambda epoch: still)
+        zeros = np.zeros_like(images.image, np.int8)
+        draw_versions = evolving.evolving_only(settings.evolving, settings.seed)
+        opponents = EvolvingOpponents(net, settings.evolving, 0.0, dtype, draw_versions, lambda epoch: zeros)
         opponents.versions(0, np.arange(len(images)))
     return step, opponents, net
 
@@ -155,38 +156,38 @@ def _attack(
     name: str,
     attack: Attack,
     net: classifier.Classifier,
-    shown: store.Images,
+    sample: store.Images,
     pool: store.Images,
     on: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, float]:
-    """Images a second of an attack alone and of storing; of C&W as if it took 100 steps."""
+    """Return the images a second of an attack alone and of storing. For C&W they are scaled to 100 steps."""
     steps = CW_STEPS if attack.method == "cw" else None
-    chosen = attack.model_copy(update={"arguments": attack.arguments | ({"steps": steps} if steps else {})})
+    timed_attack = attack.model_copy(update={"arguments": attack.arguments | ({"steps": steps} if steps else {})})
     model = engine.Fast(net, on, dtype)
-    labels = torch.from_numpy(shown.label).to(on)
+    labels = torch.from_numpy(sample.label).to(on)
     results: list[Tensor] = []
 
-    def alone() -> None:
-        results[:] = [generation.attack_batch(settings, chosen, name, model, shown, pool, on)]
+    def attack_alone() -> None:
+        results[:] = [generation.attack_batch(settings, timed_attack, name, model, sample, pool, on)]
 
-    clean = torch.from_numpy(shown.image).to(on)
+    clean = torch.from_numpy(sample.image).to(on)
     bounds: dict[str, float] = {}
 
     def storing() -> None:
-        judge = storage.Judge(net, settings.store.batch_size, chosen.predictions, bounds)
-        storage.store(net, model, clean, results[0], labels, chosen, settings.store, judge).cpu()
+        judge = storage.Judge(net, settings.store.batch_size, timed_attack.predictions, bounds)
+        storage.store(net, model, clean, results[0], labels, timed_attack, settings.store, judge).cpu()
         judge.predictions()
-        bounds.update({column: fact["bound"] for column, fact in judge.facts().items()})  # as of a first shard
+        bounds.update({column: fact["bound"] for column, fact in judge.facts().items()})  # as after a first shard
 
-    seconds = _seconds(alone, on, 1)
+    seconds = _seconds(attack_alone, on, 1)
     share = 100 / CW_STEPS if steps else 1.0
-    return {"attack": len(shown) / (seconds * share), "store": len(shown) / _seconds(storing, on, 1)}
+    return {"attack": len(sample) / (seconds * share), "store": len(sample) / _seconds(storing, on, 1)}
 
 
 def benchmark(settings: Params, path: Path) -> None:
-    """Rows of benchmarks/attacks.py (torchattacks beside) and benchmarks/training.py, as many as time allows; each is
-    written as soon as it is there. In the folder of a run whose attacks are stored."""
+    """Measure rows of benchmarks/attacks.py (with torchattacks) and benchmarks/training.py, as many as time allows, and
+    write each at once. The working folder has to be that of a run whose attacks are stored."""
     calls: list[tuple[str, Callable[[], dict[str, object]]]] = [
         (f"step {name}", partial(training_benchmark.measure, name, None, None, TIMED, 1, Path()))
         for name in ("bare", "adv", "ours_full_4", "ours_low_2")
@@ -201,7 +202,7 @@ def benchmark(settings: Params, path: Path) -> None:
             continue
         try:
             rows[name] = call()
-        except Exception as error:  # a peer may fail in any way; the others' rows count all the same
+        except Exception as error:  # a library may fail in any way; the others' rows count all the same
             rows[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What a run of benchmarks/full_size.py brings back: one archive, with the GPU's use and the packages' versions."""
+"""Packs a run of benchmarks/full_size.py into one archive, with the GPU's use and the packages' versions."""
 
 import json
 import platform
@@ -15,8 +15,8 @@ import pandas as pd
 
 LIMIT = 16_000_000  # bytes of the archive
 QUERY = ["--query-gpu=timestamp,utilization.gpu,memory.used", "--format=csv,noheader,nounits", "--loop-ms=500"]
-# What is packed, the most wanted first: what does not fit any more stays behind, and is named in left_behind.txt.
-WANTED = (
+# These files are packed, the most important first. Files that do not fit are named in left_behind.txt.
+PACKED = (
     *("plan.json", "rates.json", "benchmark.json", "machine.json", "gpu_by_part.csv", "run/params.yaml"),
     *("run/reports/*.json", "run/reports/report.md", "run/reports/tables", "run/data/timings", "run/data/history"),
     *("tasks", "run/data/predictions", "run/data/whitebox", "run/reports/index.html", "run/reports/figures/*.png"),
@@ -26,7 +26,7 @@ WANTED = (
 
 @contextmanager
 def gpu_use(path: Path) -> Iterator[None]:
-    """In the block, twice a second a line of time, utilisation in per cent and memory in MiB; none without a GPU."""
+    """In the block, write twice a second the time, utilisation in per cent and memory in MiB; nothing without a GPU."""
     if shutil.which("nvidia-smi") is None:
         yield
         return
@@ -38,25 +38,25 @@ def gpu_use(path: Path) -> Iterator[None]:
 
 
 def by_part(use: Path, tasks: Path) -> pd.DataFrame:
-    """Mean and largest utilisation (per cent) and memory (MiB) of the GPU while each task ran.
+    """Return the GPU's mean and largest utilisation (per cent) and largest memory (MiB) while each task ran.
 
     use: as written by `gpu_use`.  tasks: the folder with `<task>.json`, {"began", "ended"} in seconds since 1970.
     """
     rows = pd.read_csv(use, names=["time", "utilisation", "memory"], skipinitialspace=True)
     seconds = [datetime.strptime(text, "%Y/%m/%d %H:%M:%S.%f").timestamp() for text in rows["time"]]
-    found = []
+    uses = []
     for path in sorted(tasks.glob("*.json")):
         times = json.loads(path.read_text())
         within = rows[[times["began"] <= moment <= times["ended"] for moment in seconds]]
         use_then = {"mean_use": within["utilisation"].mean(), "largest_use": within["utilisation"].max()}
         facts = {"task": path.stem, "seconds": times["ended"] - times["began"], **use_then}
-        found.append(facts | {"largest_memory": within["memory"].max()})
-    return pd.DataFrame(found).round(1)
+        uses.append(facts | {"largest_memory": within["memory"].max()})
+    return pd.DataFrame(uses).round(1)
 
 
 def pack(out: Path) -> Path:
     """Write `out`/full_size.tar.gz, smaller than LIMIT, and print how large it is."""
-    packages = {each.metadata["Name"]: each.version for each in distributions()}
+    packages = {distribution.metadata["Name"]: distribution.version for distribution in distributions()}
     facts = {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -67,16 +67,16 @@ def pack(out: Path) -> Path:
         by_part(out / "gpu.csv", out / "tasks").to_csv(out / "gpu_by_part.csv", index=False)
     archive, behind = out / "full_size.tar.gz", out / "left_behind.txt"
     behind.unlink(missing_ok=True)
-    files = [file for pattern in WANTED for file in _files(out, pattern)]
-    # A byte of a file takes about a byte at most once packed, but for the names and 512 bytes around each.
+    files = [file for pattern in PACKED for file in _files(out, pattern)]
+    # Packed, a byte takes about a byte at most, but each file adds its name and 512 bytes.
     size = 0
     packed: list[Path] = []
-    left: list[Path] = []
+    left_out: list[Path] = []
     for file in files:
         size += file.stat().st_size + 1024
-        (packed if size < LIMIT else left).append(file)
-    if left:
-        behind.write_text("".join(f"{file.relative_to(out)}\n" for file in left))
+        (packed if size < LIMIT else left_out).append(file)
+    if left_out:
+        behind.write_text("".join(f"{file.relative_to(out)}\n" for file in left_out))
         packed.append(behind)
     with tarfile.open(archive, "w:gz") as tar:
         for file in packed:

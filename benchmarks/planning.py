@@ -1,4 +1,4 @@
-"""The plan of benchmarks/full_size.py: what fits into so many seconds on a machine of these rates.
+"""Plans a run of benchmarks/full_size.py: what fits into the given seconds on a machine with these rates.
 
 Nothing here runs a model, so the plan for a machine can be computed on another one.
 """
@@ -14,17 +14,17 @@ from sparring.params.names import EVALUATED_SPLITS, EVOLVING
 LEAST_EPOCHS = 8
 LEAST_CW_STEPS = 20
 LEAST_WHITEBOX = 50  # images; a fifth of them for the sanity checks and the curve, a tenth for AutoAttack
-# Of the time that the least of everything leaves, what goes to C&W's steps and to white-box images; epochs get the rest
+# Shares, for C&W's steps and for white-box images, of the time that the smallest run leaves; epochs get the rest.
 CW_SHARE, WHITEBOX_SHARE = 0.15, 0.25
-RESERVE = 0.1  # of the time is planned for nothing, as the rest may take longer than it was measured
+RESERVE = 0.1  # this share of the time is left free, as parts may take longer than measured
 STARTS = 2  # processes, one after another, whose start each part waits for
 REPORT = 25.0  # seconds that the report is given at least
 BENCHMARK = 30.0  # seconds for the benchmarks' rows
-AUTOATTACK_PASSES = 3000  # of gradients for an image that withstands it, by its own steps, restarts and targets
-FORWARD = 1 / 3  # of a gradient pass: what a query costs
-# In this order parts are left out where time is short, after white-box images were halved down to their least.
+AUTOATTACK_PASSES = 3000  # gradient passes for an image that withstands it, by its steps, restarts and targets
+FORWARD = 1 / 3  # a query's cost in gradient passes
+# Where time is short, white-box images are halved down to their least; then parts are left out in this order.
 OPTIONAL = ("corruptions", "benchmark", "detect", "whitebox")
-# In this order they run.
+# Parts run in this order.
 PARTS = (
     "prepare",
     "measure",
@@ -42,7 +42,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does, in images a second unless said otherwise.
+    """Holds a machine's rates, in images a second unless said otherwise.
 
     source: where the figures come from.  at_once: tasks that a GPU has room for side by side; 1 on a CPU.
     steps: by batch size, of `adv` (plain training, the pretrained net's too), `ours`, and `evolving` without detector.
@@ -65,7 +65,9 @@ class Rates:
 
 @dataclass(frozen=True)
 class Plan:
-    """epochs: of every training.  learning_rate: factor on the parameters' rates, in proportion to the batch (Goyal et
+    """Holds the sizes of a run.
+
+    epochs: of every training.  learning_rate: factor on the parameters' rates, in proportion to the batch (Goyal et
     al., 2017, arXiv 1706.02677).  parts: seconds that each takes, in their order."""
 
     epochs: int
@@ -81,7 +83,7 @@ class Plan:
         return sum(self.parts.values())
 
     def settings(self, params: Params) -> list[str]:
-        """What it changes in the parameters, as KEY=VALUE."""
+        """Return the plan's changes to the parameters, as KEY=VALUE."""
         whitebox = self.applied(params).whitebox
         changes: dict[str, Any] = {
             "training.epochs": self.epochs,
@@ -105,7 +107,7 @@ class Plan:
         return [name for name, attacks in sections.items() if "cw" in attacks]
 
     def applied(self, params: Params) -> Params:
-        """The parameters with as many white-box images."""
+        """Return the parameters with the plan's numbers of white-box images."""
         images, fewer = self.whitebox_images, max(1, self.whitebox_images // 5)
         whitebox = params.whitebox
         changes: dict[str, Any] = {"images": images}
@@ -118,82 +120,82 @@ class Plan:
 
 
 def plan(rates: Rates, params: Params, seconds: float, parts: Sequence[str] = PARTS) -> Plan:
-    """The largest run of these parameters whose `parts` fit into `seconds`, but for RESERVE of them.
+    """Plan the largest run of these parameters whose `parts` fit into `seconds`, less the share RESERVE.
 
-    It starts from the least of everything, without the parts that do not fit even so. What time is left then goes to
-    C&W's steps, white-box images and epochs, none beyond what the parameters ask for.
+    It starts from the smallest run, without the parts that do not fit even then. The rest of the time goes to C&W's
+    steps, white-box images and epochs, none beyond the parameters' own.
     """
     seconds *= 1 - RESERVE
-    asked = params.training.batch_size
+    profile_batch_size = params.training.batch_size
     size = int(max(rates.steps, key=lambda size: 1 / sum(1 / rate for rate in rates.steps[size].values())))
     steps = params.attacks["cw"].arguments["steps"] if "cw" in params.attacks else LEAST_CW_STEPS
     least = Plan(
         epochs=min(LEAST_EPOCHS, params.training.epochs),
         batch_size=size,
-        learning_rate=size / asked,
+        learning_rate=size / profile_batch_size,
         cw_steps=min(LEAST_CW_STEPS, steps),
         whitebox_images=min(LEAST_WHITEBOX, params.whitebox.images),
         parts={},
     )
-    chosen = shrunk(least, rates, params, seconds, parts)
-    spare = max(0.0, seconds - chosen.seconds)
-    chosen = _grown(chosen, "cw_steps", steps, rates, params, chosen.seconds + CW_SHARE * spare)
-    if "whitebox" in chosen.parts:
+    draft = shrunk(least, rates, params, seconds, parts)
+    spare = max(0.0, seconds - draft.seconds)
+    draft = _grown(draft, "cw_steps", steps, rates, params, draft.seconds + CW_SHARE * spare)
+    if "whitebox" in draft.parts:
         most = params.whitebox.images
-        chosen = _grown(chosen, "whitebox_images", most, rates, params, chosen.seconds + WHITEBOX_SHARE * spare)
-    return _grown(chosen, "epochs", params.training.epochs, rates, params, seconds)
+        draft = _grown(draft, "whitebox_images", most, rates, params, draft.seconds + WHITEBOX_SHARE * spare)
+    return _grown(draft, "epochs", params.training.epochs, rates, params, seconds)
 
 
-def shrunk(chosen: Plan, rates: Rates, params: Params, seconds: float, parts: Sequence[str]) -> Plan:
-    """`chosen` for these parts alone, with so few white-box images, and without so many parts, that it fits."""
-    chosen = _timed(chosen, rates, params, [name for name in parts if name not in chosen.left_out])
-    while chosen.seconds > seconds and "whitebox" in chosen.parts and chosen.whitebox_images > LEAST_WHITEBOX:
-        fewer = replace(chosen, whitebox_images=max(LEAST_WHITEBOX, chosen.whitebox_images // 2))
-        chosen = _timed(fewer, rates, params, chosen.parts)
+def shrunk(draft: Plan, rates: Rates, params: Params, seconds: float, parts: Sequence[str]) -> Plan:
+    """Return `draft` for these parts alone, with so few white-box images, and so many parts left out, that it fits."""
+    draft = _timed(draft, rates, params, [name for name in parts if name not in draft.left_out])
+    while draft.seconds > seconds and "whitebox" in draft.parts and draft.whitebox_images > LEAST_WHITEBOX:
+        fewer = replace(draft, whitebox_images=max(LEAST_WHITEBOX, draft.whitebox_images // 2))
+        draft = _timed(fewer, rates, params, draft.parts)
     for name in OPTIONAL:
-        if chosen.seconds > seconds and name in chosen.parts:
-            kept = {part: cost for part, cost in chosen.parts.items() if part != name}
-            chosen = replace(chosen, parts=kept, left_out=[*chosen.left_out, name])
-    return chosen
+        if draft.seconds > seconds and name in draft.parts:
+            parts_left = {part: cost for part, cost in draft.parts.items() if part != name}
+            draft = replace(draft, parts=parts_left, left_out=[*draft.left_out, name])
+    return draft
 
 
-def _grown(chosen: Plan, name: str, most: int, rates: Rates, params: Params, seconds: float) -> Plan:
-    """`chosen` with the largest value of one field with which all fits into `seconds`, but no smaller than it is."""
-    low, high = getattr(chosen, name), most
+def _grown(draft: Plan, name: str, most: int, rates: Rates, params: Params, seconds: float) -> Plan:
+    """Return `draft` with the largest value of one field that fits into `seconds`, but no smaller than it is."""
+    low, high = getattr(draft, name), most
     while low < high:
         middle = (low + high + 1) // 2
-        fits = _timed(replace(chosen, **{name: middle}), rates, params, chosen.parts).seconds <= seconds
+        fits = _timed(replace(draft, **{name: middle}), rates, params, draft.parts).seconds <= seconds
         low, high = (middle, high) if fits else (low, middle - 1)
-    return _timed(replace(chosen, **{name: low}), rates, params, chosen.parts)
+    return _timed(replace(draft, **{name: low}), rates, params, draft.parts)
 
 
-def _timed(chosen: Plan, rates: Rates, params: Params, parts: Iterable[str]) -> Plan:
-    costs = seconds_of(chosen, rates, params)
-    return replace(chosen, parts={name: costs[name] for name in parts})
+def _timed(draft: Plan, rates: Rates, params: Params, parts: Iterable[str]) -> Plan:
+    costs = seconds_of(draft, rates, params)
+    return replace(draft, parts={name: costs[name] for name in parts})
 
 
-def seconds_of(chosen: Plan, rates: Rates, params: Params) -> dict[str, float]:
-    """What each part takes, in the order in which they run."""
-    data, step = params.data, rates.steps[str(chosen.batch_size)]
+def seconds_of(draft: Plan, rates: Rates, params: Params) -> dict[str, float]:
+    """Return the seconds that each part takes, in the order in which they run."""
+    data, step = params.data, rates.steps[str(draft.batch_size)]
     images = data.train + data.validation + data.test + data.heldout
-    shown = sum(int(getattr(data, split)) for split in EVALUATED_SPLITS)
+    evaluated_images = sum(int(getattr(data, split)) for split in EVALUATED_SPLITS)
     structures = len(params.structures)
-    training = chosen.epochs * data.train
+    training = draft.epochs * data.train
     with_detector = [name for name, structure in params.structures.items() if structure.detector != "none"]
-    each = [images * _per_image(name, attack, chosen, rates) for name, attack in params.attacks.items()]
+    attack_seconds = [images * _per_image(name, attack, draft, rates) for name, attack in params.attacks.items()]
     versions = 1 + len(params.attacks)
-    aimed = chosen.whitebox_images * whitebox_passes(params, chosen.cw_steps) / rates.gradients
+    aimed = draft.whitebox_images * whitebox_passes(params, draft.cw_steps) / rates.gradients
     starts = STARTS * rates.start
     return {
         "prepare": rates.start + images / rates.prepare,
         "measure": rates.start + 10,
         "pretrain": rates.start + training / step["adv"],
-        "attacks": starts + max([sum(each) / rates.beside, *each]),
+        "attacks": starts + max([sum(attack_seconds) / rates.beside, *attack_seconds]),
         "train": rates.start + sum(training * _per_visit(params, name, step) for name in params.trained),
-        "evaluate": starts + structures * shown * versions / rates.predict / rates.beside,
+        "evaluate": starts + structures * evaluated_images * versions / rates.predict / rates.beside,
         "whitebox": starts + structures * aimed / rates.beside,
-        # Each image passes the net as it is and squeezed in two ways, and the net under the detector.
-        "detect": rates.start + len(with_detector) * shown * (versions + 3) * 4 / rates.predict,
+        # Each image passes the net as it is and squeezed in two ways, and the net whose maps the detector reads.
+        "detect": rates.start + len(with_detector) * evaluated_images * (versions + 3) * 4 / rates.predict,
         "corruptions": starts + structures * data.heldout * 31 / rates.predict / rates.beside,
         "benchmark": rates.start + BENCHMARK,
         "report": rates.start + REPORT,
@@ -201,23 +203,23 @@ def seconds_of(chosen: Plan, rates: Rates, params: Params) -> dict[str, float]:
 
 
 def _per_visit(params: Params, name: str, step: Mapping[str, float]) -> float:
-    """Seconds for learning from one image.  step: images a second, by kind of structure."""
+    """Return the seconds for learning from one image.  step: images a second, by kind of structure."""
     structure = params.structures[name]
     if structure.opponents == EVOLVING and structure.detector == "none":
         return 1 / step["evolving"]
-    slower = params.passes(name) / PLAIN_PASSES - 1  # by whoever is attacked in training
+    slower = params.passes(name) / PLAIN_PASSES - 1  # by the attacks in training
     return 1 / step["adv" if structure.detector == "none" else "ours"] + slower / step["adv"]
 
 
-def _per_image(name: str, attack: Attack, chosen: Plan, rates: Rates) -> float:
-    """Seconds for attacking and storing one image."""
+def _per_image(name: str, attack: Attack, draft: Plan, rates: Rates) -> float:
+    """Return the seconds for attacking and storing one image."""
     measured: Mapping[str, float] = rates.attacks[name]
-    share = chosen.cw_steps / 100 if attack.method == "cw" else 1.0
+    share = draft.cw_steps / 100 if attack.method == "cw" else 1.0
     return share / measured["attack"] + 1 / measured["store"]
 
 
 def whitebox_passes(params: Params, cw_steps: int) -> float:
-    """Gradient passes that one white-box image costs, those that only a part of the images meets in proportion."""
+    """Return the gradient passes for one white-box image. Attacks on a part of the images count in proportion."""
     passes = 0.0
     for attack in params.whitebox.attacks.values():
         arguments = attack.arguments | ({"steps": cw_steps} if attack.method == "cw" else {})

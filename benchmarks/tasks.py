@@ -1,4 +1,4 @@
-"""Work that is done in forked processes, several at a time, until a deadline; what is finished is never done again."""
+"""Runs tasks in forked processes, several at a time, until a deadline. A finished task is never run again."""
 
 import json
 import multiprocessing
@@ -14,17 +14,17 @@ from pathlib import Path
 from sparring.layout import replacing
 from sparring.params.errors import InputError
 
-GRACE = 8.0  # seconds that a task has, once it is told to stop, to save its state
+GRACE = 8.0  # seconds that a task has to save its state once it is told to stop
 
 Task = Callable[[], None]
 
 
 class Tasks:
-    """Each task leaves `<name>.log`, what it printed, and, where it ends well, `<name>.json`: when it began and ended,
+    """Runs tasks. Each writes to `<name>.log` and, where it succeeds, `<name>.json`: when it began and ended,
     in seconds since 1970.
 
     records: the folder for both.  work: the folder that tasks run in.  end: when the time is over (time.monotonic).
-    reasons: why a part is not finished, in words, by part.
+    reasons: by part, why it is not finished.
     """
 
     def __init__(self, records: Path, work: Path, end: float) -> None:
@@ -32,14 +32,14 @@ class Tasks:
         self.reasons: dict[str, str] = {}
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         return self.end - time.monotonic()
 
     def finished(self, task: str) -> bool:
         return (self.records / f"{task}.json").exists()
 
     def do(self, part: str, tasks: dict[str, Task], deadline: float, at_once: int) -> bool:
-        """Do those tasks of a part that are not finished, until the deadline; whether all are finished then."""
+        """Run the unfinished tasks of a part until the deadline. Return whether all are finished then."""
         waiting = [name for name in tasks if not self.finished(name)]
         running: dict[str, ForkProcess] = {}
         while (waiting or running) and time.monotonic() < deadline:
@@ -57,7 +57,7 @@ class Tasks:
         return all(self.finished(name) for name in tasks)
 
     def _run(self, name: str, task: Task) -> None:
-        """In the forked process."""
+        """Run a task in the forked process."""
         began, parent = time.time(), os.getppid()
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         log = os.open(self.records / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -78,12 +78,12 @@ class Tasks:
             os._exit(1)
         with replacing(self.records / f"{name}.json") as path:
             path.write_text(json.dumps({"began": began, "ended": time.time()}) + "\n")
-        os._exit(0)  # without the parent's handlers
+        os._exit(0)  # without running the parent's exit handlers
 
     def _report(self, part: str, name: str) -> None:
         if self.finished(name):
             times = json.loads((self.records / f"{name}.json").read_text())
-            print(f"{name}: {times['ended'] - times['began']:.1f} s; {self.left:.0f} s are left", flush=True)
+            print(f"{name}: {times['ended'] - times['began']:.1f} s; {self.seconds_left:.0f} s are left", flush=True)
             return
         log = self.records / f"{name}.log"
         lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
@@ -93,7 +93,7 @@ class Tasks:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has been killed, or what goes on with the work would meet it."""
+    """End this process when its parent has been killed, or it would interfere with a resumed run."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

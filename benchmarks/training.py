@@ -65,17 +65,17 @@ BATCHES_FOR_A_STEP = 50  # of the rows without a net, which would be over too so
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-def opened(settings: Params, count: int | None) -> list[store.Images]:
-    """The first `count` training images, clean and under every attack."""
+def read_versions(settings: Params, count: int | None) -> list[store.Images]:
+    """Read the first `count` training images, clean and under every attack."""
     versions = [store.read(HERE.clean / "train.parquet")]
     versions += [store.read(HERE.adversarial / name / "train.parquet", ("image", "linf")) for name in settings.attacks]
     return [images[:count] for images in versions]
 
 
-def drawn(settings: Params, gallery: Gallery) -> Generator[Batch, None, None]:
-    """Whole batches as the training loop draws them, epoch after epoch."""
-    chosen, names = settings.training, list(settings.attacks)
-    count, size = len(gallery.label), chosen.batch_size
+def sampled_batches(settings: Params, gallery: Gallery) -> Generator[Batch, None, None]:
+    """Yield whole batches as the training loop draws them, epoch after epoch."""
+    training, names = settings.training, list(settings.attacks)
+    count, size = len(gallery.label), training.batch_size
     for epoch in itertools.count():
         visits = device.rng(settings.seed, "order", epoch).permutation(count)
         version = sampler.draw(
@@ -86,15 +86,15 @@ def drawn(settings: Params, gallery: Gallery) -> Generator[Batch, None, None]:
             visits=visits,
             batch_size=size,
         )
-        views = augmentation.draw(chosen, count, settings.seed, epoch, gallery.device)
-        whole = [visits[: count - count % size]]
-        for rows, images, labels, adversarial in gallery.batches(whole, version, size, 0):
+        views = augmentation.draw(training, count, settings.seed, epoch, gallery.device)
+        visits_of_whole_batches = [visits[: count - count % size]]
+        for rows, images, labels, adversarial in gallery.batches(visits_of_whole_batches, version, size, 0):
             yield views.of(rows).apply(images), labels, adversarial
 
 
 def write_folders(settings: Params, count: int | None, folder: Path) -> None:
-    """folder/version/class/row.jpg for every training image, clean and under every attack."""
-    for version, images in enumerate(opened(settings, count)):
+    """Write folder/version/class/row.jpg for every training image, clean and under every attack."""
+    for version, images in enumerate(read_versions(settings, count)):
         for row, (image, label) in enumerate(zip(images.image, images.label, strict=True)):
             path = folder / str(version) / str(label) / f"{row}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def write_folders(settings: Params, count: int | None, folder: Path) -> None:
 
 
 class JpegFolders(Dataset[tuple[Tensor, int, bool]]):
-    """One sample at a time: chance picks its clean file or an attacked one, which is opened, decoded and cropped."""
+    """Reads one sample at a time: it picks at random the clean or an attacked file, opens, decodes and crops it."""
 
     def __init__(self, settings: Params, folder: Path) -> None:
         self.folder, self.share = folder, settings.sampler.adv_ratio
@@ -126,8 +126,8 @@ class JpegFolders(Dataset[tuple[Tensor, int, bool]]):
             return self.transform(image.convert("RGB")), int(label), adversarial
 
 
-def loaded(settings: Params, folder: Path, on: torch.device) -> Generator[Batch, None, None]:
-    """Batches from JPEG files, epoch after epoch; the workers stay, so that their start is not timed."""
+def jpeg_batches(settings: Params, folder: Path, on: torch.device) -> Generator[Batch, None, None]:
+    """Yield batches from JPEG files, epoch after epoch. The workers stay, so that their start is not timed."""
     size = settings.training.batch_size
     loader = DataLoader(
         JpegFolders(settings, folder),
@@ -136,7 +136,7 @@ def loaded(settings: Params, folder: Path, on: torch.device) -> Generator[Batch,
         num_workers=2,
         drop_last=True,
         persistent_workers=True,
-        multiprocessing_context="fork",  # Linux's own; the row's process would hand on its spawn
+        multiprocessing_context="fork",  # Linux's default; else the workers would inherit the row's spawn
     )
     while True:
         for images, labels, adversarial in loader:
@@ -144,7 +144,7 @@ def loaded(settings: Params, folder: Path, on: torch.device) -> Generator[Batch,
 
 
 class PlainLayer(nn.Module):
-    """Pre-norm Transformer encoder layer with its attention written out."""
+    """A pre-norm Transformer encoder layer with its attention written out."""
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class PlainLayer(nn.Module):
         )
 
     def forward(self, tokens: Tensor, class_only: bool = False) -> Tensor:
-        """tokens (N, T, dim) → all of them, whatever class_only asks."""
+        """Transform tokens (N, T, dim). All are returned, whatever class_only is."""
         count, length, dim = tokens.shape
         parts = self.qkv(self.norm1(tokens)).reshape(count, length, 3, HEADS, dim // HEADS)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
@@ -171,16 +171,20 @@ class PlainLayer(nn.Module):
 
 
 def plain_joint(
-    settings: Params, chosen: Detector, net: Classifier, pretrained: Classifier, detector: TransformerDetector
+    settings: Params,
+    detector_settings: Detector,
+    net: Classifier,
+    pretrained: Classifier,
+    detector: TransformerDetector,
 ) -> Any:
-    """Joint training in two passes of gradients: first the detector's, then the net's."""
+    """Return a step of joint training with two backward passes: first the detector's, then the net's."""
     optimizer = sgd(net, settings.training.learning_rate, settings.training)
-    second = sgd(detector, chosen.learning_rate, settings.training)
+    detector_optimizer = sgd(detector, detector_settings.learning_rate, settings.training)
 
     def run(images: Tensor, labels: Tensor, adversarial: Tensor) -> None:
         with torch.no_grad():
             source_maps = pretrained.maps(images)
-        update(second, F.cross_entropy(detector(source_maps), adversarial.long()))
+        update(detector_optimizer, F.cross_entropy(detector(source_maps), adversarial.long()))
         maps = net.maps(images)
         matching = F.smooth_l1_loss(detector.token(maps), detector.token(source_maps).detach())
         update(optimizer, F.cross_entropy(net.classify(maps), labels) + matching)
@@ -188,12 +192,14 @@ def plain_joint(
     return run
 
 
-def with_net(name: str, settings: Params, network: Network, classes: int, on: torch.device, dtype: torch.dtype) -> Any:
-    """What a row does with a batch."""
-    plain = name.startswith("plain")
+def learning_step(
+    name: str, settings: Params, network: Network, classes: int, on: torch.device, dtype: torch.dtype
+) -> Any:
+    """Return the function by which a row learns from a batch."""
+    is_plain = name.startswith("plain")
     net, pretrained = (networks.create(network, classes, settings.data.image_size) for _ in range(2))
     net.train()
-    if plain:
+    if is_plain:
         net, pretrained = net.to(on), pretrained.to(on).eval()
         dtype = torch.float32
     else:
@@ -201,17 +207,20 @@ def with_net(name: str, settings: Params, network: Network, classes: int, on: to
     if "ours" not in name:
         return plain_step(net, settings.training, dtype).run
     detector_values = settings.detector.model_dump() | DETECTORS[name.split("ours_")[1]]
-    chosen = Detector.model_validate(detector_values)
-    detector = TransformerDetector(chosen, classifier.map_shapes(net, settings.data.image_size))
-    if plain:
+    detector_settings = Detector.model_validate(detector_values)
+    detector = TransformerDetector(detector_settings, classifier.map_shapes(net, settings.data.image_size))
+    if is_plain:
         dim = detector.position.shape[-1]
-        detector.layers = nn.ModuleList(PlainLayer(dim, chosen.dropout) for _ in range(chosen.layers))
-        return plain_joint(settings, chosen, net, pretrained, detector.to(on))
+        detector.layers = nn.ModuleList(
+            PlainLayer(dim, detector_settings.dropout) for _ in range(detector_settings.layers)
+        )
+        return plain_joint(settings, detector_settings, net, pretrained, detector.to(on))
     helper = device.channels_last(networks.frozen(pretrained), on)
-    return joint_step(net, helper, detector.to(on), settings.training, chosen, dtype).run
+    return joint_step(net, helper, detector.to(on), settings.training, detector_settings, dtype).run
 
 
 def measure(name: str, width: int | None, images: int | None, steps: int, runs: int, folder: Path) -> dict[str, Any]:
+    """Time one row, and measure its memory.  folder: the JPEG files of write_folders."""
     settings = params.load()
     on = device.choose(settings)
     dtype = device.precision(settings, on)
@@ -222,12 +231,12 @@ def measure(name: str, width: int | None, images: int | None, steps: int, runs: 
     torch.manual_seed(settings.seed)
     if name.startswith("plain") or name == "dataloader":
         classes = len(list((folder / "0").iterdir()))
-        batches = loaded(settings, folder, on)
+        batches = jpeg_batches(settings, folder, on)
     else:
-        clean, *attacked = opened(settings, images)
+        clean, *attacked = read_versions(settings, images)
         classes = len(clean.metadata["classes"])
         pixels = np.stack([version.image for version in (clean, *attacked)])
-        batches = drawn(settings, Gallery(pixels, clean, attacked, on))
+        batches = sampled_batches(settings, Gallery(pixels, clean, attacked, on))
         del clean, attacked, pixels
     if on.type == "cuda":
         torch.cuda.reset_peak_memory_stats(on)
@@ -236,7 +245,7 @@ def measure(name: str, width: int | None, images: int | None, steps: int, runs: 
     if name in ("sampler", "dataloader"):
         steps *= BATCHES_FOR_A_STEP
     else:
-        step = with_net(name, settings, network, classes, on, dtype)
+        step = learning_step(name, settings, network, classes, on, dtype)
     first = next(batches)
     source = itertools.repeat(first) if name == "bare" else batches
     step(*(part[:WARM_UP] for part in first))
@@ -261,20 +270,20 @@ def measure(name: str, width: int | None, images: int | None, steps: int, runs: 
 
 
 def resident() -> float:
-    """The most memory that this process ever held, in MB."""
+    """Return the most memory that this process ever had, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def ratios(rates: dict[str, float]) -> Iterator[str]:
-    """What the rates say of each other, as far as the rows are there."""
-    for one, other, text in (
+    """Yield sentences that compare the rates, for the rows that were measured."""
+    for first, second, text in (
         ("adv", "bare", "adv has {:.1%} of the bare step's rate"),
         ("ours_full_4", "plain_ours_full_4", "ours_full_4 has {:.2f} times the plain loop's rate"),
         ("adv", "plain_adv", "adv has {:.2f} times the plain loop's rate"),
         ("sampler", "dataloader", "the sampler has {:.1f} times the DataLoader's rate"),
     ):
-        if one in rates and other in rates:
-            yield text.format(rates[one] / rates[other])
+        if first in rates and second in rates:
+            yield text.format(rates[first] / rates[second])
     for name in ("ours_low_2", "ours_full_4"):
         if name in rates and "adv" in rates:
             yield f"{name} takes {rates['adv'] / rates[name]:.2f} times the time of adv"
@@ -284,7 +293,7 @@ def main(
     width: Annotated[int | None, typer.Option(help="a ResNet-34 of this width, not params.yaml's network")] = None,
     images: Annotated[int | None, typer.Option(min=64, help="how many training images; all by default")] = None,
     steps: Annotated[int, typer.Option(min=1, help="batches a run")] = 3,
-    runs: Annotated[int, typer.Option(min=1, help="the median of so many runs is told")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="rates are the median of so many runs")] = 3,
     only: Annotated[list[str] | None, typer.Option(help="rows; all by default")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
@@ -294,13 +303,13 @@ def main(
             raise InputError(f"--only is {name}; there are {', '.join(ROWS)}")
     with tempfile.TemporaryDirectory() as folder:
         write_folders(params.load(), images, Path(folder))
-        told = alone.rows(measure, {name: (name, width, images, steps, runs, Path(folder)) for name in only or ROWS})
-    hardware = told.pop("hardware")
-    print(told.to_markdown(index=False))
-    rates = dict(zip(told["name"], told["images_per_second"], strict=True))
+        table = alone.rows(measure, {name: (name, width, images, steps, runs, Path(folder)) for name in only or ROWS})
+    hardware = table.pop("hardware")
+    print(table.to_markdown(index=False))
+    rates = dict(zip(table["name"], table["images_per_second"], strict=True))
     print(f"\n{hardware.iloc[0]}.\n" + "".join(f"{text}.\n" for text in ratios(rates)))
     if json_file:
-        json_file.write_text(json.dumps(told.to_dict("records"), indent=1) + "\n")
+        json_file.write_text(json.dumps(table.to_dict("records"), indent=1) + "\n")
 
 
 if __name__ == "__main__":

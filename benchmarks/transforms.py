@@ -1,4 +1,4 @@
-"""What a random transform adds to a training step: the time to draw and apply it to a batch, as a share of the step.
+"""Measures what a random transform adds to a training step: the time to draw and apply it to a batch.
 
 run     python benchmarks/transforms.py [--batch 64] [--repeats 30]
 
@@ -29,13 +29,13 @@ WORDS = ("mask", "padding", "mask_padding", "noise", "cutout", "erasing", "resiz
 
 
 def median(run: Callable[[], object], repeats: int) -> float:
-    """Milliseconds."""
-    taken = []
+    """Return the median time of a run, in milliseconds."""
+    milliseconds = []
     for _ in range(repeats + 3):
         start = time.perf_counter()
         run()
-        taken.append(1000 * (time.perf_counter() - start))
-    return statistics.median(taken[3:])
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    return statistics.median(milliseconds[3:])
 
 
 def main(batch: Annotated[int, typer.Option()] = 64, repeats: Annotated[int, typer.Option()] = 30) -> None:
@@ -55,17 +55,19 @@ def main(batch: Annotated[int, typer.Option()] = 64, repeats: Annotated[int, typ
 
         steps[name] = median(run, repeats)
     print(f"{device.hardware(on)}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}, batch {batch}")
-    print("steps: " + ", ".join(f"{name} {taken:.1f} ms" for name, taken in steps.items()))
+    print("steps: " + ", ".join(f"{name} {milliseconds:.1f} ms" for name, milliseconds in steps.items()))
     numbers = np.random.default_rng(0).permutation(50_000)[:batch]
     for word in WORDS:
         transform = RandomTransform(word, getattr(values, word), (0.5, 0.5, 0.5))
 
-        def once(transform: RandomTransform = transform) -> float:
+        def apply_draw(transform: RandomTransform = transform) -> float:
             return float(transform.draw((3, 32, 32), numbers, 0, "transform", 0)(images).flatten()[0])
 
-        taken = median(once, repeats)
-        shares = ", ".join(f"{taken / whole:.1%} of {name}" for name, whole in steps.items())
-        print(f"{word:13} {taken:5.2f} ms: {shares}", flush=True)
+        milliseconds = median(apply_draw, repeats)
+        shares = ", ".join(
+            f"{milliseconds / step_milliseconds:.1%} of {name}" for name, step_milliseconds in steps.items()
+        )
+        print(f"{word:13} {milliseconds:5.2f} ms: {shares}", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from sparring.params.errors import InputError
 from sparring.params.sections import Network
 from sparring.params.structures import Online, Structure
 from sparring.training.gallery import batch_stops, load_gallery
-from sparring.training.loop import Opponents, Shown
+from sparring.training.loop import Opponents, TrainingInput
 from sparring.training.loop import fit as run_training
 from sparring.training.results import new_net
 from sparring.training.steps import plain_step
@@ -111,7 +111,7 @@ def fit(
         def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
             return stored.versions(epoch, visits)
 
-        def show(self, *batch: Any) -> Shown:
+        def show(self, *batch: Any) -> TrainingInput:
             shown = super().show(*batch)
             attacked.append(shown.images)
             return shown

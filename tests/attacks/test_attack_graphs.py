@@ -1,4 +1,4 @@
-"""Attacks whose passes are replayed, and whose batches shrink by halves, find what they find without: by a stand-in for
+"""Attacks give the same results where their passes are replayed and their batches shrink by halves. A stand-in replaces
 CUDA's capture on a CPU."""
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ BATCH = 24
 
 
 class Counting:
-    """The stand-in; counts what is recorded and what is replayed."""
+    """This stand-in counts recordings and replays."""
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
@@ -56,23 +56,23 @@ class Counting:
 def batches(
     model: torch.nn.Module, images: Tensor, labels: Tensor, entry: tuple[str, dict[str, Any]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Four batches and a smaller one, attacked one after another."""
+    """Attack four batches and a smaller one. Return their images, their labels and the attacked images."""
     chance = torch.Generator().manual_seed(0)
     method, arguments = entry
-    function, found = attacks.find(method), []
+    function, results = attacks.find(method), []
     for start in range(0, 4 * BATCH + 10, BATCH):
         rows = slice(start, min(start + BATCH, 4 * BATCH + 10))
-        shown, extra = images[rows], {}
-        noise = torch.randn(len(shown), 2, *shown.shape[1:], generator=chance)
+        batch_images, extra = images[rows], {}
+        noise = torch.randn(len(batch_images), 2, *batch_images.shape[1:], generator=chance)
         if method == "pgd":
             extra["starts"] = noise
         if method == "rfgsm":
             extra["noise"] = noise[:, 0]
         if method == "nst":
-            extra["partners"] = shown.flip(0)
-        found.append(function(model, shown, labels[rows], **arguments, **extra))
-    count = sum(map(len, found))
-    return images[:count], labels[:count], torch.cat(found)
+            extra["partners"] = batch_images.flip(0)
+        results.append(function(model, batch_images, labels[rows], **arguments, **extra))
+    count = sum(map(len, results))
+    return images[:count], labels[:count], torch.cat(results)
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -92,31 +92,31 @@ def test_halves_and_replays_find_the_same_images(
     net: ResNet, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     model = engine.Fast(net, CPU, torch.float32)
-    shown, own, plain = batches(model, images, labels, SHRINKING[name])
+    inputs, targets, plain = batches(model, images, labels, SHRINKING[name])
     count = Counting()
     model.graphs = Graphs(count)
     monkeypatch.setattr(graphs, "in_halves", lambda device: True)
-    *_, found = batches(model, images, labels, SHRINKING[name])
+    *_, halved = batches(model, images, labels, SHRINKING[name])
     assert count.recorded >= 1 and count.replayed > count.recorded
     # In a batch of another size the net rounds otherwise, by which a step may cross a boundary or not.
-    assert (fooled(net, shown, own, plain) == fooled(net, shown, own, found)).float().mean() > 0.97
-    assert fooled(net, shown, own, found).float().mean() > 0.5
-    torch.testing.assert_close(changes(plain, shown).mean(), changes(found, shown).mean(), rtol=0.02, atol=0)
-    assert ((plain - found).abs().amax((1, 2, 3)) < 1e-3).float().mean() > 0.9
+    assert (fooled(net, inputs, targets, plain) == fooled(net, inputs, targets, halved)).float().mean() > 0.97
+    assert fooled(net, inputs, targets, halved).float().mean() > 0.5
+    torch.testing.assert_close(changes(plain, inputs).mean(), changes(halved, inputs).mean(), rtol=0.02, atol=0)
+    assert ((plain - halved).abs().amax((1, 2, 3)) < 1e-3).float().mean() > 0.9
 
 
 def test_what_is_finished_stays_as_it_is(
     net: ResNet, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image that is wrong to begin with comes back as it was, though it stays in the batch."""
+    """An image that is misclassified from the start comes back unchanged, though it stays in the batch."""
     monkeypatch.setattr(graphs, "in_halves", lambda device: True)
     wrong = labels.clone()
     wrong[::3] = (net(images[::3]).argmax(1) + 1) % 10
     for method, arguments in SHRINKING.values():
         if not arguments.get("kappa"):  # with one, whoever is wrong by less is attacked
-            found = attacks.find(method)(net, images, wrong, **arguments)
-            assert torch.equal(found[::3], images[::3]), method
-            assert not torch.equal(found[1::3], images[1::3]), method
+            adversarial = attacks.find(method)(net, images, wrong, **arguments)
+            assert torch.equal(adversarial[::3], images[::3]), method
+            assert not torch.equal(adversarial[1::3], images[1::3]), method
 
 
 def test_where_recording_fails_attacks_go_on(
@@ -128,24 +128,24 @@ def test_where_recording_fails_attacks_go_on(
     model = engine.Fast(net, CPU, torch.float32)
     *_, plain = batches(model, images, labels, FIXED["bim"])
     model.graphs = Graphs(fails)
-    *_, found = batches(model, images, labels, FIXED["bim"])
-    assert torch.equal(plain, found)
-    said = "going on without a CUDA graph: operation not permitted when stream is capturing\n"
-    assert capsys.readouterr().err == said
+    *_, adversarial = batches(model, images, labels, FIXED["bim"])
+    assert torch.equal(plain, adversarial)
+    message = "going on without a CUDA graph: operation not permitted when stream is capturing\n"
+    assert capsys.readouterr().err == message
 
 
 @settings(deadline=None, derandomize=True)
 @given(st.lists(st.booleans(), min_size=1, max_size=70), st.integers(0, 20))
-def test_a_batch_shrinks_by_halves(going: list[bool], step: int) -> None:
-    mask = torch.tensor(going)
+def test_a_batch_shrinks_by_halves(active: list[bool], step: int) -> None:
+    mask = torch.tensor(active)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs, "in_halves", lambda device: True)
-        rows = graphs.staying(mask, step)
-    if step % graphs.EVERY:
+        rows = graphs.rows_to_keep(mask, step)
+    if step % graphs.CHECK_INTERVAL:
         assert rows is None
         return
-    sizes = [len(going) >> halvings for halvings in range(8)]
-    count, size = sum(going), len(going) if rows is None else len(rows)
+    sizes = [len(active) >> halvings for halvings in range(8)]
+    count, size = sum(active), len(active) if rows is None else len(rows)
     assert size in sizes and size >= count
     assert size // 2 < count or size == 0
     if rows is not None:
@@ -153,8 +153,8 @@ def test_a_batch_shrinks_by_halves(going: list[bool], step: int) -> None:
 
 
 def test_a_replay_keeps_no_history_of_what_it_was_given(net: ResNet, images: Tensor, labels: Tensor) -> None:
-    """NST hands over images that take a gradient; copied as they are, each step would hold on to the last."""
+    """NST passes images that require a gradient. Copied with their history, each step would keep the last graph."""
     model = engine.Fast(net, CPU, torch.float32)
     model.graphs = Graphs(Counting())
     batches(model, images, labels, FIXED["nst maps"])
-    assert all(not each.requires_grad for inputs, _ in model.graphs._recorded.values() for each in inputs)
+    assert all(not tensor.requires_grad for inputs, _ in model.graphs._recorded.values() for tensor in inputs)

@@ -1,4 +1,4 @@
-"""The attacks against the same attacks of torchattacks and foolbox."""
+"""Compares the attacks with the same attacks of torchattacks and foolbox."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,11 +22,11 @@ from sparring.store import Images
 
 @pytest.mark.parametrize("eps", [0.005, 6 / 255, 0.2])
 def test_fgsm_is_that_of_torchattacks(net: ResNet, images: Tensor, labels: Tensor, eps: float) -> None:
-    wanted = torchattacks.FGSM(net, eps=eps)(images, labels)
-    torch.testing.assert_close(attacks.find("fgsm")(net, images, labels, eps=eps), wanted, rtol=0, atol=1e-6)
+    expected = torchattacks.FGSM(net, eps=eps)(images, labels)
+    torch.testing.assert_close(attacks.find("fgsm")(net, images, labels, eps=eps), expected, rtol=0, atol=1e-6)
     folded = attacks.find("fgsm")(networks.frozen(net), images, labels, eps=eps)
     # Where the gradient is as good as 0, folding may turn its sign.
-    assert ((folded - wanted).abs() <= 1e-6).float().mean() > 0.999
+    assert ((folded - expected).abs() <= 1e-6).float().mean() > 0.999
 
 
 @pytest.mark.parametrize(("eps", "step", "steps"), [(6 / 255, 0.005, 6), (0.03, 0.03, 2), (0.1, 0.01, 4)])
@@ -34,56 +34,56 @@ def test_bim_is_that_of_torchattacks(
     net: ResNet, images: Tensor, labels: Tensor, eps: float, step: float, steps: int
 ) -> None:
     arguments = {"eps": eps, "step": step, "first_step": step, "steps": steps}
-    wanted = torchattacks.BIM(net, eps=eps, alpha=step, steps=steps)(images, labels)
-    found = attacks.find("bim")(net, images, labels, **arguments)
-    assert ((found - wanted).abs() <= 1e-6).float().mean() > 0.999
+    expected = torchattacks.BIM(net, eps=eps, alpha=step, steps=steps)(images, labels)
+    adversarial = attacks.find("bim")(net, images, labels, **arguments)
+    assert ((adversarial - expected).abs() <= 1e-6).float().mean() > 0.999
     frozen = networks.frozen(net)
-    wanted = torchattacks.BIM(frozen, eps=eps, alpha=step, steps=steps)(images, labels)
-    assert ((attacks.find("bim")(frozen, images, labels, **arguments) - wanted).abs() <= 1e-6).float().mean() > 0.999
+    expected = torchattacks.BIM(frozen, eps=eps, alpha=step, steps=steps)(images, labels)
+    assert ((attacks.find("bim")(frozen, images, labels, **arguments) - expected).abs() <= 1e-6).float().mean() > 0.999
 
 
 def test_rfgsm_is_that_of_torchattacks(net: ResNet, images: Tensor, labels: Tensor) -> None:
     torch.manual_seed(5)
-    wanted = torchattacks.RFGSM(net, eps=0.1, alpha=0.05, steps=1)(images, labels)
+    expected = torchattacks.RFGSM(net, eps=0.1, alpha=0.05, steps=1)(images, labels)
     torch.manual_seed(5)
     noise = torch.randn_like(images)
-    found = attacks.find("rfgsm")(net, images, labels, eps=0.1, alpha=0.05, noise=noise)
-    assert ((found - wanted).abs() <= 1e-6).float().mean() > 0.999
-    assert (found - images).abs().max() <= 0.1 + 1e-6
+    adversarial = attacks.find("rfgsm")(net, images, labels, eps=0.1, alpha=0.05, noise=noise)
+    assert ((adversarial - expected).abs() <= 1e-6).float().mean() > 0.999
+    assert (adversarial - images).abs().max() <= 0.1 + 1e-6
 
 
 def test_the_first_step_of_bim_has_its_own_size(net: ResNet, images: Tensor, labels: Tensor) -> None:
-    one = attacks.find("bim")(net, images, labels, eps=0.1, step=0.05, first_step=0.001, steps=1)
-    torch.testing.assert_close(one, attacks.find("fgsm")(net, images, labels, eps=0.001))
-    two = attacks.find("bim")(net, images, labels, eps=0.1, step=0.05, first_step=0.001, steps=2)
-    torch.testing.assert_close(two, attacks.find("fgsm")(net, one, labels, eps=0.05))
+    after_one = attacks.find("bim")(net, images, labels, eps=0.1, step=0.05, first_step=0.001, steps=1)
+    torch.testing.assert_close(after_one, attacks.find("fgsm")(net, images, labels, eps=0.001))
+    after_two = attacks.find("bim")(net, images, labels, eps=0.1, step=0.05, first_step=0.001, steps=2)
+    torch.testing.assert_close(after_two, attacks.find("fgsm")(net, after_one, labels, eps=0.05))
 
 
-def compare(net: ResNet, images: Tensor, labels: Tensor, found: Tensor, peer: Tensor) -> None:
-    """Success within a point of the peer's or better, median L2 within 2 % of the peer's or better."""
-    mine, theirs = fooled(net, images, labels, found), fooled(net, images, labels, peer)
+def compare(net: ResNet, images: Tensor, labels: Tensor, adversarial: Tensor, peer: Tensor) -> None:
+    """Check that success is at most a point below the peer's, and the median L2 at most 2 % above it."""
+    fooled_by_ours, fooled_by_peer = fooled(net, images, labels, adversarial), fooled(net, images, labels, peer)
     right = (net(images).argmax(1) == labels).sum()
-    assert theirs.sum() > right / 4, "the peer fools too few images to compare with"
-    assert mine.sum() / right >= theirs.sum() / right - 0.01
-    both = mine & theirs
-    assert changes(found, images)[both].median() <= 1.02 * changes(peer, images)[both].median()
+    assert fooled_by_peer.sum() > right / 4, "the peer fools too few images to compare with"
+    assert fooled_by_ours.sum() / right >= fooled_by_peer.sum() / right - 0.01
+    both = fooled_by_ours & fooled_by_peer
+    assert changes(adversarial, images)[both].median() <= 1.02 * changes(peer, images)[both].median()
 
 
 def test_deepfool_is_as_good_as_that_of_torchattacks(net: ResNet, images: Tensor, labels: Tensor) -> None:
     images, labels = images[:100], labels[:100]
     peer = torchattacks.DeepFool(net, steps=6, overshoot=0.02)(images, labels)
     for model in (net, networks.frozen(net)):
-        found = attacks.find("deepfool")(model, images, labels, steps=6, overshoot=0.02)
-        compare(net, images, labels, found, peer)
-        assert found.min() >= 0 and found.max() <= 1
+        adversarial = attacks.find("deepfool")(model, images, labels, steps=6, overshoot=0.02)
+        compare(net, images, labels, adversarial, peer)
+        assert adversarial.min() >= 0 and adversarial.max() <= 1
 
 
 def test_deepfool_leaves_what_is_wrong_already(net: ResNet, images: Tensor, labels: Tensor) -> None:
-    found = attacks.find("deepfool")(net, images, labels, steps=5, overshoot=0.02)
+    adversarial = attacks.find("deepfool")(net, images, labels, steps=5, overshoot=0.02)
     wrong = net(images).argmax(1) != labels
     assert wrong.any()
-    assert torch.equal(found[wrong], images[wrong])
-    assert (changes(found, images)[~wrong] > 0).all()
+    assert torch.equal(adversarial[wrong], images[wrong])
+    assert (changes(adversarial, images)[~wrong] > 0).all()
 
 
 @pytest.mark.parametrize(("c", "steps"), [(1.0, 20), (5.0, 15)])
@@ -94,26 +94,28 @@ def test_cw_is_as_good_as_that_of_torchattacks(
     images = images.clamp(0.01, 0.99)
     peer = torchattacks.CW(net, c=c, kappa=0.0, steps=steps, lr=0.05)(images, labels)
     for model in (net, networks.frozen(net)):
-        found = attacks.find("cw")(
+        adversarial = attacks.find("cw")(
             model, images, labels, c=c, kappa=0.0, steps=steps, learning_rate=0.05, search_steps=1
         )
-        compare(net, images, labels, found, peer)
-        assert found.min() >= 0 and found.max() <= 1
+        compare(net, images, labels, adversarial, peer)
+        assert adversarial.min() >= 0 and adversarial.max() <= 1
 
 
 def test_cw_gives_back_what_it_could_not_fool(net: ResNet, images: Tensor, labels: Tensor) -> None:
-    found = attacks.find("cw")(net, images, labels, c=1.0, kappa=0.0, steps=8, learning_rate=0.01, search_steps=1)
-    missed = net(found).argmax(1) == labels
+    adversarial = attacks.find("cw")(net, images, labels, c=1.0, kappa=0.0, steps=8, learning_rate=0.01, search_steps=1)
+    missed = net(adversarial).argmax(1) == labels
     assert missed.any() and not missed.all()
-    assert torch.equal(found[missed], images[missed])
+    assert torch.equal(adversarial[missed], images[missed])
 
 
 def test_cw_wins_by_the_margin_asked_for(net: ResNet, images: Tensor, labels: Tensor) -> None:
-    found = attacks.find("cw")(net, images, labels, c=10.0, kappa=1.0, steps=30, learning_rate=0.05, search_steps=1)
-    logits = net(found)
+    adversarial = attacks.find("cw")(
+        net, images, labels, c=10.0, kappa=1.0, steps=30, learning_rate=0.05, search_steps=1
+    )
+    logits = net(adversarial)
     own = logits.gather(1, labels[:, None])[:, 0]
     margin = logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
-    moved = changes(found, images) > 0
+    moved = changes(adversarial, images) > 0
     assert moved.sum() > 60
     assert (margin[moved] >= 1 - 1e-4).all()
 
@@ -126,18 +128,20 @@ def test_pgd_is_as_good_as_that_of_foolbox(
     net: ResNet, images: Tensor, labels: Tensor, norm: str, eps: float, step: float, peer: type
 ) -> None:
     torch.manual_seed(0)  # foolbox draws its start from the global generator
-    theirs = peer(abs_stepsize=step, steps=8)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=eps)[1]
+    peer_images = peer(abs_stepsize=step, steps=8)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=eps)[1]
     starts = torch.randn((len(images), 4, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
     run = partial(attacks.find("pgd"), eps=eps, step=step, steps=8, norm=norm, loss="cross_entropy")
-    found = run(net, images, labels, restarts=1, starts=starts)
-    length = changes(found, images) if norm == "l2" else (found - images).abs().flatten(1).amax(1)
+    adversarial = run(net, images, labels, restarts=1, starts=starts)
+    length = changes(adversarial, images) if norm == "l2" else (adversarial - images).abs().flatten(1).amax(1)
     assert length.max() <= eps + 1e-5 and length.median() > 0.9 * eps
-    assert found.min() >= 0 and found.max() <= 1
-    won, peers = (fooled(net, images, labels, each).float().mean() for each in (found, theirs))
-    assert peers > 0.1 and won >= peers - 0.03
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    success, peer_success = (
+        fooled(net, images, labels, attacked).float().mean() for attacked in (adversarial, peer_images)
+    )
+    assert peer_success > 0.1 and success >= peer_success - 0.03
     # Restarts only add to what one start fools.
     four = fooled(net, images, labels, run(net, images, labels, restarts=4, starts=starts))
-    assert (four >= fooled(net, images, labels, found)).all()
+    assert (four >= fooled(net, images, labels, adversarial)).all()
     step_less = run(net, images, labels, restarts=1, starts=starts, step=1e-9)
     spread = (step_less - images)[(images > eps) & (images < 1 - eps)] / eps
     if norm == "linf":  # uniform: mean 0, variance a third
@@ -146,26 +150,26 @@ def test_pgd_is_as_good_as_that_of_foolbox(
 
 def test_ddn_is_as_good_as_that_of_foolbox(net: ResNet, images: Tensor, labels: Tensor) -> None:
     peer = foolbox.attacks.DDNAttack(steps=40)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=None)[1]
-    found = attacks.find("ddn")(net, images, labels, steps=40, gamma=0.05, start=1.0)
-    compare(net, images, labels, found, peer)
-    assert found.min() >= 0 and found.max() <= 1
+    adversarial = attacks.find("ddn")(net, images, labels, steps=40, gamma=0.05, start=1.0)
+    compare(net, images, labels, adversarial, peer)
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
     wrong = net(images).argmax(1) != labels
-    assert torch.equal(found[wrong], images[wrong])
+    assert torch.equal(adversarial[wrong], images[wrong])
 
 
 def test_rfgsm_is_as_good_as_foolbox_from_a_random_start(
     net: ResNet, digits: Images, images: Tensor, labels: Tensor, opponent: Callable[..., tuple[Params, Attack]]
 ) -> None:
-    chosen, attack = opponent({"method": "torchattacks.RFGSM", "eps": 0.1, "alpha": 0.05, "steps": 1})
-    found = whole(chosen, attack, net, digits)
-    assert np.abs(found.image.astype(int) - digits.image).max() <= 25
+    settings, attack = opponent({"method": "torchattacks.RFGSM", "eps": 0.1, "alpha": 0.05, "steps": 1})
+    attacked = whole(settings, attack, net, digits)
+    assert np.abs(attacked.image.astype(int) - digits.image).max() <= 25
     torch.manual_seed(0)
     # The article's step is what the start leaves of eps; foolbox starts anywhere in the ball, torchattacks at a corner.
     peer = foolbox.attacks.LinfPGD(abs_stepsize=0.05, steps=1)
-    theirs = peer(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=0.1)[1]
+    peer_images = peer(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=0.1)[1]
     right = (net(images).argmax(1) == labels).numpy()
-    share = (found.columns["prediction"] != digits.label)[right].mean()
-    assert share > 0.05 and share > fooled(net, images, labels, theirs).float().sum().item() / right.sum() - 0.1
+    share = (attacked.columns["prediction"] != digits.label)[right].mean()
+    assert share > 0.05 and share > fooled(net, images, labels, peer_images).float().sum().item() / right.sum() - 0.1
 
 
 @pytest.mark.parametrize(
@@ -178,13 +182,13 @@ def test_square_and_autoattack_do_what_weaker_attacks_cannot(
 ) -> None:
     # On a few images: fooled by foolbox's PGD of the same radius means fooled by AutoAttack; Square needs no gradient.
     few = digits[:24]
-    chosen, attack = opponent({"eps": 0.1, **settings})
-    found = whole(chosen, attack, net, few)
-    assert np.abs(found.image.astype(int) - few.image).max() <= 25
+    params, attack = opponent({"eps": 0.1, **settings})
+    attacked = whole(params, attack, net, few)
+    assert np.abs(attacked.image.astype(int) - few.image).max() <= 25
     images, labels = classifier.to_images(few.image, CPU).contiguous(), torch.from_numpy(few.label)
     peer = foolbox.attacks.LinfPGD(steps=10)(foolbox.PyTorchModel(net, (0, 1)), images, labels, epsilons=25 / 255)[1]
     weaker = net(peer).argmax(1) != labels
-    stronger = torch.from_numpy(found.columns["prediction"] != few.label)
+    stronger = torch.from_numpy(attacked.columns["prediction"] != few.label)
     if settings["method"] == "autoattack":
         assert (weaker & ~stronger).sum() <= 1
         library = torchattacks.AutoAttack(net, norm="Linf", eps=25 / 255, seed=0)(images, labels)

@@ -1,4 +1,4 @@
-"""How an attack runs: in what memory there is, compiled or not, killed and gone on with, and as a stage."""
+"""Tests how an attack runs: with little memory, compiled or not, killed and resumed, and as a stage."""
 
 import os
 import subprocess
@@ -38,8 +38,8 @@ def test_where_memory_runs_out_halves_give_the_same(net: ResNet, images: Tensor,
         return batch + noise + labels.view(-1, 1, 1, 1)
 
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    found = engine.run(hungry, net, images, labels, {"noise": noise})
-    assert torch.equal(found, images + noise + labels.view(-1, 1, 1, 1))
+    attacked = engine.run(hungry, net, images, labels, {"noise": noise})
+    assert torch.equal(attacked, images + noise + labels.view(-1, 1, 1, 1))
     assert max(sizes) == len(images) and min(sizes) > 1
     with pytest.raises(torch.OutOfMemoryError):
         engine.run(lambda *_, **__: hungry(net, images, labels, noise=noise), net, images[:1], labels[:1], {})
@@ -67,14 +67,14 @@ def test_a_compiled_attack_leaves_no_library_that_a_kill_has_cut_short(
     project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
-    seen: list[list[Path]] = []
+    files_before: list[list[Path]] = []
 
     def compiler(function: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
         folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-        seen.append(list(folder.rglob("*")))
+        files_before.append(list(folder.rglob("*")))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "library.so").write_bytes(b"")
-        if len(seen) == 1:
+        if len(files_before) == 1:
             raise KeyboardInterrupt
         return function
 
@@ -84,7 +84,7 @@ def test_a_compiled_attack_leaves_no_library_that_a_kill_has_cut_short(
         generation.attack_splits(tiny(), "fgsm")
     assert list(PARTIAL.rglob("library.so"))
     generation.attack_splits(tiny(), "fgsm")
-    assert seen[:2] == [[], []] and not list(PARTIAL.iterdir())
+    assert files_before[:2] == [[], []] and not list(PARTIAL.iterdir())
 
 
 def test_without_a_compiler_it_goes_on(
@@ -124,8 +124,8 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, tiny
     values["store"] |= {"shard_size": 20, "batch_size": 10}
     YAML().dump(values, Path("params.yaml"))
     generation.attack_splits(params.validate(values), "deepfool")
-    wanted = stored()
-    assert wanted != before
+    expected = stored()
+    assert expected != before
     script = Path(__file__).resolve().parents[2] / "stages" / "attack.py"
     for pause in np.random.default_rng(0).uniform(0, 1, 2):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: more threads round differently
@@ -140,7 +140,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, tiny
         stage.wait()
         assert list(PARTIAL.rglob("*.parquet")) or stage.returncode == 0
         generation.attack_splits(params.validate(values), "deepfool")
-        assert stored() == wanted
+        assert stored() == expected
         assert not list(PARTIAL.iterdir())
 
 
@@ -160,43 +160,45 @@ def test_unfinished_shards_belong_to_their_inputs(
     monkeypatch.setattr(store, "write", breaks)
     with pytest.raises(KeyboardInterrupt):
         generation.attack_splits(tiny(), "fgsm")
-    (left,) = PARTIAL.iterdir()
-    assert len(list(left.iterdir())) == 3
-    made = []
+    (folder,) = PARTIAL.iterdir()
+    assert len(list(folder.iterdir())) == 3
+    shards = []
     monkeypatch.setattr(store, "write", write)
     attacked = generation.attacked
 
     def counts(*arguments: Any, **keywords: Any) -> Images:
-        made.append(1)
+        shards.append(1)
         return attacked(*arguments, **keywords)
 
     monkeypatch.setattr(generation, "attacked", counts)
     generation.attack_splits(tiny(seed=1), "fgsm")  # another seed: nothing of the other run is taken
-    assert len(made) == 7 and left.exists()
-    made.clear()
+    assert len(shards) == 7 and folder.exists()
+    shards.clear()
     generation.attack_splits(tiny(), "fgsm")
-    assert len(made) == 4 and not left.exists()
+    assert len(shards) == 4 and not folder.exists()
 
 
 def test_metadata_tells_what_ran(project: Path, tiny: Callable[..., Params]) -> None:
     for name, eps in {"fgsm": 12 / 255, "strong": 51 / 255}.items():
-        chosen = tiny()
-        folder = HERE.attacked(chosen, name)
+        settings = tiny()
+        folder = HERE.attacked(settings, name)
         assert folder == (HERE.adversarial if name == "fgsm" else HERE.unseen) / name
-        found = store.read(folder / "test.parquet").metadata
-        pretrained = networks.load(chosen.network, 10, 16, HERE.pretrained)
-        assert found["attack"] == name and found["method"] == "fgsm" and found["split"] == "test"
-        assert found["arguments"] == {"eps": eps}
-        assert found["source_model"] == model_files.digest(pretrained)
-        assert found["shape"] == [16, 16, 3] and len(found["classes"]) == 10
+        metadata = store.read(folder / "test.parquet").metadata
+        pretrained = networks.load(settings.network, 10, 16, HERE.pretrained)
+        assert metadata["attack"] == name and metadata["method"] == "fgsm" and metadata["split"] == "test"
+        assert metadata["arguments"] == {"eps": eps}
+        assert metadata["source_model"] == model_files.digest(pretrained)
+        assert metadata["shape"] == [16, 16, 3] and len(metadata["classes"]) == 10
 
 
 def test_splits_of_seen_and_unseen_attacks(project: Path) -> None:
     assert {path.name for path in (HERE.adversarial / "fgsm").iterdir()} == {f"{split}.parquet" for split in SPLITS}
     assert {path.name for path in (HERE.unseen / "strong").iterdir()} == {"test.parquet", "heldout.parquet"}
     for split in SPLITS:
-        clean, found = (store.read(folder / f"{split}.parquet") for folder in (HERE.clean, HERE.adversarial / "fgsm"))
-        store.check_rows(clean, found, Path(split))
+        clean, attacked = (
+            store.read(folder / f"{split}.parquet") for folder in (HERE.clean, HERE.adversarial / "fgsm")
+        )
+        store.check_rows(clean, attacked, Path(split))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "fgsm", "deepfool", "strong"])

@@ -1,4 +1,4 @@
-"""What becomes of attacked images when they are stored: they keep to their balls, and fool as stored."""
+"""Attacked images stay in their balls when they are stored, and fool as stored."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,21 +28,21 @@ def test_an_linf_ball_is_kept_as_stored(eps: float, seed: int, dtype: str) -> No
     chance = np.random.default_rng(seed)
     clean = chance.integers(0, 256, (4, 3, 3, 3), np.uint8)
     attack = Attack(method="fgsm", arguments={"eps": eps})
-    wanted = clean / 255 + chance.uniform(-1.2 * eps, 1.2 * eps, clean.shape)
-    stored = as_stored(clean, as_tensor(wanted), attack, dtype)
+    attacked = clean / 255 + chance.uniform(-1.2 * eps, 1.2 * eps, clean.shape)
+    stored = as_stored(clean, as_tensor(attacked), attack, dtype)
     assert stored.dtype == dtype
     radius = int(np.floor(255 * eps + 0.001))
     assert attack.linf == radius / 255 == attack.stored()["eps"]
     assert np.abs(stored.astype(float) - clean).max() <= radius
     # To nearest wherever the ball allows it.
-    nearest = np.clip(wanted * 255, 0, 255)
+    nearest = np.clip(attacked * 255, 0, 255)
     if dtype == "float16":
         bounded = np.clip(nearest, clean - float(radius), clean + float(radius))
         assert np.abs(stored - bounded).max() <= 1 / 16 + 1e-3  # half the distance of two float16 near 255
         return
     nearest = np.rint(nearest)
     bounded = np.clip(nearest, clean.astype(int) - radius, clean.astype(int) + radius)
-    assert (np.abs(stored - bounded) <= (np.abs(wanted * 255 % 1 - 0.5) < 1e-3)).all()
+    assert (np.abs(stored - bounded) <= (np.abs(attacked * 255 % 1 - 0.5) < 1e-3)).all()
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -52,17 +52,17 @@ def test_an_l2_ball_is_kept_as_stored(eps: float, seed: int, outwards: bool, dty
     clean = chance.choice([0, 128, 255], (4, 5, 5, 3)).astype(np.uint8)
     direction = chance.standard_normal(clean.shape)
     length = np.sqrt(np.square(direction).sum((1, 2, 3), keepdims=True))
-    wanted = clean / 255 + (1.3 if outwards else 1) * eps * direction / length
+    attacked = clean / 255 + (1.3 if outwards else 1) * eps * direction / length
     ball = Attack(method="torchattacks.PGDL2", arguments={"eps": eps})
-    stored = as_stored(clean, as_tensor(wanted), ball, dtype)
+    stored = as_stored(clean, as_tensor(attacked), ball, dtype)
     change = (stored.astype(float) - clean) / 255
     assert np.sqrt(np.square(change).sum((1, 2, 3))).max() <= eps * (1 + 1e-6)
     assert (change * direction >= 0).all()
 
 
-def as_stored(clean: np.ndarray, wanted: Tensor, attack: Attack, dtype: str) -> np.ndarray:
-    found: np.ndarray = storage.as_stored(torch.from_numpy(clean), wanted, attack, dtype).numpy()
-    return found
+def as_stored(clean: np.ndarray, attacked: Tensor, attack: Attack, dtype: str) -> np.ndarray:
+    levels: np.ndarray = storage.as_stored(torch.from_numpy(clean), attacked, attack, dtype).numpy()
+    return levels
 
 
 def as_tensor(images: np.ndarray) -> Tensor:
@@ -80,30 +80,30 @@ def test_columns_tell_what_is_stored(
     net: ResNet, digits: Images, images: Tensor, labels: Tensor, opponent: Callable[..., tuple[Params, Attack]]
 ) -> None:
     arguments = {"steps": 2, "overshoot": 0.02}
-    found = whole(*opponent({"method": "deepfool", **arguments}), net, digits)
+    stored = whole(*opponent({"method": "deepfool", **arguments}), net, digits)
     floats = attacks.find("deepfool")(networks.frozen(net), images, labels, **arguments)
-    assert (found.columns["prediction_float"] == net(floats).argmax(1).numpy()).mean() > 0.98
+    assert (stored.columns["prediction_float"] == net(floats).argmax(1).numpy()).mean() > 0.98
     rounded = as_stored(digits.image, floats, Attack(method="deepfool", arguments={}), "uint8")
     again = classifier.predict(net, rounded, 17, CPU).argmax(1)
-    assert (found.columns["prediction_rounded"] == again).mean() > 0.98
-    assert (found.columns["prediction_rounded"] != found.columns["prediction"]).any()
-    change = (found.image.astype(float) - digits.image) / 255
-    np.testing.assert_allclose(found.columns["l2"], np.sqrt(np.square(change).sum((1, 2, 3))), rtol=1e-5)
-    np.testing.assert_allclose(found.columns["linf"], np.abs(change).max((1, 2, 3)), rtol=1e-5)
-    prediction = classifier.predict(net, found.image, 17, CPU).argmax(1)
-    np.testing.assert_array_equal(found.columns["prediction"], prediction)
-    unchanged = (found.image == digits.image).all((1, 2, 3))
-    np.testing.assert_array_equal(unchanged, found.columns["linf"] == 0)
+    assert (stored.columns["prediction_rounded"] == again).mean() > 0.98
+    assert (stored.columns["prediction_rounded"] != stored.columns["prediction"]).any()
+    change = (stored.image.astype(float) - digits.image) / 255
+    np.testing.assert_allclose(stored.columns["l2"], np.sqrt(np.square(change).sum((1, 2, 3))), rtol=1e-5)
+    np.testing.assert_allclose(stored.columns["linf"], np.abs(change).max((1, 2, 3)), rtol=1e-5)
+    prediction = classifier.predict(net, stored.image, 17, CPU).argmax(1)
+    np.testing.assert_array_equal(stored.columns["prediction"], prediction)
+    unchanged = (stored.image == digits.image).all((1, 2, 3))
+    np.testing.assert_array_equal(unchanged, stored.columns["linf"] == 0)
     assert unchanged.any() and not unchanged.all()
 
 
 def test_an_empty_set_gives_an_empty_shard(
     net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
 ) -> None:
-    chosen, attack = opponent({"method": "nst", **NST, "style": "maps"})
-    found = whole(chosen, attack, net, digits[:0], digits)
-    assert len(found) == 0 and found.image.shape == (0, 16, 16, 3)
-    assert found.columns.keys() == {"prediction", "l2", "linf"}
+    params, attack = opponent({"method": "nst", **NST, "style": "maps"})
+    shard = whole(params, attack, net, digits[:0], digits)
+    assert len(shard) == 0 and shard.image.shape == (0, 16, 16, 3)
+    assert shard.columns.keys() == {"prediction", "l2", "linf"}
 
 
 @pytest.mark.parametrize(
@@ -120,29 +120,29 @@ def test_what_fools_as_floats_fools_as_stored(
     net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]], arguments: dict[str, Any], dtype: str
 ) -> None:
     inner = Images(digits.index, digits.label, digits.image.clip(3, 252))  # torchattacks' tanh has no ends
-    found = whole(*opponent(arguments, store={"margin": 0.05, "dtype": dtype}), net, inner)
-    assert found.image.dtype == dtype
+    stored = whole(*opponent(arguments, store={"margin": 0.05, "dtype": dtype}), net, inner)
+    assert stored.image.dtype == dtype
     right = classifier.predict(net, inner.image, 50, CPU).argmax(1) == inner.label
-    as_float = right & (found.columns["prediction_float"] != inner.label)
+    as_float = right & (stored.columns["prediction_float"] != inner.label)
     assert as_float.sum() > right.sum() / 4
-    assert (found.columns["prediction"][as_float] != inner.label[as_float]).mean() >= 0.99
-    changed = found.columns["linf"] > 0
+    assert (stored.columns["prediction"][as_float] != inner.label[as_float]).mean() >= 0.99
+    changed = stored.columns["linf"] > 0
     with torch.no_grad():
-        logits = net(classifier.to_images(found.image, CPU)).numpy()
+        logits = net(classifier.to_images(stored.image, CPU)).numpy()
     own = np.take_along_axis(logits, inner.label[:, None], 1)[:, 0]
     np.put_along_axis(logits, inner.label[:, None], -np.inf, 1)
-    fooled = changed & (found.columns["prediction"] != inner.label)
+    fooled = changed & (stored.columns["prediction"] != inner.label)
     assert (logits.max(1) - own)[fooled].min() >= 0.05 - 1e-4
     # False stores what rounding leaves.
     plain = whole(*opponent(arguments, store={"faithful": False, "dtype": dtype}), net, inner)
     np.testing.assert_array_equal(plain.columns["prediction"], plain.columns["prediction_rounded"])
-    np.testing.assert_array_equal(plain.columns["prediction_rounded"], found.columns["prediction_rounded"])
+    np.testing.assert_array_equal(plain.columns["prediction_rounded"], stored.columns["prediction_rounded"])
     if not arguments["method"].startswith(TORCHATTACKS) and dtype == "uint8":
         assert (plain.columns["prediction"][as_float] == inner.label[as_float]).any()
 
 
 class Line(torch.nn.Module):
-    """Two classes on either side of a flat boundary: the least change that crosses it is known."""
+    """Has two classes and a flat boundary between them, so that the least change that crosses it is known."""
 
     def __init__(self, weight: Tensor, bias: float) -> None:
         super().__init__()
@@ -168,13 +168,13 @@ def test_the_stored_change_is_hardly_larger_than_it_must_be(seed: int, distance:
     line = Line(weight, float(bias))
     step = (distance / 255) * weight / weight.norm()
     for overshoot in (1.02, 2.5):  # an attack that ends at the boundary, and one that ends far behind it
-        wanted = start + overshoot * step
-        rounded = storage.as_stored(clean, wanted, Attack(method="deepfool", arguments={}), "uint8")
+        attacked = start + overshoot * step
+        rounded = storage.as_stored(clean, attacked, Attack(method="deepfool", arguments={}), "uint8")
         label = torch.zeros(1, dtype=torch.long)
-        found = storage.least_change(line, line, clean, wanted, label, 0.0, rounded)  # type: ignore[arg-type]
-        assert found.logits is not None and found.logits.argmax(1).tolist() == [1]
-        assert line(classifier.to_images(found.levels, CPU)).argmax(1).tolist() == [1]
-        change = (found.levels.float() - clean).permute(0, 3, 1, 2)
+        stored = storage.least_change(line, line, clean, attacked, label, 0.0, rounded)  # type: ignore[arg-type]
+        assert stored.logits is not None and stored.logits.argmax(1).tolist() == [1]
+        assert line(classifier.to_images(stored.levels, CPU)).argmax(1).tolist() == [1]
+        change = (stored.levels.float() - clean).permute(0, 3, 1, 2)
         # The best whole-numbered change: levels are added where they bring most for their length, until it crosses.
         best = min(
             (levels.norm() for scale in np.geomspace(0.05, 500, 2000)

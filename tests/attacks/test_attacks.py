@@ -1,4 +1,4 @@
-"""Each attack on its own, and those of torchattacks by name."""
+"""Tests each attack on its own, and those of torchattacks by name."""
 
 import inspect
 from collections.abc import Callable
@@ -29,56 +29,60 @@ def test_bim_stays_in_its_ball(eps: float, step: float, first_step: float, steps
     net = resnet.ResNet((1, 1, 1, 1), 4, 3).eval()
     images = torch.rand(6, 3, 8, 8, generator=generator).mul(1.4).sub(0.2).clamp(0, 1)
     labels = torch.arange(6) % 3
-    found = attacks.find("bim")(net, images, labels, eps=eps, step=step, first_step=first_step, steps=steps)
-    assert (found - images).abs().max() <= eps + 1e-6
-    assert found.min() >= 0 and found.max() <= 1
-    assert (found - images).abs().max() > 0 or eps < 1e-6
+    adversarial = attacks.find("bim")(net, images, labels, eps=eps, step=step, first_step=first_step, steps=steps)
+    assert (adversarial - images).abs().max() <= eps + 1e-6
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    assert (adversarial - images).abs().max() > 0 or eps < 1e-6
 
 
 def test_a_search_over_c_finds_what_one_c_does_not(net: ResNet, images: Tensor, labels: Tensor) -> None:
     arguments = {"c": 0.05, "kappa": 0.0, "steps": 30, "learning_rate": 0.02}
-    one, six = (attacks.find("cw")(net, images, labels, **arguments, search_steps=number) for number in (1, 6))
+    single, searched = (attacks.find("cw")(net, images, labels, **arguments, search_steps=number) for number in (1, 6))
     right = net(images).argmax(1) == labels
-    assert fooled(net, images, labels, six).sum() > 0.95 * right.sum() > 1.2 * fooled(net, images, labels, one).sum()
-    both = fooled(net, images, labels, one) & fooled(net, images, labels, six)
-    assert (changes(six, images)[both] <= changes(one, images)[both] + 1e-6).all()
+    assert (
+        fooled(net, images, labels, searched).sum()
+        > 0.95 * right.sum()
+        > 1.2 * fooled(net, images, labels, single).sum()
+    )
+    both = fooled(net, images, labels, single) & fooled(net, images, labels, searched)
+    assert (changes(searched, images)[both] <= changes(single, images)[both] + 1e-6).all()
 
 
 def test_gaussian_adds_clipped_noise(net: ResNet, images: Tensor, labels: Tensor) -> None:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    found = attacks.find("gaussian")(net, images, labels, std=0.1, noise=noise)
-    inside = (found > 0) & (found < 1)
-    torch.testing.assert_close((found - images)[inside], 0.1 * noise[inside], rtol=0, atol=1e-6)
-    assert found.min() == 0 and found.max() == 1
+    noisy = attacks.find("gaussian")(net, images, labels, std=0.1, noise=noise)
+    inside = (noisy > 0) & (noisy < 1)
+    torch.testing.assert_close((noisy - images)[inside], 0.1 * noise[inside], rtol=0, atol=1e-6)
+    assert noisy.min() == 0 and noisy.max() == 1
 
 
 def test_stored_noise_is_standard_normal(
     net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
 ) -> None:
     grey = Images(digits.index, digits.label, np.full_like(digits.image, 128))
-    found = whole(*opponent({"method": "gaussian", "std": 0.1}), net, grey)
-    levels = found.image.astype(float) - 128
+    attacked = whole(*opponent({"method": "gaussian", "std": 0.1}), net, grey)
+    levels = attacked.image.astype(float) - 128
     assert levels.mean() == pytest.approx(0, abs=0.5)
     assert levels.std() == pytest.approx(25.5, rel=0.02)
-    assert not np.array_equal(found.image[0], found.image[1])
+    assert not np.array_equal(attacked.image[0], attacked.image[1])
 
 
 @pytest.mark.parametrize("style", ["maps", "gram"])
 def test_nst_moves_an_image_towards_its_partner(net: ResNet, images: Tensor, labels: Tensor, style: str) -> None:
     frozen, partners = networks.frozen(net), images.roll(1, 0)
-    found = attacks.find("nst")(frozen, images, labels, **NST, style=style, partners=partners)
+    adversarial = attacks.find("nst")(frozen, images, labels, **NST, style=style, partners=partners)
 
     def distance(batch: Tensor) -> Tensor:
-        maps, wanted = frozen.maps(batch), frozen.maps(partners)
-        first, goal = maps["layer1"].flatten(2), wanted["layer1"].flatten(2)
+        maps, partner_maps = frozen.maps(batch), frozen.maps(partners)
+        first, goal = maps["layer1"].flatten(2), partner_maps["layer1"].flatten(2)
         if style == "gram":
             first, goal = (part @ part.mT / part.shape[2] for part in (first, goal))
-        deep = (maps["layer4"] - wanted["layer4"]).square().flatten(1).mean(1)
+        deep = (maps["layer4"] - partner_maps["layer4"]).square().flatten(1).mean(1)
         return deep + (first - goal).square().flatten(1).mean(1)
 
-    before, after = distance(images), distance(found)
+    before, after = distance(images), distance(adversarial)
     assert (after < before).float().mean() > 0.9
-    assert found.min() >= 0 and found.max() <= 1 and changes(found, images).min() > 0
+    assert adversarial.min() >= 0 and adversarial.max() <= 1 and changes(adversarial, images).min() > 0
 
 
 @pytest.mark.parametrize("style", ["maps", "gram"])
@@ -97,17 +101,17 @@ def test_partners_are_of_another_class(
     # The pool holds, for every label, one plain grey of its own: so a partner's colour tells its label.
     pool = Images(np.arange(10), np.arange(10), np.full((10, 16, 16, 3), 20, np.uint8))
     pool.image[:] += np.arange(10, dtype=np.uint8)[:, None, None, None]
-    drawn: list[int] = []
+    partner_labels: list[int] = []
 
     def spy(model: ResNet, images: Tensor, labels: Tensor, *, steps: int, partners: Tensor, **rest: Any) -> Tensor:
-        drawn.extend((partners[:, 0, 0, 0] * 255 - 20).round().int().tolist())
+        partner_labels.extend((partners[:, 0, 0, 0] * 255 - 20).round().int().tolist())
         return images
 
     monkeypatch.setitem(attacks.METHODS, "nst", spy)
     whole(*opponent({"method": "nst", **NST, "style": "maps"}), net, digits, pool)
-    assert len(drawn) == len(digits)
-    assert not any(partner == own for partner, own in zip(drawn, digits.label.tolist(), strict=True))
-    assert len(set(drawn)) == 10
+    assert len(partner_labels) == len(digits)
+    assert not any(partner == own for partner, own in zip(partner_labels, digits.label.tolist(), strict=True))
+    assert len(set(partner_labels)) == 10
 
 
 @pytest.mark.parametrize(
@@ -144,30 +148,30 @@ def test_neighbours_do_not_matter(
 
 def test_torchattacks_by_name(net: ResNet, images: Tensor, labels: Tensor) -> None:
     arguments = {"eps": 0.05, "alpha": 0.02, "steps": 3, "random_start": False}
-    wanted = torchattacks.PGD(net, **arguments)(images, labels)
-    assert torch.equal(attacks.find("torchattacks.PGD")(net, images, labels, **arguments), wanted)
-    assert changes(wanted, images).min() > 0
+    expected = torchattacks.PGD(net, **arguments)(images, labels)
+    assert torch.equal(attacks.find("torchattacks.PGD")(net, images, labels, **arguments), expected)
+    assert changes(expected, images).min() > 0
 
 
 def test_pgd_is_stored_within_eps(net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]) -> None:
-    chosen, attack = opponent({"method": "torchattacks.PGD", "eps": 0.05, "alpha": 0.02, "steps": 3})
-    found = whole(chosen, attack, net, digits)
-    change = np.abs(found.image.astype(int) - digits.image)
+    params, attack = opponent({"method": "torchattacks.PGD", "eps": 0.05, "alpha": 0.02, "steps": 3})
+    attacked = whole(params, attack, net, digits)
+    change = np.abs(attacked.image.astype(int) - digits.image)
     assert change.max() == 12  # floor(255 × 0.05)
     right = classifier.predict(net, digits.image, 64, CPU).argmax(1) == digits.label
-    assert (found.columns["prediction"][right] != digits.label[right]).mean() > 0.1
-    again = whole(chosen, attack, net, digits)
-    assert np.array_equal(again.image, found.image), "its random start is not a function of the seed"
+    assert (attacked.columns["prediction"][right] != digits.label[right]).mean() > 0.1
+    again = whole(params, attack, net, digits)
+    assert np.array_equal(again.image, attacked.image), "its random start is not a function of the seed"
 
 
 def test_pgdl2_is_stored_within_its_ball(
     net: ResNet, digits: Images, opponent: Callable[..., tuple[Params, Attack]]
 ) -> None:
-    chosen, attack = opponent({"method": "torchattacks.PGDL2", "eps": 0.4, "alpha": 0.2, "steps": 3})
-    found = whole(chosen, attack, net, digits)
-    l2 = np.sqrt(np.square((found.image.astype(float) - digits.image) / 255).sum((1, 2, 3)))
+    params, attack = opponent({"method": "torchattacks.PGDL2", "eps": 0.4, "alpha": 0.2, "steps": 3})
+    attacked = whole(params, attack, net, digits)
+    l2 = np.sqrt(np.square((attacked.image.astype(float) - digits.image) / 255).sum((1, 2, 3)))
     assert l2.max() <= 0.4 and np.median(l2) > 0.36
-    np.testing.assert_allclose(found.columns["l2"], l2, rtol=1e-5)
+    np.testing.assert_allclose(attacked.columns["l2"], l2, rtol=1e-5)
 
 
 def test_targeted_attacks_know_the_number_of_classes(
@@ -176,12 +180,12 @@ def test_targeted_attacks_know_the_number_of_classes(
     head, net.fc = net.fc, torch.nn.Linear(32, 5)
     net.fc.weight.data, net.fc.bias.data = head.weight.data[:5], head.bias.data[:5]
     five = digits[digits.label < 5]
-    chosen, attack = opponent({"method": "torchattacks.APGDT", "eps": 0.1, "steps": 5})
+    params, attack = opponent({"method": "torchattacks.APGDT", "eps": 0.1, "steps": 5})
     assert "n_classes" not in attack.arguments
-    found = whole(chosen, attack, net, five)
+    attacked = whole(params, attack, net, five)
     right = classifier.predict(net, five.image, 50, CPU).argmax(1) == five.label
-    assert (found.columns["prediction"][right] != five.label[right]).mean() > 0.3
-    assert np.abs(found.image.astype(int) - five.image).max() <= 25
+    assert (attacked.columns["prediction"][right] != five.label[right]).mean() > 0.3
+    assert np.abs(attacked.image.astype(int) - five.image).max() <= 25
 
 
 def test_an_unknown_class_of_torchattacks_is_one_line(tiny: Callable[..., Params]) -> None:
@@ -225,5 +229,5 @@ def test_arguments_in_params_are_those_of_the_functions() -> None:
         assert keywords.keys() - given_by_the_engine == model.model_fields.keys(), name
         types = {key: parameter.annotation for key, parameter in keywords.items() if key not in given_by_the_engine}
         for key, field in model.model_fields.items():
-            wanted = str if field.annotation not in (int, float) else field.annotation
-            assert types[key] is wanted, f"{name}.{key}"
+            expected = str if field.annotation not in (int, float) else field.annotation
+            assert types[key] is expected, f"{name}.{key}"

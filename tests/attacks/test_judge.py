@@ -1,4 +1,4 @@
-"""What the original net says of stored images is exact, though a copy sees most of them alone; and the search for the
+"""The judge's predictions are exactly the original net's, though most images pass its copy alone. The search for the
 least scale finds it in few passes."""
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from sparring.params.names import SPLITS
 
 
 class Counted(torch.nn.Module):
-    """A linear net that counts the batches and images it sees."""
+    """This linear net records the sizes of its batches."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Counted(torch.nn.Module):
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.integers(0, 2**31), st.floats(0, 1.0), st.booleans())
-def test_the_judge_is_right_whatever_a_copy_is_wrong_by(seed: int, wrong: float, held: bool) -> None:
+def test_the_judge_is_right_whatever_a_copy_is_wrong_by(seed: int, wrong: float, retained: bool) -> None:
     chance = torch.Generator().manual_seed(seed)
     net, images = Counted(seed), torch.rand(60, 3, 2, 2, generator=chance)
     logits = net(images)
@@ -46,18 +46,18 @@ def test_the_judge_is_right_whatever_a_copy_is_wrong_by(seed: int, wrong: float,
     )  # a difference moves by `wrong` at most
     net.sizes.clear()
 
-    def asked(bounds: dict[str, float]) -> storage.Judge:
+    def judge_of_all(bounds: dict[str, float]) -> storage.Judge:
         judge = storage.Judge(net, 16, ["prediction"], bounds)  # type: ignore[arg-type]
         for rows in torch.arange(60).split(16):
-            judge.see("prediction", images[rows], copied[rows], held=held)
+            judge.add("prediction", images[rows], copied[rows], retained=retained)
         assert judge.predictions()["prediction"].tolist() == truth.tolist()
         return judge
 
-    facts = asked({}).facts()["prediction"]
+    facts = judge_of_all({}).facts()["prediction"]
     assert facts["exact"] == 60 and net.sizes == [16, 16, 16, 12]
     assert facts["bound"] == pytest.approx(4 * (logits - copied).sub((logits - copied).amin(1, keepdim=True)).max())
     net.sizes.clear()
-    known = asked({"prediction": facts["bound"]}).facts()["prediction"]
+    known = judge_of_all({"prediction": facts["bound"]}).facts()["prediction"]
     near = copied.topk(2, 1).values
     assert known["exact"] == (near[:, 0] - near[:, 1] <= facts["bound"]).sum()
     assert net.sizes == [16] * -(-int(known["exact"]) // 16)  # filled up: a batch of another size rounds differently
@@ -66,14 +66,14 @@ def test_the_judge_is_right_whatever_a_copy_is_wrong_by(seed: int, wrong: float,
 def test_what_is_no_number_is_decided_by_the_net_itself() -> None:
     net, images = Counted(0), torch.rand(8, 3, 2, 2)
     judge = storage.Judge(net, 4, ["prediction"], {"prediction": 0.1})  # type: ignore[arg-type]
-    judge.see("prediction", images, torch.full((8, 5), torch.nan))
+    judge.add("prediction", images, torch.full((8, 5), torch.nan))
     assert judge.predictions()["prediction"].tolist() == net(images).argmax(1).tolist()
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
 @given(st.floats(0.08, 14), st.floats(0.2, 4), st.floats(0.1, 30))
 def test_the_search_finds_where_a_falling_function_crosses(root: float, bend: float, size: float) -> None:
-    """A power of the scale, from a straight line (bend 1) to one that hardly falls before the root or behind it."""
+    """The function is a power of the scale: a straight line (bend 1), or flat before or behind the root."""
 
     def value(scale: Tensor) -> Tensor:
         return size * (1 - (scale / root) ** bend)
@@ -81,7 +81,7 @@ def test_the_search_finds_where_a_falling_function_crosses(root: float, bend: fl
     search = storage._Search(value(torch.zeros(1)))
     passes, row = 0, torch.zeros(1, dtype=torch.int64)
     while search.open.any():
-        search.see(row, value(search.next))
+        search.observe(row, value(search.next))
         passes += 1
         assert passes <= 40
     low, high = float(search.low), float(search.high)
@@ -96,7 +96,7 @@ def test_a_function_that_never_crosses_ends_the_search() -> None:
         search, row = storage._Search(torch.tensor([value])), torch.zeros(1, dtype=torch.int64)
         for _ in range(20):
             if search.open.any():
-                search.see(row, torch.tensor([value]))
+                search.observe(row, torch.tensor([value]))
         assert not search.open.any()
         assert (search.low if value > 0 else 1 / search.high) >= (end if value > 0 else 1 / end)
 
@@ -105,15 +105,15 @@ def test_a_function_that_never_crosses_ends_the_search() -> None:
 def test_stored_predictions_are_those_of_the_net_in_float32_on_every_image(
     project: Path, tiny: Callable[..., Params], name: str
 ) -> None:
-    """With gradients, and so the copy's opinion, in bfloat16; and shards of which the first alone is measured on."""
+    """The copy computes in bfloat16, and only on the first shard is its error measured."""
     settings = tiny(precision="bfloat16", store={"shard_size": 20, "batch_size": 10})
     generation.attack_splits(settings, name)
     net = networks.load(settings.network, [str(digit) for digit in range(10)], 16, HERE.pretrained)
     shares = []
     for split in SPLITS:
         stored = store.read(HERE.adversarial / name / f"{split}.parquet")
-        wanted = classifier.predict(channels_last(net, CPU), stored.image, 10, CPU).argmax(1)
-        np.testing.assert_array_equal(stored.columns["prediction"], wanted)
+        expected = classifier.predict(channels_last(net, CPU), stored.image, 10, CPU).argmax(1)
+        np.testing.assert_array_equal(stored.columns["prediction"], expected)
         decided = stored.metadata["decided"]
         assert decided.keys() == set(stored.columns) & {"prediction", "prediction_float"}
         shares.append(decided["prediction"]["in_float32"])

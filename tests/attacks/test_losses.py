@@ -1,4 +1,4 @@
-"""How sure of its answer a net is must not weaken an attack: losses, and every attack that follows their gradients."""
+"""A net's confidence must not weaken an attack: tests the losses, and every attack that follows their gradients."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ EPS = 0.05
 
 
 class Scaled(nn.Module):
-    """The same decisions as `net`, with logits that are so many times as large."""
+    """Makes the decisions of `net`, with logits multiplied by `scale`."""
 
     def __init__(self, net: nn.Module, scale: float) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Scaled(nn.Module):
 
 
 class Sure(nn.Module):
-    """`net` with so much added to the logits of the labels that each image has the same margin."""
+    """Adds to `net`'s logits of the labels, so that each image has the same margin."""
 
     def __init__(self, net: nn.Module, images: Tensor, labels: Tensor, margin: float) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def frozen(net: ResNet) -> nn.Module:
 
 @pytest.fixture
 def images(made: Path) -> Tensor:
-    """460 digits: enough that one of half of them is less than half a point."""
+    """Return 460 digits, so that one image of half of them is less than half a point."""
     parts = [store.read(made / HERE.clean / f"{split}.parquet").image for split in ("train", "test", "heldout")]
     return classifier.to_images(np.concatenate(parts), CPU).contiguous()
 
@@ -72,8 +72,8 @@ def starts(images: Tensor, count: int = 1) -> Tensor:
     return torch.randn((len(images), count, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
 
 
-def cosine(one: Tensor, other: Tensor) -> Tensor:
-    return F.cosine_similarity(one.flatten(1).double(), other.flatten(1).double())
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    return F.cosine_similarity(first.flatten(1).double(), second.flatten(1).double())
 
 
 @pytest.mark.parametrize("classes", [2, 10])
@@ -87,24 +87,24 @@ def test_gradients_have_the_direction_of_cross_entropys_at_any_margin(classes: i
     logits = exact(inputs)
     others = logits.scatter(1, labels[:, None], -torch.inf)
     odds = others.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
-    (wanted,) = torch.autograd.grad(F.softplus(odds).sum(), inputs)
-    wanted /= wanted.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    (expected,) = torch.autograd.grad(F.softplus(odds).sum(), inputs)
+    expected /= expected.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     rounded = Sure(net.float(), images, labels, margin)
-    found = losses.loss_gradient(rounded, images, labels)
-    torch.testing.assert_close(losses.unit(found).double(), wanted, rtol=1e-3, atol=1e-4)
-    assert found.abs().flatten(1).amax(1).min() > 1e-4
+    gradient = losses.loss_gradient(rounded, images, labels)
+    torch.testing.assert_close(losses.unit(gradient).double(), expected, rtol=1e-3, atol=1e-4)
+    assert gradient.abs().flatten(1).amax(1).min() > 1e-4
     inputs = images.clone().requires_grad_()
     (plain,) = torch.autograd.grad(F.cross_entropy(rounded(inputs), labels, reduction="sum"), inputs)
     if margin > 17:  # cross-entropy itself goes another way, or none
-        assert cosine(plain, wanted).median() < 0.99
+        assert cosine(plain, expected).median() < 0.99
 
 
 def test_log_odds_are_those_of_the_probabilities() -> None:
     logits = torch.tensor([[1.0, 2.0], [-3.0, 4.0], [200.0, 0.0]], requires_grad=True)
     labels = torch.tensor([0, 1, 0])
-    found = losses.log_odds(logits, labels)
-    assert found.tolist() == [1, -7, -200]
-    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    log_odds = losses.log_odds(logits, labels)
+    assert log_odds.tolist() == [1, -7, -200]
+    (gradient,) = torch.autograd.grad(log_odds.sum(), logits)
     assert gradient.tolist() == [[-1, 1], [1, -1], [-1, 1]]
     more = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
     own = F.one_hot(torch.arange(20) % 5).bool()
@@ -116,9 +116,9 @@ def test_log_odds_are_those_of_the_probabilities() -> None:
 def test_a_direction_has_length_1_however_small_the_change(size: float) -> None:
     change = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     change[1] = 0
-    found = losses.unit(size * change)
-    torch.testing.assert_close(found.flatten(1).norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
-    torch.testing.assert_close(found, losses.unit(change), rtol=1e-3, atol=1e-5)
+    direction = losses.unit(size * change)
+    torch.testing.assert_close(direction.flatten(1).norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
+    torch.testing.assert_close(direction, losses.unit(change), rtol=1e-3, atol=1e-5)
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -142,8 +142,8 @@ def online(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     settings = Online(eps=EPS, step=EPS / 4, steps=8, noise=1)
     opponents = OnlineOpponents(model, settings, torch.float32, 0)  # type: ignore[arg-type]
     batch = Batch(torch.arange(len(labels)), images, labels, torch.zeros(len(labels), dtype=torch.bool))
-    drawn = opponents.draw(batch, 0, 0)
-    return opponents.show(batch, Augmentation(torch.empty(0), None), lambda shown: shown, drawn).images
+    noise = opponents.draw(batch, 0, 0)
+    return opponents.show(batch, Augmentation(torch.empty(0), None), lambda attacked: attacked, noise).images
 
 
 def ddn(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def adaptive(model: nn.Module, images: Tensor, labels: Tensor, score: float = 1.
         model,
         images,
         labels,
-        score=lambda shown: score * (shown - F.avg_pool2d(shown, 3, 1, 1)).square().mean((1, 2, 3)),
+        score=lambda attacked: score * (attacked - F.avg_pool2d(attacked, 3, 1, 1)).square().mean((1, 2, 3)),
         eps=EPS,
         steps=8,
         starts=starts(images, 2),
@@ -168,26 +168,26 @@ def test_larger_logits_leave_no_more_images(
 ) -> None:
     images, labels = images[::2], labels[::2]
 
-    def left(scale: float) -> float:
-        found = attack(Scaled(frozen, scale).eval(), images, labels)
-        return (frozen(found).argmax(1) == labels).float().mean().item()
+    def accuracy(scale: float) -> float:
+        adversarial = attack(Scaled(frozen, scale).eval(), images, labels)
+        return (frozen(adversarial).argmax(1) == labels).float().mean().item()
 
-    before, clean = left(1), (frozen(images).argmax(1) == labels).float().mean().item()
+    before, clean = accuracy(1), (frozen(images).argmax(1) == labels).float().mean().item()
     assert before < clean - 0.05, "too weak an attack to see it weakened"
     for scale in (10, 20):
-        assert left(scale) <= before + 0.01
+        assert accuracy(scale) <= before + 0.01
 
 
 def test_cross_entropys_own_gradient_leaves_more(frozen: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """What the test above would find without the log odds."""
+    """The test above would fail without the log odds."""
 
-    def left(scale: float) -> float:
+    def accuracy(scale: float) -> float:
         inputs = images.clone().requires_grad_()
         loss = F.cross_entropy(scale * frozen(inputs), labels, reduction="sum")
-        found = (images + EPS * torch.autograd.grad(loss, inputs)[0].sign()).clamp(0, 1)
-        return (frozen(found).argmax(1) == labels).float().mean().item()
+        adversarial = (images + EPS * torch.autograd.grad(loss, inputs)[0].sign()).clamp(0, 1)
+        return (frozen(adversarial).argmax(1) == labels).float().mean().item()
 
-    assert left(20) > left(1) + 0.03
+    assert accuracy(20) > accuracy(1) + 0.03
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -196,13 +196,13 @@ def test_pgd_on_the_margin_is_the_same_at_any_scale(
 ) -> None:
     images, labels = images[:100], labels[:100]
     reach = {"eps": 1.0, "step": 0.25} if norm == "l2" else {}
-    found = [
+    adversarial = [
         pgd(Scaled(frozen, scale), images, labels, norm=norm, loss="margin", **reach) for scale in (1, 8, 16, 2**-60)
     ]
-    assert (frozen(found[0]).argmax(1) != labels).float().mean() > 0.1
-    assert all(torch.equal(other, found[0]) for other in found[1:])
+    assert (frozen(adversarial[0]).argmax(1) != labels).float().mean() > 0.1
+    assert all(torch.equal(other, adversarial[0]) for other in adversarial[1:])
     other = pgd(frozen, images, labels, norm=norm, **reach)
-    assert not torch.equal(found[0], other)
+    assert not torch.equal(adversarial[0], other)
 
 
 def test_of_two_classes_log_odds_are_the_margin(net: ResNet, images: Tensor, labels: Tensor) -> None:
@@ -212,9 +212,9 @@ def test_of_two_classes_log_odds_are_the_margin(net: ResNet, images: Tensor, lab
     frozen = networks.frozen(net)
     images, labels = images[labels < 2], labels[labels < 2]
     for attack in (ddn, pgd, pgd_l2):
-        found = [attack(Scaled(frozen, scale).eval(), images, labels) for scale in (1, 8, 16)]
-        assert (found[0] - images).abs().flatten(1).amax(1).max() > 0.01
-        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]), attack
+        adversarial = [attack(Scaled(frozen, scale).eval(), images, labels) for scale in (1, 8, 16)]
+        assert (adversarial[0] - images).abs().flatten(1).amax(1).max() > 0.01
+        assert torch.equal(adversarial[0], adversarial[1]) and torch.equal(adversarial[0], adversarial[2]), attack
     assert torch.equal(pgd(frozen, images, labels), pgd(frozen, images, labels, loss="margin"))
 
 
@@ -222,8 +222,8 @@ def test_ddns_changes_are_no_longer_on_a_sure_net(frozen: nn.Module, images: Ten
     images, labels = images[:120], labels[:120]
 
     def median(scale: float) -> Tensor:
-        found = ddn(Scaled(frozen, scale), images, labels)
-        length = (found - images).flatten(1).norm(dim=1)
+        adversarial = ddn(Scaled(frozen, scale), images, labels)
+        length = (adversarial - images).flatten(1).norm(dim=1)
         return length[frozen(images).argmax(1) == labels].median()
 
     assert median(1) > 0.1

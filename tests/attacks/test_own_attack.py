@@ -14,14 +14,14 @@ from sparring.layout import HERE
 from sparring.params.names import SPLITS
 
 ROOT = Path(__file__).resolve().parents[2]
-MINE = """from torch import Tensor
+SOURCE = """from torch import Tensor
 
 
 def mine(model: object, images: Tensor, labels: Tensor, *, strength: float) -> Tensor:
     return (images + strength).clamp(0, 1)
 """
 STEPS = {
-    "src/sparring/attacks/": MINE,
+    "src/sparring/attacks/": SOURCE,
     "src/sparring/attacks/__init__.py": {
         "from sparring.attacks.nst import nst": "from sparring.attacks.mine import mine",
         "METHODS: dict[str, Callable[..., Tensor]] = {": '    "mine": mine,',
@@ -68,8 +68,8 @@ def test_an_attack_of_ones_own(project: Path, tmp_path: Path) -> None:
     for split in SPLITS[:1] + SPLITS[2:]:
         clean = store.read(HERE.clean / f"{split}.parquet").image
         attacked = store.read(HERE.adversarial / "mine" / f"{split}.parquet", ("image", "linf"))
-        wanted = np.rint(np.minimum(clean / 255 + 0.1, 1) * 255)
-        assert np.abs(attacked.image - wanted).max() <= 1 and attacked.columns["linf"].max() > 0.09
+        expected = np.rint(np.minimum(clean / 255 + 0.1, 1) * 255)
+        assert np.abs(attacked.image - expected).max() <= 1 and attacked.columns["linf"].max() > 0.09
     write(2.0)
     done = stage(code)
     assert done.returncode and done.stderr.strip().splitlines() == [

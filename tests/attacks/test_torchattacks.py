@@ -1,4 +1,4 @@
-"""Every class of torchattacks is refused when parameters are read, or runs; and what each asks of the data."""
+"""Every class of torchattacks is refused when parameters are read, or runs. Tests too what each needs of the data."""
 
 import inspect
 from collections.abc import Callable
@@ -27,8 +27,8 @@ from sparring.training.pretrain import pretrain
 CPU = torch.device("cpu")
 CLASSES = sorted(
     name
-    for name, found in vars(torchattacks).items()
-    if inspect.isclass(found) and issubclass(found, torchattacks.attack.Attack)
+    for name, member in vars(torchattacks).items()
+    if inspect.isclass(member) and issubclass(member, torchattacks.attack.Attack)
 )
 # Settings with which an attack on a few tiny images is quick.
 QUICK: dict[str, Any] = {
@@ -43,7 +43,7 @@ Opponent = Callable[..., Params]
 
 @pytest.fixture
 def opponent(tiny: Callable[..., Params]) -> Opponent:
-    """Parameters whose one attack is `it`, a class of torchattacks with quick settings."""
+    """Return a function of parameters whose one attack is `it`, a class of torchattacks with quick settings."""
 
     def make(name: str, size: int = SIZE, **arguments: Any) -> Params:
         quick = {
@@ -57,8 +57,8 @@ def opponent(tiny: Callable[..., Params]) -> Opponent:
     return make
 
 
-def made(classes: int, size: int = SIZE, count: int = 3) -> tuple[ResNet, Images]:
-    """A net and images, of which it classifies all but every third as labelled; the highest class among them."""
+def net_and_images(classes: int, size: int = SIZE, count: int = 3) -> tuple[ResNet, Images]:
+    """Create a net, and images of which it classifies all but every third as labelled, the highest class among them."""
     torch.manual_seed(0)
     net = ResNet((1, 1, 1, 1), 4, classes).eval()
     image = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
@@ -98,17 +98,17 @@ def test_every_class_is_read_or_refused_in_one_line(name: str, opponent: Opponen
 def test_every_class_runs_and_its_images_are_a_function_of_the_seed(name: str, opponent: Opponent) -> None:
     params = opponent(name)
     attack = params.attacks["it"]
-    net, images = made(10)
+    net, images = net_and_images(10)
     check_classes(params, 10)
-    found = attacked(params, net, images)
-    assert found.image.shape == images.image.shape and found.image.dtype == np.uint8
-    change = np.abs(found.image.astype(int) - images.image)
+    stored = attacked(params, net, images)
+    assert stored.image.shape == images.image.shape and stored.image.dtype == np.uint8
+    change = np.abs(stored.image.astype(int) - images.image)
     assert attack.linf is None or change.max() <= round(255 * attack.linf)
     if name in ("FGSM", "PGD", "GN", "PGDL2", "DeepFool", "Pixle", "PIFGSM"):
         assert change.max() > 0
     np.random.seed(1)
     torch.manual_seed(1)
-    assert np.array_equal(attacked(params, net, images).image, found.image)
+    assert np.array_equal(attacked(params, net, images).image, stored.image)
     # An image alone, as the last one of a file may be, and only images that are right or wrong.
     if name not in SLOW:
         for row in (0, 2):
@@ -131,7 +131,7 @@ def test_a_class_runs_with_as_many_classes_as_it_needs_and_fails_with_fewer(
 ) -> None:
     params = opponent(name, **arguments)
     check_classes(params, least)
-    net, images = made(least, count=1)
+    net, images = net_and_images(least, count=1)
     assert len(attacked(params, net, images)) == 1
     with pytest.raises(InputError) as caught:
         check_classes(params, least - 1)
@@ -140,7 +140,7 @@ def test_a_class_runs_with_as_many_classes_as_it_needs_and_fails_with_fewer(
         f"{least - 1}; use another attack"
     )
     # The library's own failure, were it let through: one line with the attack's name.
-    net, images = made(least - 1, count=1)
+    net, images = net_and_images(least - 1, count=1)
     with pytest.raises(InputError, match=rf"^params\.yaml: attacks\.it: torchattacks\.{name} failed: IndexError index"):
         attacked(params, net, images)
 
@@ -152,7 +152,7 @@ def test_other_classes_run_with_two_and_three_classes_and_on_larger_images(name:
     for classes, size in ((2, 8), (3, 16)):
         params = opponent(name, size)
         check_classes(params, classes)
-        assert len(attacked(params, *made(classes, size, count=2))) == 2
+        assert len(attacked(params, *net_and_images(classes, size, count=2))) == 2
 
 
 def test_n_classes_is_not_above_the_datas(opponent: Opponent) -> None:
@@ -243,9 +243,9 @@ def test_a_failure_of_the_library_names_the_attack(
     params = tiny(**changes)
     sections = {"attacks": params.attacks, "unseen_attacks": params.unseen_attacks}
     attack = sections[section][name] if section in sections else params.whitebox.runs[name][0]
-    for found in (torchattacks.FGSM, torchattacks.Square):
-        monkeypatch.setattr(found, "forward", fails)
-    net, images = made(3)
+    for attack_class in (torchattacks.FGSM, torchattacks.Square):
+        monkeypatch.setattr(attack_class, "forward", fails)
+    net, images = net_and_images(3)
     with pytest.raises(InputError) as caught:
         generation.attacked(params, attack, name, net, engine.Fast(net, CPU, torch.float32), images, images, CPU)
     key = section if section == "whitebox.checks" else f"{section}.{name}"
@@ -258,7 +258,7 @@ def test_a_failure_of_ours_stays_what_it_is(tiny: Callable[..., Params], monkeyp
 
     monkeypatch.setitem(generation.attacks.METHODS, "fgsm", fails)
     with pytest.raises(RuntimeError, match="ours"):
-        attacked(tiny(attacks={"it": {"method": "fgsm", "eps": 0.1}}), *made(3))
+        attacked(tiny(attacks={"it": {"method": "fgsm", "eps": 0.1}}), *net_and_images(3))
 
 
 def test_stages_check_the_data_before_they_work(project: Path, tiny: Callable[..., Params]) -> None:

@@ -1,4 +1,4 @@
-"""Opponents that follow the net: against the method written out, and what of them survives."""
+"""Tests evolving opponents against the method written out, and that a killed run keeps their state."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,12 +51,12 @@ def section(**changes: Any) -> Evolving:
 
 
 def signs(epoch: int = 0) -> np.ndarray:
-    drawn = np.random.default_rng(epoch).integers(0, 2, (COUNT, SIZE, SIZE, 3), np.int8)
-    return (8 * (2 * drawn - 1)).astype(np.int8)
+    bits = np.random.default_rng(epoch).integers(0, 2, (COUNT, SIZE, SIZE, 3), np.int8)
+    return (8 * (2 * bits - 1)).astype(np.int8)
 
 
 def following(net: Classifier, settings: Evolving, smoothing: float = 0.2) -> EvolvingOpponents:
-    return EvolvingOpponents(net, settings, smoothing, torch.float32, evolving.alone(settings, 0), signs)
+    return EvolvingOpponents(net, settings, smoothing, torch.float32, evolving.evolving_only(settings, 0), signs)
 
 
 def eight(size: int = COUNT) -> Images:
@@ -76,7 +76,7 @@ def view_of(net_sees: str, count: int) -> Augmentation:
 
 @pytest.mark.parametrize(("frame", "consistency"), [("fixed", 10.0), ("moving", 10.0), ("moving", 0.0)])
 def test_the_update_is_that_of_the_method(frame: str, consistency: float) -> None:
-    """Written out image by image and pixel by pixel, in integers; three visits, so that the direction counts."""
+    """The method is written out in integers, image by image. There are three visits, so that the direction counts."""
     net, settings = small(seed=1).train(), section(frame=frame, consistency=consistency)
     plain = small(seed=1).train()
     following_net = following(net, settings)
@@ -90,20 +90,22 @@ def test_the_update_is_that_of_the_method(frame: str, consistency: float) -> Non
     for _ in range(3):
         views = view.of(rows)
         batch = Batch(rows, views.apply(images[rows]), labels[rows], torch.zeros(4, dtype=torch.bool))
-        shown = following_net.show(batch, views, lambda batch: batch, None)
+        training_input = following_net.show(batch, views, lambda batch: batch, None)
 
         moved, running = perturbation[rows].copy(), direction[rows].copy()
         if frame == "moving":
             moved, running = as_seen(moved, views), as_seen(running, views)
-        at = (batch.images + torch.from_numpy(moved).permute(0, 3, 1, 2) / 255).clamp(0, 1).float().requires_grad_()
-        before = plain(at)
+        perturbed = (
+            (batch.images + torch.from_numpy(moved).permute(0, 3, 1, 2) / 255).clamp(0, 1).float().requires_grad_()
+        )
+        before = plain(perturbed)
         loss = F.cross_entropy(before, labels[rows], label_smoothing=0.2)
-        slope = torch.autograd.grad(loss, at, retain_graph=True)[0].permute(0, 2, 3, 1).double().numpy()
+        slope = torch.autograd.grad(loss, perturbed, retain_graph=True)[0].permute(0, 2, 3, 1).double().numpy()
         on_image = as_seen(np.ones_like(moved), views) if frame == "moving" else np.ones_like(moved)
         step = np.clip(moved + 3 * np.sign(slope), -8, 8).astype(int) * on_image
-        wanted = (batch.images.permute(0, 2, 3, 1).numpy() * 255 + step).clip(0, 255) / 255
-        np.testing.assert_allclose(shown.images.permute(0, 2, 3, 1).numpy(), wanted, atol=1e-6)
-        assert shown.adversarial.all()
+        expected = (batch.images.permute(0, 2, 3, 1).numpy() * 255 + step).clip(0, 255) / 255
+        np.testing.assert_allclose(training_input.images.permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
+        assert training_input.adversarial.all()
         running = slope / np.abs(slope).sum((1, 2, 3), keepdims=True) + 0.3 * running
         moved = np.clip(moved + 3 * np.sign(running), -8, 8).astype(int)
         running = torch.from_numpy(running).to(torch.bfloat16).double().numpy()
@@ -118,16 +120,16 @@ def test_the_update_is_that_of_the_method(frame: str, consistency: float) -> Non
         np.testing.assert_allclose(state["direction"].double().numpy(), direction, rtol=0.02, atol=1e-6)
         direction = state["direction"].double().numpy()
         if not consistency:
-            assert shown.penalty is None
+            assert training_input.penalty is None
             continue
-        assert shown.penalty is not None
-        after = plain(shown.images)
+        assert training_input.penalty is not None
+        after = plain(training_input.images)
         penalty = consistency * (after - before).square().mean()
-        assert shown.penalty(net(shown.images)).item() == pytest.approx(penalty.item(), rel=1e-4)
+        assert training_input.penalty(net(training_input.images)).item() == pytest.approx(penalty.item(), rel=1e-4)
         # Its gradient goes through both passes.
-        ours = torch.autograd.grad(shown.penalty(net(shown.images)), [net.fc.weight])[0]
-        theirs = torch.autograd.grad(penalty, [plain.fc.weight])[0]
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+        gradient = torch.autograd.grad(training_input.penalty(net(training_input.images)), [net.fc.weight])[0]
+        expected_gradient = torch.autograd.grad(penalty, [plain.fc.weight])[0]
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-6)
     untouched = np.setdiff1d(np.arange(COUNT), rows)
     np.testing.assert_array_equal(perturbation[untouched], signs()[untouched])
 
@@ -141,19 +143,19 @@ def as_kept(values: np.ndarray, lost: np.ndarray, view: Augmentation) -> np.ndar
 
 
 def moved_by_loops(values: np.ndarray, outside: np.ndarray, view: Augmentation, back: bool) -> np.ndarray:
-    """(N, H, W, 3) as the net sees it, or from there back at the image's pixels."""
+    """Shift and mirror (N, H, W, 3) from the image's frame to the frame of the net's input, or back."""
     assert view.shifts is not None
-    found = outside.copy()
+    moved = outside.copy()
     for number, ((across, down), mirrored) in enumerate(
         zip(view.shifts.tolist(), (view.boxes[:, 0, 0] < 0).tolist(), strict=True)
     ):
         for row in range(SIZE):
             for column in range(SIZE):
-                above, left = row + down, (SIZE - 1 - column if mirrored else column) + across
-                if 0 <= above < SIZE and 0 <= left < SIZE:
-                    image, net = (number, above, left), (number, row, column)
-                    found[image if back else net] = values[net if back else image]
-    return found
+                image_row, image_column = row + down, (SIZE - 1 - column if mirrored else column) + across
+                if 0 <= image_row < SIZE and 0 <= image_column < SIZE:
+                    image, net = (number, image_row, image_column), (number, row, column)
+                    moved[image if back else net] = values[net if back else image]
+    return moved
 
 
 def test_black_and_white_pixels_move() -> None:
@@ -172,24 +174,24 @@ def run(
     settings: Params,
     checkpoint: Checkpoint | None = None,
     stop: int | None = None,
-    noted: Callable[[Tensor, Tensor], None] = lambda rows, images: None,
+    record: Callable[[Tensor, Tensor], None] = lambda rows, images: None,
 ) -> tuple[dict[str, Tensor], EvolvingOpponents]:
-    """Trains on eight images; what the net came to, and its opponents.  stop: the batch that is not begun any more."""
+    """Train on eight images. Return the net's tensors and its opponents.  stop: the batch before which it is killed."""
     clean = eight()
     net = small(seed=1)
     step = plain_step(net, settings.training, torch.float32)
     following_net = following(net, settings.evolving)
-    seen = 0
+    batch_count = 0
     show = following_net.show
 
     def noting(batch: Batch, *rest: Any) -> Any:
-        nonlocal seen
-        if seen == stop:
+        nonlocal batch_count
+        if batch_count == stop:
             raise KeyboardInterrupt
-        seen += 1
-        shown = show(batch, *rest)
-        noted(batch.rows, shown.images.detach() - batch.images)
-        return shown
+        batch_count += 1
+        training_input = show(batch, *rest)
+        record(batch.rows, training_input.images.detach() - batch.images)
+        return training_input
 
     following_net.show = noting  # type: ignore[method-assign]
     fit(settings, "eight", net, step, Gallery(clean.image[None], clean, [], CPU), following_net, clean, checkpoint)
@@ -201,7 +203,7 @@ def test_eps_is_never_left(tiny: Callable[..., Params], frame: str) -> None:
     changes: list[Tensor] = []
     training = {"epochs": 4, "batch_size": 3, "crop_area": [1.0, 1.0], "shift": 4, "horizontal_flip": True}
     settings = tiny(training=training, evolving={"frame": frame})
-    _, following_net = run(settings, noted=lambda rows, change: changes.append(change))
+    _, following_net = run(settings, record=lambda rows, change: changes.append(change))
     change = 255 * torch.cat(changes)
     assert change.abs().max() <= 8 + 1e-3 and (change - change.round()).abs().max() < 1e-3
     assert (change.abs() > 7).float().mean() > 0.3  # where neither clipped nor let in by a shift
@@ -212,26 +214,26 @@ def test_eps_is_never_left(tiny: Callable[..., Params], frame: str) -> None:
 def test_killed_and_resumed_it_ends_with_the_same_bytes(
     tiny: Callable[..., Params], tmp_path: Path, frame: str
 ) -> None:
-    """Also where the epoch that is gone on with is one in which all begin anew."""
+    """This holds too where the resumed epoch is one in which all perturbations begin anew."""
     training = {"epochs": 4, "batch_size": 3, "crop_area": [1.0, 1.0], "shift": 2}
     settings = tiny(training=training, evolving={"frame": frame, "reset": 2})
-    wanted, whole = run(settings)
+    expected, undisturbed = run(settings)
     for stop in (4, 7, 8):
         checkpoint = Checkpoint(tmp_path / f"{stop}.pt")
         checkpoint.due = lambda: True  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             run(settings, checkpoint, stop)
-        found, resumed = run(settings, Checkpoint(tmp_path / f"{stop}.pt"))
-        assert all(torch.equal(found[key], value) for key, value in wanted.items())
-        for key, value in whole.state_dict().items():
+        tensors, resumed = run(settings, Checkpoint(tmp_path / f"{stop}.pt"))
+        assert all(torch.equal(tensors[key], value) for key, value in expected.items())
+        for key, value in undisturbed.state_dict().items():
             assert resumed.state_dict()[key] is value or torch.equal(resumed.state_dict()[key], value)
 
 
 def test_a_state_goes_to_another_device(tiny: Callable[..., Params], tmp_path: Path) -> None:
-    """`meta` stands for another device: what is loaded lies where the net is, and is three bytes a value."""
+    """`meta` stands for another device. A loaded state is on the net's device, and takes three bytes a value."""
     _, following_net = run(tiny(training={"epochs": 1, "batch_size": 3}))
     state = following_net.state_dict()
-    assert sum(each.numel() * each.element_size() for each in state.values() if isinstance(each, Tensor)) == 3 * (
+    assert sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor)) == 3 * (
         COUNT * SIZE * SIZE * 3
     )
     torch.save(state, tmp_path / "state.pt")
@@ -247,18 +249,18 @@ def test_a_state_goes_to_another_device(tiny: Callable[..., Params], tmp_path: P
 
 def test_all_begin_anew_after_so_many_epochs() -> None:
     following_net = following(small(seed=1), section(reset=3))
-    for epoch, began in enumerate([0, 0, 0, 3, 3, 3, 6]):
+    for epoch, first_epoch in enumerate([0, 0, 0, 3, 3, 3, 6]):
         following_net.versions(epoch, np.arange(COUNT))
-        np.testing.assert_array_equal(following_net.state_dict()["perturbation"].numpy(), signs(began))
-        assert following_net.state_dict()["began"] == began
+        np.testing.assert_array_equal(following_net.state_dict()["perturbation"].numpy(), signs(first_epoch))
+        assert following_net.state_dict()["began"] == first_epoch
 
 
 def test_a_share_comes_clean() -> None:
-    drawn = evolving.alone(section(adv_ratio=0.3), 4)
-    version, evolves = drawn(2, np.arange(5000))
+    draw_versions = evolving.evolving_only(section(adv_ratio=0.3), 4)
+    version, evolves = draw_versions(2, np.arange(5000))
     assert not version.any() and 0.27 < evolves.mean() < 0.33
-    assert np.array_equal(drawn(2, np.arange(5000))[1], evolves) and not np.array_equal(
-        drawn(3, np.arange(5000))[1], evolves
+    assert np.array_equal(draw_versions(2, np.arange(5000))[1], evolves) and not np.array_equal(
+        draw_versions(3, np.arange(5000))[1], evolves
     )
 
 
@@ -278,27 +280,27 @@ def test_among_stored_opponents_they_are_one_more_that_is_drawn(
     show = EvolvingOpponents.show
 
     def noting(self: EvolvingOpponents, batch: Batch, *rest: Any) -> Any:
-        shown = show(self, batch, *rest)
-        met.append((batch.rows.numpy(), (255 * shown.images.detach()).round(), shown.adversarial))
-        return shown
+        attacked = show(self, batch, *rest)
+        met.append((batch.rows.numpy(), (255 * attacked.images.detach()).round(), attacked.adversarial))
+        return attacked
 
     monkeypatch.setattr(EvolvingOpponents, "show", noting)
     train(settings, "mixed")
     weighted = settings.sampler.model_copy(update={"weights": {"evolving": 3.0}})
     for epoch, batches in enumerate((met[:6], met[6:])):
         visits = np.concatenate([rows for rows, _, _ in batches])
-        shown = torch.cat([images for _, images, _ in batches]).permute(0, 2, 3, 1).numpy()
-        adversarial = torch.cat([each for _, _, each in batches]).numpy()
-        drawn = sampler.draw(weighted, [*attacks, "evolving"], seed=0, epoch=epoch, visits=visits, batch_size=50)[
-            visits
-        ]
-        evolves = drawn == len(attacks) + 1
+        attacked = torch.cat([images for _, images, _ in batches]).permute(0, 2, 3, 1).numpy()
+        adversarial = torch.cat([flags for _, _, flags in batches]).numpy()
+        version_drawn = sampler.draw(
+            weighted, [*attacks, "evolving"], seed=0, epoch=epoch, visits=visits, batch_size=50
+        )[visits]
+        evolves = version_drawn == len(attacks) + 1
         assert 0.15 < evolves.mean() < 0.35  # half of all, of which half: one of three weights of 1, and one of 3
-        assert adversarial[evolves].all() and not adversarial[drawn == 0].any()
+        assert adversarial[evolves].all() and not adversarial[version_drawn == 0].any()
         for version, images in enumerate(versions):
-            here = drawn == version
-            np.testing.assert_array_equal(shown[here], images.image[visits[here]])
-        change = np.abs(shown[evolves] - clean.image[visits[evolves]])
+            rows_of_version = version_drawn == version
+            np.testing.assert_array_equal(attacked[rows_of_version], images.image[visits[rows_of_version]])
+        change = np.abs(attacked[evolves] - clean.image[visits[evolves]])
         assert change.max() == 8 and (change.max((1, 2, 3)) == 8).all()
     assert HERE.detector("mixed", 0).exists()
 
@@ -311,10 +313,10 @@ def test_perturbations_can_begin_as_a_stored_attack(project: Path, tiny: Callabl
     )
     clean = store.read(HERE.clean / "train.parquet")
     attacked = store.read(HERE.adversarial / "deepfool" / "train.parquet")
-    found = evolving.starts(settings, clean, attacked.metadata["source_model"], HERE)(0)
-    wanted = (attacked.image.astype(int) - clean.image).clip(-8, 8)
-    np.testing.assert_array_equal(found, wanted)
-    assert found.dtype == np.int8 and (np.abs(wanted).max((1, 2, 3)) > 0).mean() > 0.5
+    perturbations = evolving.starts(settings, clean, attacked.metadata["source_model"], HERE)(0)
+    expected = (attacked.image.astype(int) - clean.image).clip(-8, 8)
+    np.testing.assert_array_equal(perturbations, expected)
+    assert perturbations.dtype == np.int8 and (np.abs(expected).max((1, 2, 3)) > 0).mean() > 0.5
     train(settings, "evolving")
     with pytest.raises(InputError, match="was made against model"):
         evolving.starts(settings, clean, "another", HERE)
@@ -333,11 +335,11 @@ def test_training_twice_gives_the_same_bytes(project: Path, tiny: Callable[..., 
     settings = tiny(
         training=training, structures={"evolving": words("evolving")}, monitor={"every": 1, "images": 20, "eps": 0.03}
     )
-    made = []
+    results = []
     for _ in range(2):
         train(settings, "evolving")
-        made.append((HERE.model("evolving", 0).read_bytes(), HERE.history("evolving").read_bytes()))
-    assert made[0] == made[1] and b"pgd_accuracy" in made[0][1]
+        results.append((HERE.model("evolving", 0).read_bytes(), HERE.history("evolving").read_bytes()))
+    assert results[0] == results[1] and b"pgd_accuracy" in results[0][1]
     assert model_files.facts(HERE.model("evolving", 0))["name"] == "evolving"
 
 
@@ -357,15 +359,15 @@ def test_nfgsm_starts_outside_eps_and_is_not_brought_back(tiny: Callable[..., Pa
         online_fgsm={"eps": 0.1, "step": 0.1, "steps": 1, "noise": 2}, structures={"x": words("online_fgsm")}
     )
     net, plain = small(seed=1), small(seed=1).eval()
-    made = opponents.create(settings, settings.structure("x"), [], net, torch.float32)
+    opponent = opponents.create(settings, settings.structure("x"), [], net, torch.float32)
     images = 0.4 + 0.2 * torch.rand(COUNT, 3, SIZE, SIZE)
     labels = torch.arange(COUNT)
     batch = Batch(labels, images, labels, torch.zeros(COUNT, dtype=torch.bool))
     view = augmentation.draw(settings.training, COUNT, 0, 0, CPU)
-    shown = made.show(batch, view, lambda batch: batch, made.draw(batch, 3, 2)).images
+    attacked = opponent.show(batch, view, lambda batch: batch, opponent.draw(batch, 3, 2)).images
     generator = torch.Generator().manual_seed(int(rng(0, "online", 3, 2).integers(2**62)))
     noise = torch.erf(torch.randn((COUNT, 1, 3, SIZE, SIZE), generator=generator)[:, 0] / 2**0.5)
-    at = (images + 0.2 * noise).clamp(0, 1).requires_grad_()
-    slope = torch.autograd.grad(F.cross_entropy(plain(at), labels), at)[0]
-    torch.testing.assert_close(shown, (at + 0.1 * slope.sign()).clamp(0, 1).detach(), rtol=0, atol=1e-6)
-    assert (shown - images).abs().max() > 0.25
+    start = (images + 0.2 * noise).clamp(0, 1).requires_grad_()
+    slope = torch.autograd.grad(F.cross_entropy(plain(start), labels), start)[0]
+    torch.testing.assert_close(attacked, (start + 0.1 * slope.sign()).clamp(0, 1).detach(), rtol=0, atol=1e-6)
+    assert (attacked - images).abs().max() > 0.25

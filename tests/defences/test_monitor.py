@@ -1,4 +1,4 @@
-"""What is watched of a net in training, and when it is said to have collapsed."""
+"""Tests what is monitored of a net in training, and when it counts as collapsed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def rows(*pairs: tuple[float, float] | None) -> list[dict[str, float]]:
-    """A history of (accuracy under FGSM, under PGD), None for an epoch that was not monitored."""
+    """Create a history from pairs (accuracy under FGSM, under PGD), None for an epoch that was not monitored."""
     return [{"loss": 1.0} if pair is None else {"fgsm_accuracy": pair[0], "pgd_accuracy": pair[1]} for pair in pairs]
 
 
@@ -42,20 +42,22 @@ def test_the_monitor_counts_what_a_peer_counts(project: Path, tiny: Callable[...
     settings = tiny(monitor={"every": 2, "images": 15, "eps": 0.05}, training={"epochs": 5})
     validation = store.read(HERE.clean / "validation.parquet")
     net = networks.load(settings.network, 10, 16, HERE.pretrained)
-    measure = monitor.of_attacks(settings, validation, CPU)
+    measure = monitor.attack_monitor(settings, validation, CPU)
     assert measure is not None and measure(net, 1) == {} and measure(net, 2) == measure(net, 4) == measure(net, 5)
-    found = measure(net.train(), 4)
-    whole = tiny(monitor={"every": 1, "images": 250, "eps": 0.05})
-    everything = monitor.of_attacks(whole, validation, CPU)
-    assert everything is not None
+    accuracies = measure(net.train(), 4)
+    all_images = tiny(monitor={"every": 1, "images": 250, "eps": 0.05})
+    measure_all = monitor.attack_monitor(all_images, validation, CPU)
+    assert measure_all is not None
     images = torch.from_numpy(validation.image).permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(validation.label)
     attacked = torchattacks.FGSM(net.eval(), eps=0.05)(images, labels)
     right = float((net(attacked).argmax(1) == labels).float().mean())
-    assert everything(net, 1)["fgsm_accuracy"] == pytest.approx(right) and 0 < right < 1
-    assert found["pgd_accuracy"] <= found["fgsm_accuracy"] <= 1 and found["fgsm_accuracy"] * 15 % 1 == pytest.approx(0)
-    assert monitor.of_attacks(tiny(monitor={"every": 0}), validation, CPU) is None
-    assert monitor.of_attacks(whole, validation[:0], CPU) is None
+    assert measure_all(net, 1)["fgsm_accuracy"] == pytest.approx(right) and 0 < right < 1
+    assert accuracies["pgd_accuracy"] <= accuracies["fgsm_accuracy"] <= 1 and accuracies[
+        "fgsm_accuracy"
+    ] * 15 % 1 == pytest.approx(0)
+    assert monitor.attack_monitor(tiny(monitor={"every": 0}), validation, CPU) is None
+    assert monitor.attack_monitor(all_images, validation[:0], CPU) is None
 
 
 def test_a_run_that_collapses_says_so_in_one_line(
@@ -63,10 +65,10 @@ def test_a_run_that_collapses_says_so_in_one_line(
 ) -> None:
     made_up = iter([(0.2, 0.2), (0.3, 0.25), (0.9, 0.01), (0.95, 0.0)])
 
-    def of_attacks(*_: object) -> Callable[..., dict[str, float]]:
+    def attack_monitor(*_: object) -> Callable[..., dict[str, float]]:
         return lambda net, epoch: dict(zip(("fgsm_accuracy", "pgd_accuracy"), next(made_up), strict=True))
 
-    monkeypatch.setattr(monitor, "of_attacks", of_attacks)
+    monkeypatch.setattr(monitor, "attack_monitor", attack_monitor)
     train(tiny(training={"epochs": 4, "batch_size": 50}, structures={"plain": words()}), "plain")
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "collapsed" in line] == [f"plain: {COLLAPSE}"]
@@ -78,18 +80,21 @@ def test_a_run_that_collapses_says_so_in_one_line(
 def test_only_who_is_aimed_at_in_training_keeps_the_best_epoch_by_pgd(
     project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A net that PGD leaves nothing of was never as good under it as before it had learned anything."""
+    """A net that ends with no accuracy under PGD has its highest before it has learned anything."""
 
-    def of_attacks(*_: object) -> Callable[..., dict[str, float]]:
+    def attack_monitor(*_: object) -> Callable[..., dict[str, float]]:
         return lambda net, epoch: {"fgsm_accuracy": 0.2, "pgd_accuracy": 0.1 / epoch}
 
-    monkeypatch.setattr(monitor, "of_attacks", of_attacks)
-    kept: dict[str, list[bytes]] = {"adv": [], "online": []}
+    monkeypatch.setattr(monitor, "attack_monitor", attack_monitor)
+    nets_by_structure: dict[str, list[bytes]] = {"adv": [], "online": []}
     for keep, epochs in (("best_robust", 3), ("last", 3)):
         changes = {"epochs": epochs, "batch_size": 50, "keep": keep, "schedule": "constant"}
         structures = {"adv": words("sampler"), "online": words("online_fgsm")}
         settings = tiny(training=changes, structures=structures, monitor={"every": 1})
-        for name, nets in kept.items():
+        for name, nets in nets_by_structure.items():
             train(settings, name)
             nets.append(HERE.model(name, 0).read_bytes())
-    assert kept["adv"][0] == kept["adv"][1] and kept["online"][0] != kept["online"][1]
+    assert (
+        nets_by_structure["adv"][0] == nets_by_structure["adv"][1]
+        and nets_by_structure["online"][0] != nets_by_structure["online"][1]
+    )

@@ -1,4 +1,4 @@
-"""The draws: their expectations, their bounds, and what they may depend on."""
+"""Tests the draws: their expectations, their bounds, and what they may depend on."""
 
 import numpy as np
 import pytest
@@ -49,33 +49,37 @@ few = settings(deadline=None, max_examples=15, derandomize=True)
 
 @many
 @given(samplings())
-def test_weights_are_relative_and_1_unless_given(chosen: Sampler) -> None:
-    found = sampler.weights(chosen, NAMES)
-    given_weights = [chosen.weights.get(name, 1.0) for name in NAMES]
-    np.testing.assert_allclose(found * sum(given_weights), given_weights)
-    assert found.sum() == pytest.approx(1)
+def test_weights_are_relative_and_1_unless_given(sampler_settings: Sampler) -> None:
+    weights = sampler.weights(sampler_settings, NAMES)
+    given_weights = [sampler_settings.weights.get(name, 1.0) for name in NAMES]
+    np.testing.assert_allclose(weights * sum(given_weights), given_weights)
+    assert weights.sum() == pytest.approx(1)
 
 
 @many
 @given(samplings(), st.integers(0, 1000))
-def test_a_dynamic_draw_stays_in_its_range(chosen: Sampler, epoch: int) -> None:
-    base = sampler.weights(chosen, NAMES)
-    share, weights = sampler.probabilities(chosen, base, rng(0, "test", epoch))
-    assert chosen.adv_ratio - chosen.range - 1e-9 <= share <= chosen.adv_ratio + chosen.range + 1e-9
+def test_a_dynamic_draw_stays_in_its_range(sampler_settings: Sampler, epoch: int) -> None:
+    base = sampler.weights(sampler_settings, NAMES)
+    share, weights = sampler.probabilities(sampler_settings, base, rng(0, "test", epoch))
+    assert (
+        sampler_settings.adv_ratio - sampler_settings.range - 1e-9
+        <= share
+        <= sampler_settings.adv_ratio + sampler_settings.range + 1e-9
+    )
     assert 0 <= share <= 1
     assert weights.sum() == pytest.approx(1, abs=1e-12)
-    assert (weights >= base * (1 - chosen.range) - 1e-12).all()
-    assert (weights <= base * (1 + chosen.range) + 1e-12).all()
+    assert (weights >= base * (1 - sampler_settings.range) - 1e-12).all()
+    assert (weights <= base * (1 + sampler_settings.range) + 1e-12).all()
     assert (weights[base == 0] == 0).all()
-    if chosen.range == 0:
-        assert share == chosen.adv_ratio
+    if sampler_settings.range == 0:
+        assert share == sampler_settings.adv_ratio
         np.testing.assert_array_equal(weights, base)
 
 
 def test_dynamic_draws_keep_their_expectation_and_use_their_range() -> None:
-    chosen = sampling(0.5, 0.4, weights={"fgsm": 3, "cw": 0})
-    base = sampler.weights(chosen, NAMES)
-    draws = [sampler.probabilities(chosen, base, rng(0, "test", number)) for number in range(4000)]
+    sampler_settings = sampling(0.5, 0.4, weights={"fgsm": 3, "cw": 0})
+    base = sampler.weights(sampler_settings, NAMES)
+    draws = [sampler.probabilities(sampler_settings, base, rng(0, "test", number)) for number in range(4000)]
     share, weights = np.array([share for share, _ in draws]), np.array([weights for _, weights in draws])
     for values, expected in ((share, 0.5), *zip(weights.T, base, strict=True)):
         assert abs(values.mean() - expected) <= 4 * values.std() / np.sqrt(len(values)) + 1e-12
@@ -87,27 +91,29 @@ def test_dynamic_draws_keep_their_expectation_and_use_their_range() -> None:
 
 @few
 @given(samplings(), st.integers(0, 5), st.booleans())
-def test_share_and_weights_over_epochs(chosen: Sampler, seed: int, fixed: bool) -> None:
+def test_share_and_weights_over_epochs(sampler_settings: Sampler, seed: int, fixed: bool) -> None:
     epochs, count = 60, 400
-    drawn = np.stack([draw(chosen, epoch=epoch, count=count, seed=seed, fixed=fixed) for epoch in range(epochs)])
-    adversarial = drawn > 0
+    versions = np.stack(
+        [draw(sampler_settings, epoch=epoch, count=count, seed=seed, fixed=fixed) for epoch in range(epochs)]
+    )
+    adversarial = versions > 0
     # A share varies by the draw of each image and, from epoch to epoch, by the draw of the share itself.
-    spread = np.sqrt(0.25 / drawn.size + chosen.range**2 / 3 / epochs)
-    assert abs(adversarial.mean() - chosen.adv_ratio) <= 5 * spread
+    spread = np.sqrt(0.25 / versions.size + sampler_settings.range**2 / 3 / epochs)
+    assert abs(adversarial.mean() - sampler_settings.adv_ratio) <= 5 * spread
     if adversarial.sum() > 200:
-        found = np.bincount(drawn[adversarial], minlength=len(NAMES) + 1)[1:] / adversarial.sum()
+        weights = np.bincount(versions[adversarial], minlength=len(NAMES) + 1)[1:] / adversarial.sum()
         independent = count if fixed else adversarial.sum()
-        wrong = np.abs(found - sampler.weights(chosen, NAMES))
-        assert (wrong <= 5 * (np.sqrt(0.25 / independent) + chosen.range / np.sqrt(epochs) / 2)).all()
+        wrong = np.abs(weights - sampler.weights(sampler_settings, NAMES))
+        assert (wrong <= 5 * (np.sqrt(0.25 / independent) + sampler_settings.range / np.sqrt(epochs) / 2)).all()
 
 
 @many
 @given(samplings(), st.integers(0, 100), st.booleans())
-def test_weight_0_is_never_drawn(chosen: Sampler, epoch: int, fixed: bool) -> None:
-    drawn = draw(chosen, epoch=epoch, count=3000, fixed=fixed)
-    never = [number for number, name in enumerate(NAMES, 1) if chosen.weights.get(name, 1) == 0]
-    assert not np.isin(drawn, never).any()
-    assert ((drawn >= 0) & (drawn <= len(NAMES))).all()
+def test_weight_0_is_never_drawn(sampler_settings: Sampler, epoch: int, fixed: bool) -> None:
+    versions = draw(sampler_settings, epoch=epoch, count=3000, fixed=fixed)
+    never = [number for number, name in enumerate(NAMES, 1) if sampler_settings.weights.get(name, 1) == 0]
+    assert not np.isin(versions, never).any()
+    assert ((versions >= 0) & (versions <= len(NAMES))).all()
 
 
 @pytest.mark.parametrize(("share", "versions"), [(0.0, {0}), (1.0, {1, 2, 3, 4, 5, 6})])
@@ -116,36 +122,36 @@ def test_shares_of_none_and_all(share: float, versions: set[int]) -> None:
 
 
 def test_an_image_meets_many_attacks() -> None:
-    drawn = np.stack([draw(sampling(0.5, 0.1), epoch=epoch, count=60) for epoch in range(160)])
-    assert all(set(image.tolist()) == set(range(7)) for image in drawn.T)
+    versions = np.stack([draw(sampling(0.5, 0.1), epoch=epoch, count=60) for epoch in range(160)])
+    assert all(set(image.tolist()) == set(range(7)) for image in versions.T)
 
 
 def test_fixed_is_one_attack_an_image() -> None:
-    chosen = sampling(0.5, 0.1)
-    drawn = np.stack([draw(chosen, epoch=epoch, count=200, fixed=True) for epoch in range(40)])
-    for image in drawn.T:
+    sampler_settings = sampling(0.5, 0.1)
+    versions = np.stack([draw(sampler_settings, epoch=epoch, count=200, fixed=True) for epoch in range(40)])
+    for image in versions.T:
         assert 0 in image and len(set(image.tolist())) == 2
-    assert set(drawn.max(0).tolist()) == {1, 2, 3, 4, 5, 6}
-    assert not np.array_equal(drawn[0] > 0, drawn[1] > 0)
+    assert set(versions.max(0).tolist()) == {1, 2, 3, 4, 5, 6}
+    assert not np.array_equal(versions[0] > 0, versions[1] > 0)
 
 
 @many
 @given(samplings(), st.integers(0, 50), st.booleans())
-def test_an_epoch_can_be_drawn_on_its_own(chosen: Sampler, epoch: int, fixed: bool) -> None:
-    alone = draw(chosen, epoch=epoch, count=300, fixed=fixed)
+def test_an_epoch_can_be_drawn_on_its_own(sampler_settings: Sampler, epoch: int, fixed: bool) -> None:
+    alone = draw(sampler_settings, epoch=epoch, count=300, fixed=fixed)
     np.random.seed(epoch)
     for other in (epoch + 1, epoch // 2, 99):
-        draw(chosen, epoch=other, count=200, fixed=fixed)
-    np.testing.assert_array_equal(draw(chosen, epoch=epoch, count=300, fixed=fixed), alone)
+        draw(sampler_settings, epoch=other, count=200, fixed=fixed)
+    np.testing.assert_array_equal(draw(sampler_settings, epoch=epoch, count=300, fixed=fixed), alone)
 
 
 @many
 @given(samplings(), st.integers(1, 500))
-def test_redrawn_by_epoch_neither_batches_nor_order_matter(chosen: Sampler, batch_size: int) -> None:
-    chosen = chosen.model_copy(update={"redraw": "epoch"})
-    whole = draw(chosen, count=300)
-    np.testing.assert_array_equal(draw(chosen, count=300, batch_size=batch_size), whole)
-    np.testing.assert_array_equal(draw(chosen, visits=np.arange(300)), whole)
+def test_redrawn_by_epoch_neither_batches_nor_order_matter(sampler_settings: Sampler, batch_size: int) -> None:
+    sampler_settings = sampler_settings.model_copy(update={"redraw": "epoch"})
+    versions = draw(sampler_settings, count=300)
+    np.testing.assert_array_equal(draw(sampler_settings, count=300, batch_size=batch_size), versions)
+    np.testing.assert_array_equal(draw(sampler_settings, visits=np.arange(300)), versions)
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -165,16 +171,16 @@ def test_redrawn_by_epoch_the_share_varies_from_epoch_to_epoch_only() -> None:
 
 def test_redrawn_by_batch_the_share_and_weights_vary_from_batch_to_batch() -> None:
     visits = rng(1, "visits").permutation(20_000)
-    drawn = draw(sampling(0.5, 0.4, "batch"), NAMES[:2], visits=visits, batch_size=1000)
-    batches = drawn[visits].reshape(20, 1000)
+    versions = draw(sampling(0.5, 0.4, "batch"), NAMES[:2], visits=visits, batch_size=1000)
+    batches = versions[visits].reshape(20, 1000)
     shares = (batches > 0).mean(1)
     # Rows of one batch, in the order of the visits, share a probability: far more spread than chance alone (0.016).
     assert shares.std() > 0.12
-    assert drawn.reshape(20, 1000).astype(bool).mean(1).std() < 0.05
+    assert versions.reshape(20, 1000).astype(bool).mean(1).std() < 0.05
     first = (batches == 1).sum(1) / (batches > 0).sum(1)
     assert first.std() > 0.04
 
 
 def test_the_last_batch_may_be_short() -> None:
-    drawn = draw(sampling(1.0, 0.0, "batch"), count=130, batch_size=64)
-    assert (drawn > 0).all() and len(drawn) == 130
+    versions = draw(sampling(1.0, 0.0, "batch"), count=130, batch_size=64)
+    assert (versions > 0).all() and len(versions) == 130

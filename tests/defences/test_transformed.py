@@ -1,4 +1,4 @@
-"""Random transforms in a structure: in training, against online attackers, at prediction, and attacked themselves."""
+"""Tests random transforms in a structure: in training, under online attacks, at prediction, and as a target."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,15 +51,15 @@ def test_the_net_learns_from_draws_by_epoch_and_image(tiny: Callable[..., Params
     settings = tiny(training={"epochs": 3, "batch_size": 4, "crop_area": [1.0, 1.0]})
     clean = Images(np.arange(10) + 70, np.arange(10), np.full((10, 16, 16, 3), 255, np.uint8))
     gallery = Gallery(clean.image[None], clean, [], CPU)
-    made = RandomTransform("mask", MASK.model_copy(update={"training": trained_with, "draws": 1}), ())
-    seen: list[tuple[Tensor, Tensor]] = []
+    transform = RandomTransform("mask", MASK.model_copy(update={"training": trained_with, "draws": 1}), ())
+    batches_seen: list[tuple[Tensor, Tensor]] = []
 
     def note(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
-        seen.append((labels, images))
+        batches_seen.append((labels, images))
         return {"loss": torch.tensor(0.0)}
 
-    fit(settings, "ten", small(), Step(note, []), gallery, Opponents(), clean, transform=made)
-    epochs = [seen[:3], seen[3:6], seen[6:]]
+    fit(settings, "ten", small(), Step(note, []), gallery, Opponents(), clean, transform=transform)
+    epochs = [batches_seen[:3], batches_seen[3:6], batches_seen[6:]]
     for epoch, batches in enumerate(epochs):
         labels, images = (torch.cat(part) for part in zip(*batches, strict=True))
         images = images[labels.argsort()]
@@ -67,8 +67,10 @@ def test_the_net_learns_from_draws_by_epoch_and_image(tiny: Callable[..., Params
             assert (images > 0.99).all()
             continue
         # Image k is of class k here, and the k-th row of the training images.
-        wanted = made.draw((3, 16, 16), np.arange(10), settings.seed, "transform", epoch)(torch.ones(10, 3, 16, 16))
-        torch.testing.assert_close(images, wanted, rtol=0, atol=1e-5)
+        expected = transform.draw((3, 16, 16), np.arange(10), settings.seed, "transform", epoch)(
+            torch.ones(10, 3, 16, 16)
+        )
+        torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
         assert len({image.numpy().tobytes() for image in images}) == 10
 
 
@@ -80,23 +82,23 @@ def test_an_online_attacker_sees_the_net_through_the_draw_of_the_batch() -> None
     batch = Batch(torch.arange(6), images, labels, torch.zeros(6, dtype=torch.bool))
     view = Augmentation(torch.empty(0), None)
 
-    def attacked(seen: Callable[[Tensor], Tensor]) -> Tensor:
-        return opponents.show(batch, view, seen, opponents.draw(batch, 0, 1)).images
+    def attacked(transform_draw: Callable[[Tensor], Tensor]) -> Tensor:
+        return opponents.show(batch, view, transform_draw, opponents.draw(batch, 0, 1)).images
 
-    through = attacked(draw)
+    attacked_images = attacked(draw)
     # No step is made where the net sees nothing: the change there is that of the random start, which is smaller.
-    start = attacked(lambda shown: shown * 0)
-    assert torch.equal(through[~visible], start[~visible])
-    assert (through != start)[visible].float().mean() > 0.9
+    start = attacked(lambda batch_images: batch_images * 0)
+    assert torch.equal(attacked_images[~visible], start[~visible])
+    assert (attacked_images != start)[visible].float().mean() > 0.9
     # It is the attack on a net in front of which the draw is made.
     plain = OnlineOpponents(
-        nn.Sequential(_Drawn(draw), net), Online(eps=0.1, step=0.125, steps=1, noise=1), torch.float32, 0
+        nn.Sequential(_Transformed(draw), net), Online(eps=0.1, step=0.125, steps=1, noise=1), torch.float32, 0
     )
-    wanted = plain.show(batch, view, lambda shown: shown, plain.draw(batch, 0, 1)).images
-    assert torch.equal(through, wanted)
+    expected = plain.show(batch, view, lambda batch_images: batch_images, plain.draw(batch, 0, 1)).images
+    assert torch.equal(attacked_images, expected)
 
 
-class _Drawn(nn.Module):
+class _Transformed(nn.Module):
     def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.draw = draw
@@ -106,7 +108,7 @@ class _Drawn(nn.Module):
 
 
 class _Linear(Classifier):
-    """Two classes, of logits 0 and w · x."""
+    """Has two classes, with logits 0 and w · x."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,23 +130,23 @@ def test_a_prediction_is_the_mean_softmax_over_the_draws() -> None:
     # The score under noise is normal, so its mean sigmoid is a one-dimensional integral.
     spread, grid = net.weight.detach().double().norm(), torch.linspace(-8, 8, 4001, dtype=torch.float64)
     density = torch.exp(-grid.square() / 2)
-    wanted = (torch.sigmoid(score[:, None] + spread * grid) * density).sum(1) / density.sum()
+    expected = (torch.sigmoid(score[:, None] + spread * grid) * density).sum(1) / density.sum()
     with torch.no_grad():
-        found = averaged(images).exp()
+        probabilities = averaged(images).exp()
         assert torch.equal(averaged(images[1:]), averaged(images)[1:])  # the draws are the same for every image
-    torch.testing.assert_close(found.sum(1), torch.ones(2))
-    assert (found[:, 1].double() - wanted).abs().max() < 0.05
-    assert not torch.allclose(found[:, 1].double(), torch.sigmoid(score), atol=0.02)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
+    assert (probabilities[:, 1].double() - expected).abs().max() < 0.05
+    assert not torch.allclose(probabilities[:, 1].double(), torch.sigmoid(score), atol=0.02)
 
 
 def test_an_attacker_gets_new_draws_each_time_and_repeats_with_the_seed(net: ResNet, images: Tensor) -> None:
     averaged = Averaged(net, RandomTransform("mask", MASK, ()), 4, 0)
     fast = engine.Fast(as_attacked(averaged), CPU, torch.float32)
     with torch.no_grad(), torch_seed(0, "attack"):
-        one, other = fast(images[:8]), fast(images[:8])
+        first, second = fast(images[:8]), fast(images[:8])
     with torch.no_grad(), torch_seed(0, "attack"):
-        assert torch.equal(fast(images[:8]), one)
-    assert not torch.allclose(one, other, atol=1e-3)
+        assert torch.equal(fast(images[:8]), first)
+    assert not torch.allclose(first, second, atol=1e-3)
     with torch.no_grad():  # folded, but else the same
         torch.testing.assert_close(networks.frozen(averaged)(images[:8]), averaged(images[:8]), rtol=0, atol=1e-4)
         single = networks.frozen(averaged.of_one_draw())(images[:8])

@@ -1,4 +1,4 @@
-"""Gradients of every kind of convolution that our constructors build, against float64; run as a script, this file
+"""Compares gradients of every kind of convolution that our constructors build with float64. Run as a script, this file
 computes them.
 
 A native library's fault may end the process, so each run of it is a child's.
@@ -28,7 +28,7 @@ BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 def convolutions(channels: int) -> Iterator[nn.Module]:
-    """Of a residual block, 1×1 and 3×3 at strides 1 and 2; of the detector, to a smaller, an equal and a larger map."""
+    """Yield a residual block's, 1×1 and 3×3 at strides 1 and 2; the detector's, to a smaller, equal and larger map."""
     for stride in (1, 2):
         block = Block(channels, 2 * channels, stride)
         yield from (module for module in block.modules() if isinstance(module, nn.Conv2d))
@@ -41,7 +41,7 @@ def convolutions(channels: int) -> Iterator[nn.Module]:
 
 
 def gradients(conv: nn.Module, images: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Of the mean square of what the convolution puts out: by its input and by its weights."""
+    """Return the gradients of the mean square of a convolution's output, by its input and by its weights."""
     images = images.detach().requires_grad_()
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         out = conv(images)
@@ -55,8 +55,8 @@ def check(conv: nn.Module) -> None:
     for layout, dtype in itertools.product(LAYOUTS, BOUNDS):
         conv.to(memory_format=layout)
         ours = gradients(conv, images.to(memory_format=layout), dtype)
-        for wanted, gradient in zip(exact, ours, strict=True):
-            error = float((gradient - wanted).norm() / wanted.norm())
+        for expected, gradient in zip(exact, ours, strict=True):
+            error = float((gradient - expected).norm() / expected.norm())
             assert error < BOUNDS[dtype], f"{conv} in {layout} and {dtype} is off by {error:.2g}"
 
 

@@ -1,4 +1,4 @@
-"""The detector against PyTorch's own layers and the sizes that the paper gives."""
+"""Compares the detector with PyTorch's own layers and the sizes that the paper gives."""
 
 import math
 
@@ -84,7 +84,7 @@ def test_a_detector_is_a_stack_of_pytorchs_encoder_layers(source: str, count: in
 
 
 def plain_layer(layer: Layer) -> nn.Module:
-    """PyTorch's own pre-norm encoder layer with the same weights."""
+    """Return PyTorch's own pre-norm encoder layer with the same weights."""
     dim = layer.query.in_features
     plain = nn.TransformerEncoderLayer(dim, 4, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True)
     plain.self_attn.in_proj_weight.data = torch.cat([layer.query.weight, layer.key_value.weight])
@@ -95,8 +95,8 @@ def plain_layer(layer: Layer) -> nn.Module:
         (plain.linear1, layer.mlp[0]),
         (plain.linear2, layer.mlp[3]),
     ]
-    for mine, theirs in pairs:
-        mine.load_state_dict(theirs.state_dict())
+    for plain_part, our_part in pairs:
+        plain_part.load_state_dict(our_part.state_dict())
     return plain.train()  # eval would take the fused path
 
 
@@ -105,16 +105,16 @@ def test_a_layer_in_bfloat16_is_as_close_to_float32_as_pytorchs() -> None:
     layer = Layer(64, 0.0)
     plain = plain_layer(layer)
     tokens = torch.randn(8, 33, 64)
-    wanted, wanted_gradients = with_gradients(layer, tokens, torch.float32)
-    (mine, mine_gradients), (theirs, theirs_gradients) = (
-        with_gradients(each, tokens, torch.bfloat16) for each in (layer, plain)
+    expected, expected_gradients = with_gradients(layer, tokens, torch.float32)
+    (ours, our_gradients), (pytorchs, pytorchs_gradients) = (
+        with_gradients(module, tokens, torch.bfloat16) for module in (layer, plain)
     )
-    assert 0 < (mine - wanted).norm() < 1.5 * (theirs - wanted).norm()
-    assert 0 < (mine_gradients - wanted_gradients).norm() < 1.5 * (theirs_gradients - wanted_gradients).norm()
+    assert 0 < (ours - expected).norm() < 1.5 * (pytorchs - expected).norm()
+    assert 0 < (our_gradients - expected_gradients).norm() < 1.5 * (pytorchs_gradients - expected_gradients).norm()
 
 
 def with_gradients(layer: nn.Module, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A layer's tokens, and the gradient of the half of their squares by the tokens that it was given."""
+    """Return a layer's output, and the gradient of half its sum of squares by the input tokens."""
     tokens = tokens.clone().requires_grad_()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         out = layer(tokens).float()
@@ -145,21 +145,21 @@ def test_dropout_acts_in_training_only() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
 def test_dropout_is_pytorchs_but_for_the_draw(p: float, dtype: torch.dtype) -> None:
-    mine, theirs = Dropout(p).train(), nn.Dropout(p).train()
+    ours, pytorchs = Dropout(p).train(), nn.Dropout(p).train()
     tokens = torch.ones(500, 401, dtype=dtype, requires_grad=True)  # not a multiple of four
     torch.manual_seed(0)
-    dropped, reference = mine(tokens), theirs(tokens)
+    dropped, reference = ours(tokens), pytorchs(tokens)
     assert dropped.dtype == dtype
     assert set(dropped.unique().tolist()) == set(reference.unique().tolist())
-    kept = (dropped != 0).double()
-    tolerance = 5 * math.sqrt(p * (1 - p) / kept.numel())  # five standard deviations
-    assert abs(kept.mean() - (1 - p)) <= tolerance
+    mask = (dropped != 0).double()
+    tolerance = 5 * math.sqrt(p * (1 - p) / mask.numel())  # five standard deviations
+    assert abs(mask.mean() - (1 - p)) <= tolerance
     for lag in (1, 2, 3, 4, 8, 401):  # no chance tells of another
-        flat = kept.flatten() - (1 - p)
+        flat = mask.flatten() - (1 - p)
         assert abs((flat[lag:] * flat[:-lag]).mean()) <= tolerance
     (gradient,) = torch.autograd.grad(dropped.sum(), tokens)
     assert torch.equal(gradient, dropped)
     torch.manual_seed(0)
-    assert torch.equal(mine(tokens), dropped)
-    assert torch.equal(mine(tokens), dropped) == (p == 0)
-    assert mine.eval()(tokens) is tokens
+    assert torch.equal(ours(tokens), dropped)
+    assert torch.equal(ours(tokens), dropped) == (p == 0)
+    assert ours.eval()(tokens) is tokens

@@ -1,4 +1,4 @@
-"""Classifiers of torchvision by name: their maps, and that everything that works with our ResNet works with them."""
+"""Tests classifiers of torchvision by name: their maps, and that all that works with our ResNet works with them."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ def fails(match: str, call: Callable[[], object]) -> None:
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    """A net of one family, with BatchNorm averages and a last layer that show."""
+    """Create a net of one family, whose BatchNorm averages and last layer are not trivial."""
     torch.manual_seed(0)
     net = networks.create(Network(name=request.param), CLASSES, SIZE).eval()
     for name, module in net.named_modules():
@@ -105,20 +105,20 @@ def plain_map(plain: nn.Module, images: Tensor, end: int) -> Tensor:
 
 @torch.no_grad()
 def test_logits_are_torchvisions_own(case: Case) -> None:
-    wanted = case.plain(case.images)
-    assert wanted.std() > 1e-3
-    torch.testing.assert_close(case.net(case.images), wanted)
-    torch.testing.assert_close(case.net.classify(case.net.maps(case.images)), wanted)
+    expected = case.plain(case.images)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(case.net(case.images), expected)
+    torch.testing.assert_close(case.net.classify(case.net.maps(case.images)), expected)
 
 
 @torch.no_grad()
 def test_a_pass_stops_at_the_map_asked_for(case: Case) -> None:
-    whole = case.net.maps(case.images)
+    maps = case.net.maps(case.images)
     for last in ("layer1", "layer3"):
         part = case.net.maps(case.images, last=last)
-        assert list(part) == classifier.layers(whole)[: int(last[-1])]
-        torch.testing.assert_close(part[last], whole[last])
-    torch.testing.assert_close(case.net(case.images), case.net.classify(whole))  # and the next goes on to the end
+        assert list(part) == classifier.layers(maps)[: int(last[-1])]
+        torch.testing.assert_close(part[last], maps[last])
+    torch.testing.assert_close(case.net(case.images), case.net.classify(maps))  # and the next goes on to the end
 
 
 @torch.no_grad()
@@ -134,10 +134,10 @@ def test_a_frozen_net_is_the_same_function_in_tensors_of_its_own(case: Case) -> 
     places = [{tensor.data_ptr() for tensor in net.state_dict().values()} for net in (case.net, frozen)]
     assert not places[0] & places[1]
     torch.testing.assert_close(frozen(case.images), case.net(case.images), rtol=1e-4, atol=1e-4)
-    found, wanted = frozen.maps(case.images), case.net.maps(case.images)
-    assert list(found) == list(wanted)
-    for name in classifier.layers(wanted):
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-4)
+    frozen_maps, maps = frozen.maps(case.images), case.net.maps(case.images)
+    assert list(frozen_maps) == list(maps)
+    for name in classifier.layers(maps):
+        torch.testing.assert_close(frozen_maps[name], maps[name], rtol=1e-4, atol=1e-4)
 
 
 def detecting(**changes: object) -> Detector:
@@ -171,13 +171,13 @@ def small_net(name: str = "mobilenet_v3_small", size: int = SIZE) -> Classifier:
 
 def test_a_copy_notes_its_own_maps() -> None:
     net, images = small_net(), torch.rand(2, 3, SIZE, SIZE)
-    wanted = net.maps(images)
+    expected = net.maps(images)
     other = copy.deepcopy(net)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.zero_()
-    for name, found in other.maps(images).items():
-        assert torch.equal(found, wanted[name]), name
+    for name, feature_map in other.maps(images).items():
+        assert torch.equal(feature_map, expected[name]), name
     assert not net.maps(images)["layer1"].any()
 
 
@@ -190,12 +190,12 @@ def test_torch_compile_gives_the_same_maps_and_gradients(name: str) -> None:
     compiled = torch.compile(fast.net.maps, backend="eager", dynamic=True)
     for count in (2, 3):
         images = torch.rand(count, 3, SIZE, SIZE, requires_grad=True)
-        wanted, found = fast.maps(images), compiled(images)
-        assert list(found) == list(wanted)
-        for key in wanted:
-            torch.testing.assert_close(found[key], wanted[key])
+        expected, compiled_maps = fast.maps(images), compiled(images)
+        assert list(compiled_maps) == list(expected)
+        for key in expected:
+            torch.testing.assert_close(compiled_maps[key], expected[key])
         torch.testing.assert_close(
-            *(torch.autograd.grad(maps["layer4"].square().sum(), images)[0] for maps in (found, wanted))
+            *(torch.autograd.grad(maps["layer4"].square().sum(), images)[0] for maps in (compiled_maps, expected))
         )
 
 
@@ -215,8 +215,8 @@ def test_other_families(name: str) -> None:
 
 
 def test_patches_fit_the_image() -> None:
-    wanted = {(16, 32): 4, (16, 64): 8, (16, 224): 16, (32, 224): 32, (14, 224): 14, (16, 8): 1, (16, 200): 10}
-    assert {key: torchvision.patch_size(*key) for key in wanted} == wanted
+    sides = {(16, 32): 4, (16, 64): 8, (16, 224): 16, (32, 224): 32, (14, 224): 14, (16, 8): 1, (16, 200): 10}
+    assert {key: torchvision.patch_size(*key) for key in sides} == sides
 
 
 def test_a_small_image_has_fewer_maps_and_the_detector_reads_those() -> None:
@@ -243,14 +243,14 @@ def test_an_image_too_small_for_a_net_is_one_line() -> None:
 @given(st.lists(st.integers(1, 40), min_size=4, max_size=4), st.integers(1, 4))
 def test_maps_of_any_size_are_brought_to_the_centre(sides: list[int], centre: int) -> None:
     shapes = {f"layer{number}": (4 * number, side, side) for number, side in enumerate(sides, 1)}
-    chosen = detecting(centre=f"layer{centre}", tokens="position")
-    detector = TransformerDetector(chosen, shapes)
+    detector_settings = detecting(centre=f"layer{centre}", tokens="position")
+    detector = TransformerDetector(detector_settings, shapes)
     for name, (channels, side, _) in shapes.items():
         images = torch.rand(1, channels, side, side, requires_grad=True)
-        found = detector.embed[name](images)
-        assert found.shape[1:] == shapes[f"layer{centre}"]
+        embedded = detector.embed[name](images)
+        assert embedded.shape[1:] == shapes[f"layer{centre}"]
         if side >= sides[centre - 1]:  # every place of a map counts
-            assert torch.autograd.grad(found.sum(), images)[0].any(1).all()
+            assert torch.autograd.grad(embedded.sum(), images)[0].any(1).all()
 
 
 def test_a_model_of_another_architecture_is_one_line(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_all_stages_run_with_a_net_of_torchvision(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     nst = {"steps": 1, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "style": "gram"}
-    chosen = tiny(
+    params = tiny(
         network={"name": "mobilenet_v3_small"},
         data={"train": 100, "validation": 10, "test": 20, "heldout": 20},
         # 100 = 33 + 33 + 34: one image alone would stop BatchNorm, whose last maps here are 1 × 1.
@@ -279,16 +279,16 @@ def test_all_stages_run_with_a_net_of_torchvision(
         structures={"ours": words("sampler", detector="detector")},
         detector={"input": "full", "layers": 1, "centre": "layer1"},
     )
-    prepare.prepare(chosen)
-    pretrain(chosen)
+    prepare.prepare(params)
+    pretrain(params)
     first = HERE.pretrained.read_bytes()
-    pretrain(chosen)
+    pretrain(params)
     assert HERE.pretrained.read_bytes() == first  # its dropout is drawn under the seed
-    for name in chosen.attacks:
-        generation.attack_splits(chosen, name)
-    for structure in chosen.structures:
-        train(chosen, structure)
-        predict.evaluate(chosen, structure)
+    for name in params.attacks:
+        generation.attack_splits(params, name)
+    for structure in params.structures:
+        train(params, structure)
+        predict.evaluate(params, structure)
         rows = pd.read_parquet(HERE.predictions(structure))
         assert len(rows) == 2 * 20 * 3 and rows["confidence"].between(0, 1).all()
     assert rows["detector_score"].between(0, 1).all()

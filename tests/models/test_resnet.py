@@ -1,4 +1,4 @@
-"""The ResNet, its maps and its frozen copy; model files; predictions."""
+"""Tests the ResNet, its maps and its frozen copy; model files; predictions."""
 
 import copy
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_maps_of_resnet34_have_the_papers_shapes() -> None:
     with torch.no_grad():
         maps = net.maps(torch.zeros(1, 3, 32, 32))
         logits = net.classify(maps)
-    assert {name: tuple(found.shape[1:]) for name, found in maps.items()} == MAPS
+    assert {name: tuple(feature_map.shape[1:]) for name, feature_map in maps.items()} == MAPS
     assert list(maps) == list(resnet.LAYERS)
     torch.testing.assert_close(logits, net.fc(maps["layer4"].mean((2, 3))))
     # 21.28 million, as the ResNet-34 with this stem that is known from the literature on CIFAR-10.
@@ -33,8 +33,8 @@ def test_maps_of_resnet34_have_the_papers_shapes() -> None:
 def test_map_shapes_are_measured_without_a_trace() -> None:
     net = small(width=8).train()
     before = model_files.digest(net)
-    found = classifier.map_shapes(net, 16)
-    assert found["layer1"] == (8, 16, 16) and found["layer4"] == (64, 2, 2)
+    shapes = classifier.map_shapes(net, 16)
+    assert shapes["layer1"] == (8, 16, 16) and shapes["layer4"] == (64, 2, 2)
     assert model_files.digest(net) == before and net.training
 
 
@@ -54,9 +54,9 @@ def test_a_frozen_net_is_the_same_function(blocks: tuple[int, ...]) -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     images = torch.rand(5, 3, 16, 16)
     with torch.no_grad():
-        wanted, found = net.eval().maps(images), folded.maps(images)
+        maps, folded_maps = net.eval().maps(images), folded.maps(images)
         for name in resnet.LAYERS:
-            torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(folded_maps[name], maps[name], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(folded(images), net(images), rtol=1e-5, atol=1e-5)
 
 
@@ -80,12 +80,12 @@ def test_a_model_comes_back_as_saved(tmp_path: Path) -> None:
     net, path = small(), tmp_path / "below" / "net.safetensors"
     model_files.save_model(net, path, {"name": "x", "classes": ["é"]})
     network = Network(name="resnet", blocks=[1, 2, 1, 1], width=4)
-    found = networks.load(network, 10, 16, path)
-    assert found.state_dict().keys() == net.state_dict().keys() == load_file(path).keys()
-    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+    loaded = networks.load(network, 10, 16, path)
+    assert loaded.state_dict().keys() == net.state_dict().keys() == load_file(path).keys()
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
     assert model_files.facts(path) == {"name": "x", "classes": ["é"]}
     before = path.read_bytes()
-    model_files.save_model(found, path, {"classes": ["é"], "name": "x"})
+    model_files.save_model(loaded, path, {"classes": ["é"], "name": "x"})
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -117,8 +117,8 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_predictions_do_not_depend_on_batches(net: ResNet, digits: Images) -> None:
-    whole = classifier.predict(net, digits.image, 120, CPU)
-    np.testing.assert_allclose(classifier.predict(net, digits.image, 7, CPU), whole, atol=1e-5)
-    np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
-    assert (whole.argmax(1) == digits.label).mean() > 0.7
+    probabilities = classifier.predict(net, digits.image, 120, CPU)
+    np.testing.assert_allclose(classifier.predict(net, digits.image, 7, CPU), probabilities, atol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert (probabilities.argmax(1) == digits.label).mean() > 0.7
     assert classifier.predict(net, digits.image[:0], 7, CPU).shape == (0, 10)

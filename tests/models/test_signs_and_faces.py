@@ -1,4 +1,4 @@
-"""The networks for signs and faces: their layers, by the numbers of their parameters, and what every network does."""
+"""Tests the networks for signs and faces: their layers, by their numbers of parameters, and every network's duties."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +26,8 @@ def network(name: str, dropout: float = 0.0, width_factor: float = 0.125) -> Net
     return Network.model_validate({"name": name, "dropout": dropout, **width})
 
 
-def made(name: str, classes: int = 7, size: int = 32, **changes: float) -> Classifier:
-    """A net whose BatchNorm averages and weights are no longer 0 and 1."""
+def random_net(name: str, classes: int = 7, size: int = 32, **changes: float) -> Classifier:
+    """Create a net whose BatchNorm averages and weights are no longer 0 and 1."""
     torch.manual_seed(0)
     net = networks.create(network(name, **changes), classes, size)
     for module in net.modules():
@@ -43,7 +43,7 @@ def count(net: nn.Module) -> int:
 
 
 def conv(channels_in: int, channels: int, kernel: int) -> int:
-    """Of a convolution without bias, and the BatchNorm after it."""
+    """Count the parameters of a convolution without bias, and of the BatchNorm after it."""
     return channels_in * channels * kernel**2 + 2 * channels
 
 
@@ -83,14 +83,14 @@ def test_facenet_at_its_full_width_has_the_published_number_of_parameters() -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_maps_come_from_the_finest_to_the_coarsest_and_end_where_asked(name: str) -> None:
-    net, images = made(name).eval(), torch.rand(2, 3, 32, 32)
+    net, images = random_net(name).eval(), torch.rand(2, 3, 32, 32)
     shapes = classifier.map_shapes(net, 32)
     assert list(shapes) == [f"layer{number}" for number in range(1, len(shapes) + 1)]
     heights = [shape[1] for shape in shapes.values()]
     assert heights == sorted(heights, reverse=True) and len(shapes) >= 2
     with torch.no_grad():
         maps = net.maps(images)
-        assert {key: tuple(each.shape[1:]) for key, each in maps.items()} == shapes
+        assert {key: tuple(feature_map.shape[1:]) for key, feature_map in maps.items()} == shapes
         torch.testing.assert_close(net.classify(maps), net(images))
         assert net(images).shape == (2, 7)
         assert list(net.maps(images, last="layer2")) == ["layer1", "layer2"]
@@ -100,10 +100,10 @@ def test_maps_come_from_the_finest_to_the_coarsest_and_end_where_asked(name: str
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [32, 40])
 def test_a_frozen_net_is_folded_and_gives_the_same_logits(name: str, size: int) -> None:
-    net, images = made(name, size=size).eval(), torch.rand(3, 3, size, size)
+    net, images = random_net(name, size=size).eval(), torch.rand(3, 3, size, size)
     frozen = networks.frozen(net)
-    left = [module for module in frozen.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(left) == {"dnn3": 2}.get(name, 0)  # those behind a strided 1×1 convolution that oneDNN is spared
+    norms = [module for module in frozen.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == {"dnn3": 2}.get(name, 0)  # those behind a strided 1×1 convolution that oneDNN is spared
     with torch.no_grad():
         torch.testing.assert_close(frozen(images), net(images), rtol=1e-4, atol=1e-4)
 
@@ -112,20 +112,20 @@ def test_a_frozen_net_is_folded_and_gives_the_same_logits(name: str, size: int) 
 def test_images_of_faces_are_brought_to_the_size_of_the_layers_by_a_resize_that_gradients_pass(
     name: str, side: int
 ) -> None:
-    net = made(name).eval()
+    net = random_net(name).eval()
     images = torch.rand(2, 3, 32, 32, requires_grad=True)
     large = F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
-    seen: list[Tensor] = []
-    net.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]
+    inputs_of_layer1: list[Tensor] = []
+    net.layer1.register_forward_pre_hook(lambda module, inputs: inputs_of_layer1.append(inputs[0]))  # type: ignore[union-attr]
     net(images).square().sum().backward()
-    torch.testing.assert_close(seen[0], large)
+    torch.testing.assert_close(inputs_of_layer1[0], large)
     assert images.grad is not None and images.grad.shape == images.shape
     assert (images.grad.abs().sum(1) > 0).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_few_steps_of_training_lower_the_loss(name: str) -> None:
-    net = made(name).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = random_net(name).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     labels = torch.arange(28) % 7
     images = 0.2 * torch.rand(28, 3, 32, 32) + 0.1 * labels.view(-1, 1, 1, 1)  # a class is as bright as its number
     optimizer = torch.optim.Adam(net.parameters(), 0.002)
@@ -143,19 +143,19 @@ def test_a_few_steps_of_training_lower_the_loss(name: str) -> None:
 def test_dropout_acts_in_training_only(name: str) -> None:
     images = torch.rand(4, 3, 32, 32)
     for share in (0.0, 0.5):
-        net = made(name, dropout=share)
+        net = random_net(name, dropout=share)
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
                 module.momentum = 0.0
         with torch.no_grad():
-            one, other = net.train()(images), net(images)
+            first, second = net.train()(images), net(images)
             assert torch.equal(net.eval()(images), net(images))
-        assert torch.equal(one, other) == (share == 0)
+        assert torch.equal(first, second) == (share == 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_detector_reads_the_maps_or_says_which_there_are(name: str) -> None:
-    shapes = classifier.map_shapes(made(name, width_factor=0.25), 32)
+    shapes = classifier.map_shapes(random_net(name, width_factor=0.25), 32)
     values: dict[str, Any] = {"input": "full", "layers": 1, "tokens": "auto", "centre": "layer3", "dropout": 0.0}
     values |= {"alpha": 1.0, "beta": 1.0, "order": "before", "learning_rate": 0.01}
     settings = Detector.model_validate(values)
@@ -190,6 +190,6 @@ def test_keys_that_a_network_has_not_or_lacks_are_named(value: str, expected: st
 
 
 def test_a_network_without_blocks_lacks_none(tiny: Callable[..., params.Params]) -> None:
-    chosen = tiny(network={"name": "facenet", "dropout": 0.1, "width_factor": 0.25})
-    assert chosen.network.words == "facenet at 0.25 of its width with dropout of 0.1"
-    assert not missing(chosen.model_dump(mode="json") | {"structures": {"baseline": {}}}).keys() & {"network.blocks"}
+    settings = tiny(network={"name": "facenet", "dropout": 0.1, "width_factor": 0.25})
+    assert settings.network.words == "facenet at 0.25 of its width with dropout of 0.1"
+    assert not missing(settings.model_dump(mode="json") | {"structures": {"baseline": {}}}).keys() & {"network.blocks"}

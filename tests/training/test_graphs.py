@@ -1,4 +1,4 @@
-"""A captured step does what the step does, by a stand-in for CUDA's capture."""
+"""A captured step does the same as the step itself. A stand-in replaces CUDA's capture."""
 
 import copy
 import os
@@ -42,43 +42,43 @@ STRUCTURES = {
 
 
 def run(tiny: Callable[..., Params], name: str, checkpoint: Checkpoint | None = None, **changes: Any) -> dict[str, Any]:
-    """A short training: four epochs of five whole batches and a smaller one."""
-    structure = STRUCTURES[name]
+    """Run a short training: four epochs of five whole batches and a smaller one."""
+    entry = STRUCTURES[name]
     training = {"epochs": 4, "batch_size": 4, "schedule": "one_cycle", "ema": 0.9, "horizontal_flip": True}
-    settings = tiny(training=training | {"crop_area": [1.0, 1.0], "shift": 2}, structures={"x": structure}, **changes)
+    settings = tiny(training=training | {"crop_area": [1.0, 1.0], "shift": 2}, structures={"x": entry}, **changes)
     chance = np.random.default_rng(0)
     pixels = chance.integers(0, 256, (3, COUNT, SIZE, SIZE, 3), np.uint8)
     label = chance.integers(0, 10, COUNT)
     clean = store.Images(np.arange(COUNT), label, pixels[0], {}, {"shape": [SIZE, SIZE, 3]})
-    attacked = [store.Images(clean.index, label, each, {"linf": np.ones(COUNT)}) for each in pixels[1:]]
+    attacked = [store.Images(clean.index, label, array, {"linf": np.ones(COUNT)}) for array in pixels[1:]]
     gallery = Gallery(pixels, clean, attacked, CPU)
     net = small(seed=1)
-    found = settings.structure("x")
-    if found.detector == "none":
+    structure = settings.structure("x")
+    if structure.detector == "none":
         step = plain_step(net, settings.training, torch.float32)
     else:
         detector = new_detector(settings, net, CPU)
         step = joint_step(net, networks.frozen(net), detector, settings.training, settings.detector, torch.float32)
     signs = chance.choice(np.array([-8, 8], np.int8), (COUNT, SIZE, SIZE, 3))
     attacks = list(settings.attacks)[:2]
-    made = opponents.create(settings, found, attacks, net, torch.float32, lambda epoch: signs.copy())
-    history = loop.fit(settings, "x", net, step, gallery, made, clean, checkpoint)
-    trained = [net.state_dict(), *(each.state_dict() for each in step.helpers)]
+    opponent = opponents.create(settings, structure, attacks, net, torch.float32, lambda epoch: signs.copy())
+    history = loop.fit(settings, "x", net, step, gallery, opponent, clean, checkpoint)
+    trained = [net.state_dict(), *(array.state_dict() for array in step.helpers)]
     nets = {f"{number} {key}": value for number, state in enumerate(trained) for key, value in state.items()}
-    return {"nets": nets, "opponents": made.state_dict(), "history": history}
+    return {"nets": nets, "opponents": opponent.state_dict(), "history": history}
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    for key, value in one["nets"].items():
-        torch.testing.assert_close(value, other["nets"][key], rtol=1e-4, atol=1e-5)
-    for key, value in one["opponents"].items():
-        torch.testing.assert_close(value, other["opponents"][key], rtol=1e-2, atol=1e-4)
-    for mine, its in zip(one["history"], other["history"], strict=True):
-        assert mine == pytest.approx(its, rel=1e-4, nan_ok=True)
+def same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    for key, value in first["nets"].items():
+        torch.testing.assert_close(value, second["nets"][key], rtol=1e-4, atol=1e-5)
+    for key, value in first["opponents"].items():
+        torch.testing.assert_close(value, second["opponents"][key], rtol=1e-2, atol=1e-4)
+    for row, other_row in zip(first["history"], second["history"], strict=True):
+        assert row == pytest.approx(other_row, rel=1e-4, nan_ok=True)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, capture: graphs.Capture) -> None:
-    """Has trainings captured as on a GPU, by a stand-in."""
+    """Have trainings captured as on a GPU, by a stand-in."""
 
     def captured(learn: graphs.Learn, optimizers: Any, settings: Training, device: torch.device) -> graphs.Learn:
         return learn if settings.graphs == "off" else graphs.Captured(learn, optimizers, settings.batch_size, capture)
@@ -88,7 +88,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, capture: graphs.Capture) -> None:
 
 @pytest.fixture
 def capturing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Has trainings captured by the stand-in; notes how many captures and replays there were."""
+    """Have trainings captured by the stand-in, and count the captures and replays."""
     noted = [0, 0]
 
     def capture(work: Callable[[], graphs.Sums]) -> tuple[graphs.Sums, Callable[[], graphs.Sums]]:
@@ -124,22 +124,22 @@ def test_where_a_capture_fails_the_training_goes_on(
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     pretend(monkeypatch, fails)
-    found = run(tiny, "evolving")
+    uncaptured = run(tiny, "evolving")
     assert capsys.readouterr().err == (
         "going on without a CUDA graph: operation not permitted when stream is capturing\n"
     )
     for key, value in plain["nets"].items():
-        assert torch.equal(value, found["nets"][key]), key
+        assert torch.equal(value, uncaptured["nets"][key]), key
 
 
 def test_whoever_goes_on_captures_again(
     tiny: Callable[..., Params], capturing: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(tiny, "mixed")
-    draw, drawn = opponents.EvolvingOpponents.draw, iter(range(100))
+    undisturbed = run(tiny, "mixed")
+    draw, batch_numbers = opponents.EvolvingOpponents.draw, iter(range(100))
 
     def stopped(*arguments: Any) -> None:
-        if next(drawn) == 13:
+        if next(batch_numbers) == 13:
             os.kill(os.getpid(), signal.SIGTERM)
         return draw(*arguments)
 
@@ -147,27 +147,27 @@ def test_whoever_goes_on_captures_again(
         patch.setattr(opponents.EvolvingOpponents, "draw", stopped)
         with pytest.raises(SystemExit, match="stopped"):
             run(tiny, "mixed", Checkpoint(tmp_path / "it.pt"))
-    same(whole, run(tiny, "mixed", Checkpoint(tmp_path / "it.pt")))
+    same(undisturbed, run(tiny, "mixed", Checkpoint(tmp_path / "it.pt")))
     assert capturing[0] == 3
 
 
 def test_the_moving_average_is_that_of_torch() -> None:
     net = small(seed=1)
-    mine = MovingAverage(net, 0.9)
-    its = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    ours = MovingAverage(net, 0.9)
+    torchs = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(3):
         with torch.no_grad():
-            for each in (*net.parameters(), *net.buffers()):
-                each.add_(1)
-        mine.update(net)
-        its.update_parameters(net)
-    whole = copy.deepcopy(mine.net)
-    for name, value in its.module.state_dict().items():
+            for tensor in (*net.parameters(), *net.buffers()):
+                tensor.add_(1)
+        ours.update(net)
+        torchs.update_parameters(net)
+    before = copy.deepcopy(ours.net)
+    for name, value in torchs.module.state_dict().items():
         if value.is_floating_point():
-            assert torch.equal(value, mine.net.state_dict()[name]), name
+            assert torch.equal(value, ours.net.state_dict()[name]), name
     again = MovingAverage(small(seed=2), 0.9)
-    again.load_state_dict(mine.state_dict())
+    again.load_state_dict(ours.state_dict())
     again.update(net)
-    mine.update(net)
-    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), mine.net.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(again.net.parameters(), mine.net.parameters(), strict=True))
+    ours.update(net)
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), ours.net.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(again.net.parameters(), ours.net.parameters(), strict=True))

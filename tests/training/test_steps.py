@@ -1,4 +1,4 @@
-"""Steps, schedules and what is kept of a training: each against a plain version of what the method says."""
+"""Tests steps, schedules and the choice of the final net, each against a plain version of the method."""
 
 import copy
 import math
@@ -46,21 +46,21 @@ def test_a_version_that_an_attack_left_unchanged_is_not_adversarial() -> None:
     assert rows.tolist() == [0, 0, 3, 1]
     assert labels.tolist() == [3, 3, 0, 1]
     assert adversarial.tolist() == [False, True, True, False]
-    wanted = np.stack([image[0], image[0] + 50, image[3] + 100, image[1] + 50])
-    np.testing.assert_allclose(images.permute(0, 2, 3, 1).numpy(), wanted / 255, atol=1e-6)
+    expected = np.stack([image[0], image[0] + 50, image[3] + 100, image[1] + 50])
+    np.testing.assert_allclose(images.permute(0, 2, 3, 1).numpy(), expected / 255, atol=1e-6)
 
 
 def slow_token(detector: TransformerDetector, maps: dict[str, Tensor]) -> Tensor:
-    """The class token, with attention written out and every token asking in every layer."""
+    """Return the class token, with attention written out, and with queries from every token in every layer."""
     parts = torch.cat([detector.embed[name](maps[name]) for name in detector.inputs], 1).flatten(2)
     flow = parts if detector.by_channel else parts.mT
     flow = torch.cat([detector.class_token.expand(len(flow), -1, -1), flow], 1) + detector.position
     for layer in detector.layers:
         assert isinstance(layer, Layer)
         normed = layer.norm1(flow)
-        every = torch.cat([layer.query(normed), layer.key_value(normed)], -1)
+        projections = torch.cat([layer.query(normed), layer.key_value(normed)], -1)
         heads = []
-        for query, key, value in zip(*(part.chunk(4, -1) for part in every.chunk(3, -1)), strict=True):
+        for query, key, value in zip(*(part.chunk(4, -1) for part in projections.chunk(3, -1)), strict=True):
             weights = (query @ key.mT / query.shape[-1] ** 0.5).exp()
             heads.append(weights / weights.sum(-1, keepdim=True) @ value)
         flow = flow + layer.projection(torch.cat(heads, -1))
@@ -69,7 +69,7 @@ def slow_token(detector: TransformerDetector, maps: dict[str, Tensor]) -> Tensor
 
 
 class SlowSgd:
-    """SGD with momentum and weight decay, as it stands in the textbook."""
+    """This is the textbook's SGD with momentum and weight decay."""
 
     def __init__(self, module: nn.Module, learning_rate: float, momentum: float, decay: float) -> None:
         self.parameters = list(module.parameters())
@@ -89,9 +89,11 @@ def batches(count: int = 3) -> list[tuple[Tensor, Tensor, Tensor]]:
     return [(torch.rand(8, 3, 16, 16), torch.randint(0, 10, (8,)), torch.rand(8) < 0.5) for _ in range(count)]
 
 
-def equal(found: nn.Module, wanted: nn.Module) -> None:
-    for (name, have), want in zip(found.state_dict().items(), wanted.state_dict().values(), strict=True):
-        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5, msg=f"{name} differs")
+def equal(module: nn.Module, expected_module: nn.Module) -> None:
+    for (name, tensor), expected in zip(
+        module.state_dict().items(), expected_module.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5, msg=f"{name} differs")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_joint_steps_are_those_of_the_method(
     tiny: Callable[..., Params], source: str, layers: int, alpha: float, beta: float, order: str
 ) -> None:
     settings = tiny(training={"learning_rate": 0.05}).training
-    chosen = detecting(input=source, layers=layers, alpha=alpha, beta=beta, order=order, learning_rate=0.1)
+    detector_settings = detecting(input=source, layers=layers, alpha=alpha, beta=beta, order=order, learning_rate=0.1)
     net, pretrained = small(seed=1), small(seed=2).eval()
     detector = detector_for(SMALL, input=source, layers=layers)
     for name, parameter in detector.named_parameters():  # biases too must tell
@@ -117,7 +119,7 @@ def test_joint_steps_are_those_of_the_method(
     slow_net, slow_detector = copy.deepcopy(net).train(), copy.deepcopy(detector)
     before = model_files.digest(pretrained)
 
-    step = joint_step(net.train(), pretrained, detector, settings, chosen, torch.float32)
+    step = joint_step(net.train(), pretrained, detector, settings, detector_settings, torch.float32)
     slow = SlowSgd(slow_net, 0.05, settings.momentum, settings.weight_decay)
     slow_second = SlowSgd(slow_detector, 0.1, settings.momentum, settings.weight_decay)
     for images, labels, adversarial in batches():
@@ -129,14 +131,14 @@ def test_joint_steps_are_those_of_the_method(
         if order == "after":
             slow_second.step(detector_gradients)
         with torch.no_grad():
-            wanted = slow_token(slow_detector, pretrained.maps(images))
+            target_token = slow_token(slow_detector, pretrained.maps(images))
         maps = slow_net.maps(images)
         classification = -F.log_softmax(slow_net.classify(maps), 1)[torch.arange(8), labels].mean()
-        difference = (slow_token(slow_detector, maps) - wanted).abs()
+        difference = (slow_token(slow_detector, maps) - target_token).abs()
         matching = torch.where(difference < 1, difference.square() / 2, difference - 0.5).mean()
         gradients = torch.autograd.grad(alpha * classification + beta * matching, slow.parameters)
-        for module, wanted_gradients in ((net, gradients), (detector, detector_gradients)):
-            for (name, parameter), gradient in zip(module.named_parameters(), wanted_gradients, strict=True):
+        for module, expected_gradients in ((net, gradients), (detector, detector_gradients)):
+            for (name, parameter), gradient in zip(module.named_parameters(), expected_gradients, strict=True):
                 assert parameter.grad is not None
                 torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5, msg=f"{name} differs")
         slow.step(gradients)
@@ -161,9 +163,11 @@ def test_dropout_is_on_for_the_detectors_loss_and_as_published_for_the_matching_
     settings, batch = tiny().training, batches(1)[0]
     sums = []
     for dropout in (0.0, 0.8):
-        chosen = detecting(dropout=dropout, order=order, learning_rate=1e-9)
+        detector_settings = detecting(dropout=dropout, order=order, learning_rate=1e-9)
         detector = detector_for(SMALL, dropout=dropout)
-        step = joint_step(small(seed=1).train(), small(seed=2).eval(), detector, settings, chosen, torch.float32)
+        step = joint_step(
+            small(seed=1).train(), small(seed=2).eval(), detector, settings, detector_settings, torch.float32
+        )
         sums.append(step.run(*batch))
     without, with_dropout = sums
     assert torch.equal(without["matching_loss"], with_dropout["matching_loss"]) == (order == "before")
@@ -186,7 +190,7 @@ def test_plain_steps_are_cross_entropy(tiny: Callable[..., Params]) -> None:
 
 
 def one_cycle(step: int, steps: int) -> float:
-    """Along half a cosine from 1/25 to 1 in the first 30 % of the steps, and down to 1/250,000 in the rest."""
+    """Return the rate's factor: half a cosine from 1/25 to 1 in the first 30 % of the steps, then down to 1/250,000."""
     top = 0.3 * steps - 1
     start, end, share = (1 / 25, 1, step / top) if step <= top else (1, 4e-6, (step - top) / (steps - 1 - top))
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
@@ -203,8 +207,10 @@ def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, ste
 
     def attack(images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
         batch = Batch(torch.arange(16), images, labels, torch.zeros(16, dtype=torch.bool))
-        drawn = opponents.draw(batch, epoch, number)
-        return opponents.show(batch, Augmentation(torch.empty(0), None), lambda shown: shown, drawn).images
+        start_noise = opponents.draw(batch, epoch, number)
+        return opponents.show(
+            batch, Augmentation(torch.empty(0), None), lambda batch_images: batch_images, start_noise
+        ).images
 
     attacked = attack(images, labels, 3, 7)
     assert net.training and all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
@@ -217,38 +223,38 @@ def test_online_attacks_are_pgd_on_the_net_as_it_is(eps: float, step: float, ste
     noise = torch.randn(16, 1, 3, 16, 16, generator=generator)[:, 0]
     uniform = 2 * torch.distributions.Normal(0, 1).cdf(noise) - 1
     assert abs(uniform.mean()) < 0.02 and abs(uniform.var() - 1 / 3) < 0.02
-    wanted = (images + eps * uniform).clamp(0, 1)
+    by_hand = (images + eps * uniform).clamp(0, 1)
     net.eval()
     for _ in range(steps):
-        wanted.requires_grad_()
+        by_hand.requires_grad_()
         gradient = torch.cat(
             [
-                torch.autograd.grad(F.cross_entropy(net(wanted[n : n + 1]), labels[n : n + 1]), wanted)[0][n : n + 1]
+                torch.autograd.grad(F.cross_entropy(net(by_hand[n : n + 1]), labels[n : n + 1]), by_hand)[0][n : n + 1]
                 for n in range(16)
             ]
         )
-        wanted = (wanted + step * gradient.sign()).detach()
-        wanted = torch.minimum(torch.maximum(wanted, images - eps), images + eps).clamp(0, 1)
+        by_hand = (by_hand + step * gradient.sign()).detach()
+        by_hand = torch.minimum(torch.maximum(by_hand, images - eps), images + eps).clamp(0, 1)
     # Where a gradient is next to nothing, rounding decides its sign.
-    assert ((attacked - wanted).abs() < 1e-6).float().mean() > 0.999
+    assert ((attacked - by_hand).abs() < 1e-6).float().mean() > 0.999
     assert (attacked - images).abs().max() <= eps + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
     with torch.no_grad():
         assert F.cross_entropy(net(attacked), labels) > F.cross_entropy(net(images), labels)
 
 
 def eight() -> Images:
-    shown = np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), np.uint8)
-    return Images(np.arange(8), np.arange(8), shown)
+    images = np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), np.uint8)
+    return Images(np.arange(8), np.arange(8), images)
 
 
 def fit(
     settings: Params, net: ResNet, step: Step, validation: Images | None = None, monitor: Monitor | None = None
 ) -> pd.DataFrame:
-    """Training on eight images, in three batches an epoch where the batch size is 3."""
+    """Train on eight images, in three batches an epoch where the batch size is 3. Return the history."""
     clean = eight()
     gallery = Gallery(clean.image[None], clean, [], CPU)
-    shown = clean if validation is None else validation
-    history = run_training(settings, "eight", net, step, gallery, Opponents(), shown, monitor=monitor)
+    validation_images = clean if validation is None else validation
+    history = run_training(settings, "eight", net, step, gallery, Opponents(), validation_images, monitor=monitor)
     return pd.DataFrame(history)
 
 
@@ -288,16 +294,16 @@ def test_smoothed_labels(tiny: Callable[..., Params], smoothing: float) -> None:
     net, pretrained, detector = small(seed=1).train(), small(seed=2).eval(), detector_for(SMALL)
     logits = F.log_softmax(copy.deepcopy(net)(images), 1)
     target = (1 - smoothing) * F.one_hot(labels, 10) + smoothing / 10
-    wanted = -(target * logits).sum(1).mean().item()
+    expected = -(target * logits).sum(1).mean().item()
     plain = plain_step(copy.deepcopy(net), settings, torch.float32)
     joint = joint_step(net, pretrained, detector, settings, detecting(), torch.float32)
-    assert float(plain.run(images, labels, adversarial)["loss"]) == pytest.approx(8 * wanted, rel=1e-4)
+    assert float(plain.run(images, labels, adversarial)["loss"]) == pytest.approx(8 * expected, rel=1e-4)
     sums = joint.run(images, labels, adversarial)
-    assert float(sums["classification_loss"]) == pytest.approx(8 * wanted, rel=1e-4)
+    assert float(sums["classification_loss"]) == pytest.approx(8 * expected, rel=1e-4)
 
 
 def counting(net: ResNet, helper: nn.Linear) -> Step:
-    """A step that sets a bias and a running average of the net, and the helper's bias, to its own number."""
+    """Return a step that sets a bias and a running average of the net, and the helper's bias, to the step's number."""
     steps = 0
 
     def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
@@ -315,16 +321,16 @@ def test_the_moving_average_is_validated_and_kept(tiny: Callable[..., Params], m
     net, helper = small(), nn.Linear(1, 1)
     validated = []
 
-    def predict(shown: ResNet, *rest: object) -> np.ndarray:
-        validated.append(shown.fc.bias[0].item())
+    def predict(evaluated: ResNet, *rest: object) -> np.ndarray:
+        validated.append(evaluated.fc.bias[0].item())
         return np.eye(10)[:8]
 
     monkeypatch.setattr(classifier, "predict", predict)
     fit(tiny(training={"epochs": 2, "batch_size": 3, "ema": 0.75}), net, counting(net, helper))
-    wanted = [1.0]
+    averages = [1.0]
     for step in range(2, 7):
-        wanted.append(0.75 * wanted[-1] + 0.25 * step)
-    assert validated == pytest.approx([wanted[2], wanted[5]])
+        averages.append(0.75 * averages[-1] + 0.25 * step)
+    assert validated == pytest.approx([averages[2], averages[5]])
     assert net.fc.bias[0].item() == net.stem[1].running_mean[0].item() == validated[1]  # type: ignore[index, union-attr]
     assert helper.bias.item() == 6
 

@@ -1,4 +1,4 @@
-"""Training images larger than store.memory_budget: read by row group, and yet the images that memory would give."""
+"""Training images larger than store.memory_budget are read by row group, and are the same as from memory."""
 
 import tempfile
 import tracemalloc
@@ -31,20 +31,24 @@ CPU = torch.device("cpu")
 
 
 def versions(count: int, number: int, shape: tuple[int, int, int], halves: bool, seed: int = 0) -> list[Images]:
-    """Random images in so many versions, the last of which is in float16 where `halves`."""
+    """Create `number` versions of random images, the last in float16 where `halves`."""
     chance = np.random.default_rng(seed)
     index, label = np.arange(count), chance.integers(0, 5, count)
-    found = []
+    images_by_version = []
     for _ in range(number):
         linf = chance.integers(0, 2, count).astype(np.float32)
-        found.append(Images(index, label, chance.integers(0, 256, (count, *shape), np.uint8), {"linf": linf}))
+        images_by_version.append(
+            Images(index, label, chance.integers(0, 256, (count, *shape), np.uint8), {"linf": linf})
+        )
     if halves:
-        found[-1] = Images(index, label, (found[-1].image / 3).astype(np.float16), found[-1].columns)
-    return found
+        images_by_version[-1] = Images(
+            index, label, (images_by_version[-1].image / 3).astype(np.float16), images_by_version[-1].columns
+        )
+    return images_by_version
 
 
 def both(folder: Path, images: list[Images], sizes: list[int], budget: float) -> tuple[Gallery, Stream]:
-    """The same images in memory, and streamed from stores with row groups of these sizes."""
+    """Return a gallery in memory, and a stream of the same images from stores with row groups of these sizes."""
     ends = np.cumsum(sizes)
     groups = []
     for number, version in enumerate(images):
@@ -76,27 +80,33 @@ def test_a_stream_gives_every_image_once_in_its_drawn_version(
         version = np.random.default_rng(epoch).integers(0, number, count)
         windows = stream.order(7, epoch)
         assert sorted(np.concatenate(windows).tolist()) == list(range(count))
-        for here, again in zip(windows, stream.order(7, epoch), strict=True):
-            np.testing.assert_array_equal(here, again)
+        for first_window, second_window in zip(windows, stream.order(7, epoch), strict=True):
+            np.testing.assert_array_equal(first_window, second_window)
         size_of_image = 18 * (2 if halves else 1)
         for window in windows:  # none takes more than half of the budget, or an eighth of the row groups, but for one
             groups = len(set(np.searchsorted(np.cumsum(sizes), window, "right")))
             assert groups == 1 or (len(window) * size_of_image <= budget / 2 and groups <= len(sizes) / 8)
-        found = list(stream.batches(windows, version, size, 0))
+        batches = list(stream.batches(windows, version, size, 0))
         stops = batch_stops(count, size)
-        assert [len(rows) for rows, *_ in found] == np.diff(stops, prepend=0).tolist()
-        wanted = gallery.batches(windows, version, size, 0)
-        for mine, theirs in zip(found, wanted, strict=True):
-            assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
-            rows, shown, labels, _ = mine
+        assert [len(rows) for rows, *_ in batches] == np.diff(stops, prepend=0).tolist()
+        expected = gallery.batches(windows, version, size, 0)
+        for batch, expected_batch in zip(batches, expected, strict=True):
+            assert all(
+                torch.equal(tensor, expected_tensor)
+                for tensor, expected_tensor in zip(batch, expected_batch, strict=True)
+            )
+            rows, pixels, labels, _ = batch
             stored = np.stack([images[version[row]].image[row] for row in rows.tolist()]).astype(np.float32)
-            np.testing.assert_array_equal(shown.permute(0, 2, 3, 1).numpy(), stored / 255)
+            np.testing.assert_array_equal(pixels.permute(0, 2, 3, 1).numpy(), stored / 255)
             assert labels.tolist() == images[0].label[rows.numpy()].tolist()
         for skip in {1, len(stops) // 2, len(stops) - 1, len(stops)}:
             tail = list(stream.batches(windows, version, size, skip))
             assert len(tail) == len(stops) - skip
-            for mine, theirs in zip(tail, found[skip:], strict=True):
-                assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+            for batch, expected_batch in zip(tail, batches[skip:], strict=True):
+                assert all(
+                    torch.equal(tensor, expected_tensor)
+                    for tensor, expected_tensor in zip(batch, expected_batch, strict=True)
+                )
 
 
 def test_epochs_differ_in_windows_and_in_order(tmp_path: Path) -> None:
@@ -118,7 +128,7 @@ def test_a_window_mixes_the_classes_of_a_store_that_is_sorted_by_class(tmp_path:
 
 
 def peak(work: Callable[[], object]) -> int:
-    """The most bytes that numpy held while `work` ran."""
+    """Return the most bytes that numpy had allocated while `work` ran."""
     tracemalloc.start()
     try:
         work()
@@ -153,11 +163,11 @@ def test_the_budget_decides_and_no_image_is_in_memory_twice(project: Path, tiny:
     names = list(tiny().attacks)
     source = store.read(HERE.adversarial / names[0] / "train.parquet").metadata["source_model"]
     pixels = 4 * 300 * 16 * 16 * 3
-    found: list[Gallery] = []
+    galleries: list[Gallery] = []
 
     def gallery(budget: float) -> type:
-        found[:] = [load_gallery(set_up(tiny, budget / 1e9), HERE, names, source, CPU)]
-        return type(found[0])
+        galleries[:] = [load_gallery(set_up(tiny, budget / 1e9), HERE, names, source, CPU)]
+        return type(galleries[0])
 
     assert peak(lambda: gallery(pixels)) < 1.2 * pixels
     assert gallery(pixels) is Gallery and gallery(pixels - 1) is Stream
@@ -167,7 +177,7 @@ def test_the_budget_decides_and_no_image_is_in_memory_twice(project: Path, tiny:
 def test_streamed_training_sees_what_training_in_memory_sees(
     project: Path, tiny: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, opponents: str
 ) -> None:
-    seen: list[bytes] = []
+    images_seen: list[bytes] = []
     original = plain_step
 
     def spy(net: Classifier, *rest: Any) -> Step:
@@ -175,7 +185,7 @@ def test_streamed_training_sees_what_training_in_memory_sees(
 
         def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
             for image, label, attacked in zip(images, labels.tolist(), adversarial.tolist(), strict=True):
-                seen.append((image * 255).round().byte().numpy().tobytes() + bytes([label, attacked]))
+                images_seen.append((image * 255).round().byte().numpy().tobytes() + bytes([label, attacked]))
             return step.run(images, labels, adversarial)
 
         return Step(run, step.optimizers)
@@ -189,9 +199,9 @@ def test_streamed_training_sees_what_training_in_memory_sees(
             budget,
             structures={"adv": words(opponents)},
         )
-        seen.clear()
+        images_seen.clear()
         train(settings, "adv")
-        runs.append((list(seen), HERE.model("adv", 0).read_bytes()))
+        runs.append((list(images_seen), HERE.model("adv", 0).read_bytes()))
     (memory, _), (streamed, net), again = runs
     assert len(memory) == 600 and memory != streamed
     for epoch in (slice(0, 300), slice(300, 600)):
@@ -202,11 +212,11 @@ def test_streamed_training_sees_what_training_in_memory_sees(
 
 def test_ours_and_the_pretrained_net_stream_too(project: Path, tiny: Callable[..., Params]) -> None:
     memory, tight = set_up(tiny, 4), set_up(tiny, 1e-6)
-    found = []
-    for chosen in (memory, tight, tight):
-        train(chosen, "ours")
-        found.append(HERE.model("ours", 0).read_bytes() + HERE.detector("ours", 0).read_bytes())
-    assert found[0] != found[1] == found[2]
+    nets = []
+    for params in (memory, tight, tight):
+        train(params, "ours")
+        nets.append(HERE.model("ours", 0).read_bytes() + HERE.detector("ours", 0).read_bytes())
+    assert nets[0] != nets[1] == nets[2]
     before = HERE.pretrained.read_bytes()
     pretrain(tight)
     assert HERE.pretrained.read_bytes() != before
@@ -216,17 +226,17 @@ def test_ours_and_the_pretrained_net_stream_too(project: Path, tiny: Callable[..
 def test_a_damaged_or_missing_store_is_one_line(project: Path, tiny: Callable[..., Params], budget: float) -> None:
     settings = set_up(tiny, budget)
     path = HERE.adversarial / "fgsm" / "train.parquet"
-    whole = path.read_bytes()
+    content = path.read_bytes()
 
     def fails(match: str) -> None:
         with pytest.raises(InputError, match=match) as caught:
             train(settings, "adv")
         assert "\n" not in str(caught.value)
 
-    middle = len(whole) // 2  # among the pixels of the second of three row groups
-    path.write_bytes(whole[:middle] + rng(0, "noise").bytes(20_000) + whole[middle + 20_000 :])
+    middle = len(content) // 2  # among the pixels of the second of three row groups
+    path.write_bytes(content[:middle] + rng(0, "noise").bytes(20_000) + content[middle + 20_000 :])
     fails(r"fgsm/train\.parquet cannot be read \(.*\); delete it and run `dvc repro`")
-    path.write_bytes(whole[:-100])
+    path.write_bytes(content[:-100])
     fails(r"fgsm/train\.parquet cannot be read")
     path.unlink()
     fails(r"fgsm/train\.parquet is missing; `dvc repro` makes it")

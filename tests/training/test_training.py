@@ -1,4 +1,4 @@
-"""Whole trainings: their bytes, what they train on, and what they refuse."""
+"""Tests whole trainings: their bytes, what they train on, and what they refuse."""
 
 import json
 import shutil
@@ -33,14 +33,14 @@ CPU = torch.device("cpu")
 
 
 def train(settings: Params, name: str) -> dict[str, bytes]:
-    """Trains a structure, or `pretrained`; what it wrote, by path."""
+    """Train a structure, or `pretrained`. Return the files' bytes by path."""
     if name == "pretrained":
         pretrain(settings)
-        found = [HERE.pretrained]
+        paths = [HERE.pretrained]
     else:
         train_structure(settings, name)
-        found = sorted(HERE.models(name).iterdir())
-    return {str(path): path.read_bytes() for path in [*found, HERE.history(name)]}
+        paths = sorted(HERE.models(name).iterdir())
+    return {str(path): path.read_bytes() for path in [*paths, HERE.history(name)]}
 
 
 STRUCTURES = {
@@ -61,8 +61,8 @@ def test_training_twice_gives_the_same_bytes(project: Path, tiny: Callable[..., 
     assert train(settings, name) == first
     if name == "pretrained":
         return
-    wanted = {f"models/{name}/0.safetensors", f"data/history/{name}.csv"}
-    assert first.keys() == wanted | ({"models/ours/0.detector.safetensors"} if name == "ours" else set())
+    expected_paths = {f"models/{name}/0.safetensors", f"data/history/{name}.csv"}
+    assert first.keys() == expected_paths | ({"models/ours/0.detector.safetensors"} if name == "ours" else set())
 
 
 def test_seeds_give_other_nets(project: Path, tiny: Callable[..., Params]) -> None:
@@ -77,26 +77,26 @@ def test_a_structure_trains_on_what_the_sampler_draws(
     settings = tiny(training={"epochs": 2, "batch_size": 50, "crop_area": [1.0, 1.0]}, structures=STRUCTURES)
     clean = store.read(HERE.clean / "train.parquet")
     versions = [clean, *(store.read(HERE.adversarial / name / "train.parquet") for name in settings.attacks)]
-    seen: list[tuple[np.ndarray, Tensor]] = []
+    batches_seen: list[tuple[np.ndarray, Tensor]] = []
 
-    def spy(net: ResNet, chosen: Training, dtype: torch.dtype) -> Step:
+    def spy(net: ResNet, training_settings: Training, dtype: torch.dtype) -> Step:
         def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
-            seen.append(((images * 255).round().byte().permute(0, 2, 3, 1).numpy(), labels))
+            batches_seen.append(((images * 255).round().byte().permute(0, 2, 3, 1).numpy(), labels))
             return {"loss": torch.zeros(())}
 
         return Step(run, [])
 
     monkeypatch.setattr("sparring.defences.train.plain_step", spy)
     train_structure(settings, "classical")
-    assert len(seen) == 2 * 6
-    shown = np.concatenate([images for images, _ in seen]).reshape(2, 300, -1)
+    assert len(batches_seen) == 2 * 6
+    images_by_epoch = np.concatenate([images for images, _ in batches_seen]).reshape(2, 300, -1)
     for epoch in range(2):
         visits = rng(0, "order", epoch).permutation(300)
-        drawn = sampler.draw_fixed(
+        versions_drawn = sampler.draw_fixed(
             settings.fixed, list(settings.attacks), seed=0, epoch=epoch, visits=visits, batch_size=50
         )
-        wanted = np.stack([versions[version].image[row].ravel() for row, version in enumerate(drawn)])
-        np.testing.assert_array_equal(shown[epoch], wanted[visits])
+        expected = np.stack([versions[version].image[row].ravel() for row, version in enumerate(versions_drawn)])
+        np.testing.assert_array_equal(images_by_epoch[epoch], expected[visits])
         assert sorted(visits.tolist()) == list(range(300))
 
 
@@ -107,24 +107,24 @@ def test_online_training_attacks_every_image_and_needs_no_store(
     settings = tiny(training=changes, structures=STRUCTURES, online_pgd={"eps": 0.06, "step": 0.02, "steps": 2})
     shutil.rmtree(HERE.adversarial)
     clean = store.read(HERE.clean / "train.parquet").image / 255
-    seen: list[np.ndarray] = []
+    batches_seen: list[np.ndarray] = []
     original = plain_step
 
-    def spy(net: ResNet, chosen: Training, dtype: torch.dtype) -> Step:
-        step = original(net, chosen, dtype)
+    def spy(net: ResNet, training_settings: Training, dtype: torch.dtype) -> Step:
+        step = original(net, training_settings, dtype)
 
         def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: None) -> dict[str, Tensor]:
             assert net.training
-            seen.append(images.permute(0, 2, 3, 1).numpy())
+            batches_seen.append(images.permute(0, 2, 3, 1).numpy())
             return step.run(images, labels, adversarial)
 
         return Step(run, step.optimizers)
 
     monkeypatch.setattr("sparring.defences.train.plain_step", spy)
     train_structure(settings, "online")
-    epochs = np.concatenate(seen).reshape(2, 300, *clean.shape[1:])
-    for epoch, shown in enumerate(epochs):
-        change = np.abs(shown - clean[rng(0, "order", epoch).permutation(300)])
+    epochs = np.concatenate(batches_seen).reshape(2, 300, *clean.shape[1:])
+    for epoch, attacked in enumerate(epochs):
+        change = np.abs(attacked - clean[rng(0, "order", epoch).permutation(300)])
         assert change.max() <= 0.06 + 1e-6
         assert (change.max((1, 2, 3)) > 0.03).all()
     with pytest.raises(InputError, match="is missing"):
@@ -151,19 +151,21 @@ def test_history_has_a_row_an_epoch(project: Path, tiny: Callable[..., Params]) 
 def test_no_validation_images_are_needed(
     tiny: Callable[..., Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in the profile `paper`."""
+    """The profile `paper` has none."""
     monkeypatch.chdir(tmp_path)
     short = {"epochs": 2, "batch_size": 50}
-    chosen = tiny(data={"validation": 0}, attacks={"fgsm": {"eps": 0.05}}, structures=STRUCTURES, training=short)
-    prepare.prepare(chosen)
-    pretrain(chosen)
-    generation.attack_splits(chosen, "fgsm")
-    train_structure(chosen, "ours")
+    params = tiny(data={"validation": 0}, attacks={"fgsm": {"eps": 0.05}}, structures=STRUCTURES, training=short)
+    prepare.prepare(params)
+    pretrain(params)
+    generation.attack_splits(params, "fgsm")
+    train_structure(params, "ours")
     for name in ("pretrained", "ours"):
         history = pd.read_csv(HERE.history(name))
         assert history["accuracy"].notna().all() and history["validation_accuracy"].isna().all()
-    told = capsys.readouterr().out
-    assert "ours: epoch 1/" in told and "validation" not in told.replace("0 validation,", "") and "nan" not in told
+    output = capsys.readouterr().out
+    assert (
+        "ours: epoch 1/" in output and "validation" not in output.replace("0 validation,", "") and "nan" not in output
+    )
 
 
 def test_training_leaves_the_pretrained_net_alone(project: Path, tiny: Callable[..., Params]) -> None:

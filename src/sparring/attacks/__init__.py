@@ -1,9 +1,9 @@
-"""Attacks: functions from images to images, found by the method's name.
+"""Attacks are functions from images to images; `find` looks one up by the method's name.
 
-`attack(model, images, labels, **arguments)` takes and returns images (N, 3, H, W) in [0, 1]. One that needs chance
-or other images says so by its signature: `noise` (N, 3, H, W) and `starts` (N, restarts, 3, H, W), standard normal, or
-`partners` (N, 3, H, W), images of other classes. All are drawn by (seed, attack, index), so an image's result does not
-depend on its neighbours.
+`attack(model, images, labels, **arguments)` takes and returns images (N, 3, H, W) in [0, 1]. An attack that needs
+random numbers or other images has a parameter for them: `noise` (N, 3, H, W) and `starts` (N, restarts, 3, H, W) are
+standard normal, `partners` (N, 3, H, W) are images of other classes. All are drawn by (seed, attack, index), so an
+image's result does not depend on its neighbours.
 """
 
 from collections.abc import Callable
@@ -39,5 +39,5 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 
 
 def find(method: str) -> Callable[..., Tensor]:
-    """The attack of that name (params has checked that there is one)."""
+    """Return the attack of that name. The parameters' validation has checked that there is one."""
     return partial(run, method) if method.startswith(TORCHATTACKS) else METHODS[method]

@@ -6,8 +6,8 @@ from sparring.attacks.losses import loss_gradient
 def bim(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step: float, first_step: float, steps: int
 ) -> Tensor:
-    """Basic iterative method (Kurakin et al., 2017, arXiv 1607.02533): signed-gradient steps,
-    projected to the eps ball.
+    """Run the basic iterative method (Kurakin et al., 2017, arXiv 1607.02533): it makes signed-gradient steps and
+    projects each to the eps ball.
 
     images: (N, 3, H, W) in [0, 1].  eps: largest change of a pixel; first_step, step: change by the first step and by
     each later one, same unit.  Returns images of the same shape, within eps of the input and in [0, 1].

@@ -1,4 +1,4 @@
-"""What every attack runs through: a fast copy of the model, and smaller batches when memory runs out."""
+"""Runs attacks on a fast copy of the model, in smaller batches when memory runs out."""
 
 import math
 import os
@@ -18,27 +18,27 @@ from sparring.models.classifier import Classifier
 from sparring.models.networks import frozen
 from sparring.params.attacks import Attack
 
-# Floating-point operations of a run on a CPU from which on torch.compile pays (docs/attacks.md).
+# From this many floating-point operations on, torch.compile pays in a run on a CPU (docs/attacks.md).
 WORTH_COMPILING = 2e14
 
 
 class Aim(Protocol):
-    """What an attack asks: images (N, 3, H, W) in [0, 1] → logits (N, classes)."""
+    """An aim is the model that an attack queries: it maps images (N, 3, H, W) in [0, 1] to logits (N, classes)."""
 
     def __call__(self, images: Tensor) -> Tensor: ...
 
     def quick(self, images: Tensor) -> Tensor:
-        """The logits without gradient."""
+        """Return the logits without gradient."""
 
 
 class Fast(nn.Module):
-    """A copy of a net that gives gradients fast: eval mode, parameters without gradient, BatchNorm folded into the
-    convolutions, channels_last, and matrix work in `dtype` (logits and maps come back as float32).
-    The net itself stays as it is.
+    """This copy of a net computes gradients fast. It is in eval mode, its parameters have no gradient, BatchNorm
+    is folded into the convolutions, it is channels_last, and it multiplies matrices in `dtype`. Logits and maps are
+    returned as float32. The net itself is not changed.
 
-    compiled: by torch.compile, when first used; where that is impossible, as without a C++ compiler, standard error
-    says so and the copy works as it is.
-    graphs: what repeats passes through this copy on a GPU (attacks/graphs.py). None on a CPU, and for a net that draws
+    compiled: whether torch.compile compiles it, when first used. Where that is impossible, as without a C++ compiler,
+    a line on standard error says so and the copy works uncompiled.
+    graphs: repeats passes through this copy on a GPU (attacks/graphs.py). It is None on a CPU, and for a net that draws
     at random, whose draws a graph would repeat.
     """
 
@@ -58,17 +58,17 @@ class Fast(nn.Module):
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         with self._precision(images):
-            maps = self._guarded(self.fast_maps, self.net.maps, images)
-        return {name: found.float() for name, found in maps.items()}
+            maps = self._run_or_fall_back(self.fast_maps, self.net.maps, images)
+        return {name: feature_map.float() for name, feature_map in maps.items()}
 
     def forward(self, images: Tensor) -> Tensor:
         with self._precision(images):
-            logits = self._guarded(self.fast_logits, self.net.forward, images)
+            logits = self._run_or_fall_back(self.fast_logits, self.net.forward, images)
         return logits.float()
 
     @torch.no_grad()
     def quick(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) without gradient and never compiled, which a single pass does not earn back."""
+        """Return logits (N, classes) without gradient, and uncompiled: a single pass does not pay for compiling."""
         with self._precision(images):
             logits = self.net(images)
         return logits.float()
@@ -76,7 +76,7 @@ class Fast(nn.Module):
     def _precision(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def _guarded(self, fast: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], images: Tensor) -> Any:
+    def _run_or_fall_back(self, fast: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], images: Tensor) -> Any:
         if self.compiled:
             # Imported here, as it takes seconds, which only a compiled attack should pay.
             from torch._dynamo.exc import TorchDynamoException
@@ -90,20 +90,20 @@ class Fast(nn.Module):
 
 
 def worth_compiling(net: Classifier, attack: Attack, shape: tuple[int, ...], count: int, device: torch.device) -> bool:
-    """Whether attacking `count` images (H, W, C) is so much work that torch.compile earns its own time back: never on a
-    GPU, where graphs save the launches without it.
+    """Say whether attacking `count` images (H, W, C) is so much work that torch.compile saves more time than it takes.
+    It never is on a GPU, where graphs save the launches without it.
 
-    Judged by the whole run, also where a part of it is done already: both parts must compute alike.
+    This depends on the whole run, also where a part of it is done already: both parts must compute alike.
     """
-    if device.type == "cuda" or isinstance(net, Averaged):  # whose draws are made in numpy, where the compiler stops
+    if device.type == "cuda" or isinstance(net, Averaged):  # Averaged draws in numpy, which the compiler cannot trace
         return False
     passes = math.prod(int(attack.arguments.get(name, 1)) for name in ("steps", "restarts", "search_steps"))
     runs = 2 * count * passes  # forward and back
-    # First by a bound, as counting takes two seconds: a weight multiplies and adds at each pixel once at most.
+    # First by a bound, as counting takes two seconds: a weight multiplies and adds at most once for each pixel.
     weights = sum(weight.numel() for weight in net.parameters())
     if runs * 2 * weights * shape[0] * shape[1] < WORTH_COMPILING:
         return False
-    from torch.utils.flop_counter import FlopCounterMode  # as loading it loads Triton, a third of a stage's own start
+    from torch.utils.flop_counter import FlopCounterMode  # here, as it loads Triton, a third of a stage's own start
 
     probe = torch.zeros(1, shape[2], *shape[:2], device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -112,9 +112,9 @@ def worth_compiling(net: Classifier, attack: Attack, shape: tuple[int, ...], cou
 
 
 def compile_below(folder: Path) -> None:
-    """Have torch.compile keep its files in a folder, begun anew.
+    """Have torch.compile keep its files in a folder, which is emptied first.
 
-    A process that is killed while it compiles leaves a library cut short, on which the next one to find it would fail.
+    A process that is killed while it compiles leaves a truncated library, on which the next process would fail.
     """
     shutil.rmtree(folder, ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
@@ -127,16 +127,17 @@ def run(
     labels: Tensor,
     extra: dict[str, Tensor],
 ) -> Tensor:
-    """Attacked images (N, 3, H, W), in halves and halves of halves where memory runs out for the whole batch.
+    """Return attacked images (N, 3, H, W). Where memory runs out, the batch is halved, again and again.
 
-    extra: what else the attack takes an image, such as noise (N, …).  Raises the out-of-memory error for one image.
+    extra: further arguments of the attack with a row for each image, such as noise (N, …).  Raises the out-of-memory
+    error where one image alone causes it.
     """
     try:
         return attack(model, images, labels, **extra)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if len(images) < 2 or not is_memory(error):
+        if len(images) < 2 or not is_out_of_memory(error):
             raise
-    # Outside of the handler, whose traceback would keep the failed attempt's tensors alive.
+    # Not in the handler, as its traceback keeps the failed attempt's tensors alive.
     if images.device.type == "cuda":
         torch.cuda.empty_cache()
     half = len(images) // 2
@@ -147,6 +148,6 @@ def run(
     return torch.cat(parts)
 
 
-def is_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error means that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -3,7 +3,7 @@ from torch import Tensor, nn
 
 
 def gaussian(model: nn.Module, images: Tensor, labels: Tensor, *, std: float, noise: Tensor) -> Tensor:
-    """Gaussian noise, clipped to [0, 1]; no gradient, no model: the control among the attacks.
+    """Add Gaussian noise and clip to [0, 1]. It uses neither gradient nor model: it is the control among the attacks.
 
     images: (N, 3, H, W) in [0, 1].  std: standard deviation, same unit.  noise: (N, 3, H, W), standard normal.
     """

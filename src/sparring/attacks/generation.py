@@ -1,4 +1,4 @@
-"""Runs an attack over the clean set, shard by shard, and stores what it made; a killed run goes on where it was."""
+"""Attacks the clean set shard by shard and stores the attacked images. A killed run resumes where it was."""
 
 import inspect
 import shutil
@@ -25,7 +25,7 @@ from sparring.params.sections import Store
 
 
 class Settings(Protocol):
-    """What of params.yaml decides how attacked images are made."""
+    """These parts of params.yaml decide how attacked images are made."""
 
     @property
     def seed(self) -> int: ...
@@ -34,7 +34,7 @@ class Settings(Protocol):
     def store(self) -> Store: ...
 
     def describe(self, name: str, attack: Attack) -> str:
-        """How an error names an attack."""
+        """Return the name of an attack in error messages."""
 
 
 def attack_splits(params: Params, name: str, layout: Layout = HERE, splits: Sequence[str] | None = None) -> None:
@@ -42,15 +42,15 @@ def attack_splits(params: Params, name: str, layout: Layout = HERE, splits: Sequ
 
     splits: those to attack in place of these.
 
-    Finished shards are kept below PARTIAL until all files are written: a run that was killed goes on after them,
-    and ends with the bytes of an undisturbed one.
+    Finished shards are kept below PARTIAL until all files are written. A run that was killed goes on after them, and
+    ends with the same bytes as an undisturbed one.
     """
     device = choose(params)
     dtype = precision(params, device)
-    seen = name in params.attacks
-    attack = params.attacks[name] if seen else params.unseen_attacks[name]
-    splits = splits or (SPLITS if seen else EVALUATED_SPLITS)
-    with progress.timed(layout, f"{'attack' if seen else 'attack_unseen'}@{name}", device, dtype) as done:
+    is_training_attack = name in params.attacks
+    attack = params.attacks[name] if is_training_attack else params.unseen_attacks[name]
+    splits = splits or (SPLITS if is_training_attack else EVALUATED_SPLITS)
+    with progress.timed(layout, f"{'attack' if is_training_attack else 'attack_unseen'}@{name}", device, dtype) as done:
         clean = {split: store.read(layout.clean / f"{split}.parquet") for split in splits}
         train = clean["train"] if "train" in clean else store.read(layout.clean / "train.parquet")
         classes = train.metadata["classes"]
@@ -75,22 +75,22 @@ def attack_splits(params: Params, name: str, layout: Layout = HERE, splits: Sequ
         with progress.bar(f"attack@{name}", count) as advance:
             for split in splits:
                 metadata = train.metadata | {"split": split} | origin
-                made, facts = [], []
-                for shard, path in kept_paths(unfinished / split, clean[split], params.store.shard_size):
+                paths, facts = [], []
+                for shard, path in shards_and_paths(unfinished / split, clean[split], params.store.shard_size):
                     judge = storage.Judge(net, params.store.batch_size, attack.predictions, bounds)
-                    kept(path, shard, partial(make, judge=judge), metadata, advance)
-                    made.append(path)
+                    write_unless_finished(path, shard, partial(make, judge=judge), metadata, advance)
+                    paths.append(path)
                     facts.append(store.read(path, ()).metadata["decided"])
                     bounds = bounds or {column: fact["bound"] for column, fact in facts[-1].items()}
                 metadata |= {"decided": _decided(facts, len(clean[split]))}
-                store.write(layout.attacked(params, name) / f"{split}.parquet", map(store.read, made), metadata)
+                store.write(layout.attacked(params, name) / f"{split}.parquet", map(store.read, paths), metadata)
         done(count, f"{count:,} images attacked")
         shutil.rmtree(unfinished)
 
 
 def _decided(facts: list[dict[str, dict[str, float]]], count: int) -> dict[str, dict[str, float]]:
-    """How the predictions of `count` images were found, by column: the bound of the fast copy, and the share of the
-    images that the net itself has decided.  facts: those of each shard."""
+    """Return, by column, the error bound of the fast copy, and the share of the `count` images whose prediction the
+    net itself decided.  facts: those of each shard, from `Judge.facts`."""
     return {
         column: {
             "bound": facts[0][column]["bound"],
@@ -100,28 +100,28 @@ def _decided(facts: list[dict[str, dict[str, float]]], count: int) -> dict[str, 
     }
 
 
-def kept_paths(prefix: Path, images: store.Images, size: int) -> Iterator[tuple[store.Images, Path]]:
-    """Each shard of at most `size` images, with where it is kept: <prefix>-<number>.parquet."""
+def shards_and_paths(prefix: Path, images: store.Images, size: int) -> Iterator[tuple[store.Images, Path]]:
+    """Yield each shard of at most `size` images, with the path of its file: <prefix>-<number>.parquet."""
     for number, shard in enumerate(store.in_shards(images, size)):
         yield shard, prefix.with_name(f"{prefix.name}-{number}.parquet")
 
 
-def kept(
+def write_unless_finished(
     path: Path,
     shard: store.Images,
     make: Callable[[store.Images], store.Images],
     metadata: dict[str, Any],
     advance: progress.Advance,
 ) -> None:
-    """Write what `make` makes of a shard, with its own metadata too, unless a killed run had finished it."""
+    """Write the shard that `make` returns, its metadata included, unless a killed run had finished it."""
     if not is_finished(path, shard):
-        made = make(shard)
-        store.write(path, [made], metadata | made.metadata)
+        attacked_shard = make(shard)
+        store.write(path, [attacked_shard], metadata | attacked_shard.metadata)
     advance(len(shard))
 
 
 def is_finished(path: Path, shard: store.Images) -> bool:
-    """Whether a shard was attacked before."""
+    """Say whether a file holds this shard, attacked by an earlier run."""
     if not path.exists():
         return False
     try:
@@ -141,25 +141,25 @@ def attacked(
     device: torch.device,
     judge: storage.Judge | None = None,
 ) -> store.Images:
-    """The stored images of a shard, with the columns l2 and linf. A judge, which is new for each shard, adds what the
-    net says of them, and to the metadata, as `decided`, how it found that.
+    """Return the images of a shard as attacked and stored, with the columns l2 and linf. A judge, which is new for each
+    shard, adds the net's predictions as columns, and to the metadata, as `decided`, how they were found.
 
-    net: the source model, on `device`.  model: what the attack asks instead, such as its copy for the gradients.
+    net: the source model, on `device`.  model: the model that the attack queries, such as a fast copy of the net.
     pool: clean images among which NST's partners are drawn.  Raises InputError where an attack of torchattacks fails.
     """
-    whole: dict[str, list[Tensor]] = {"image": [], "l2": [], "linf": []}
+    parts: dict[str, list[Tensor]] = {"image": [], "l2": [], "linf": []}
     for start in range(0, max(len(shard), 1), params.store.batch_size):
         batch = shard[start : start + params.store.batch_size]
         clean, labels = on_device(batch.image, device), on_device(batch.label, device)
-        found = clean
+        levels = clean
         if len(batch):
             result = attack_batch(params, attack, name, model, batch, pool, device)
-            found = storage.store(net, model, clean, result, labels, attack, params.store, judge)
-        whole["image"].append(found.to(getattr(torch, params.store.dtype)))
-        whole["l2"].append(storage.l2_lengths(found, clean))
-        whole["linf"].append(storage.largest_changes(found, clean))
-    # Fetched once a shard: whoever fetches after each batch waits for it.
-    image, l2, linf = (torch.cat(parts).cpu().numpy() for parts in whole.values())
+            levels = storage.store(net, model, clean, result, labels, attack, params.store, judge)
+        parts["image"].append(levels.to(getattr(torch, params.store.dtype)))
+        parts["l2"].append(storage.l2_lengths(levels, clean))
+        parts["linf"].append(storage.largest_changes(levels, clean))
+    # Fetched once for each shard, as fetching after each batch would wait for it.
+    image, l2, linf = (torch.cat(chunks).cpu().numpy() for chunks in parts.values())
     columns, metadata = {"l2": l2, "linf": linf}, {}
     if judge is not None:
         columns, metadata = judge.predictions() | columns, {"decided": judge.facts()}
@@ -175,12 +175,12 @@ def attack_batch(
     pool: store.Images,
     device: torch.device,
 ) -> Tensor:
-    """A batch as the attack leaves it (N, 3, H, W), not yet stored; arguments and InputError as for `attacked`."""
+    """Return a batch as attacked (N, 3, H, W), not yet rounded. Arguments and InputError are those of `attacked`."""
     function = attacks.find(attack.method)
     wants = inspect.signature(function).parameters
     arguments = attack.stored()
     if arguments.get("seed", 0) is None:
-        # Left alone, torchattacks would take the time of day.
+        # By default, torchattacks would take the time of day.
         arguments["seed"] = int(rng(params.seed, "torchattacks", name).integers(2**31))
     images, labels = classifier.to_images(batch.image, device), on_device(batch.label, device)
     extra: dict[str, Tensor] = {}
@@ -202,15 +202,15 @@ def attack_batch(
 
 
 def _partners(seed: int, name: str, batch: store.Images, pool: store.Images) -> np.ndarray:
-    """For each image of the batch, a row (N,) of the pool that is of another class."""
-    drawn = Draws(seed, "partner", name).uniform(batch.index, 1)[:, 0]
+    """Draw, for each image of the batch, a row (N,) of the pool that is of another class."""
+    uniforms = Draws(seed, "partner", name).uniform(batch.index, 1)[:, 0]
     partners = np.empty(len(batch), np.int64)
     for label in np.unique(batch.label):
         others, rows = np.flatnonzero(pool.label != label), batch.label == label
-        partners[rows] = others[(drawn[rows] * len(others)).astype(np.int64)]
+        partners[rows] = others[(uniforms[rows] * len(others)).astype(np.int64)]
     return partners
 
 
 def _noise(seed: int, name: str, batch: store.Images, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Standard normal (N, *shape), a function of each image's number."""
+    """Draw standard normal numbers (N, *shape), a function of each image's index."""
     return on_device(Draws(seed, "noise", name).normal(batch.index, shape), device)

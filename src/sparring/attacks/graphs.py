@@ -1,4 +1,4 @@
-"""Attacks as a GPU likes them: passes through a net as CUDA graphs, and batches that shrink by halves."""
+"""Makes attacks fast on a GPU: passes through a net run as CUDA graphs, and batches shrink by halves."""
 
 import sys
 from collections.abc import Callable
@@ -12,40 +12,43 @@ from sparring import capture
 
 Tensors = TypeVar("Tensors", Tensor, tuple[Tensor, ...])
 Recorder = Callable[[Callable[[], Any]], tuple[Any, Callable[[], Any]]]
-"""Runs a function once and records it, as `capture.on_cuda` does."""
+"""A recorder runs a function once and records it, as `capture.on_cuda` does."""
 
 WARM_UP = 2  # times that a pass runs as it is before it is recorded: by then libraries have chosen their kernels
-EVERY = 5  # steps after which a GPU is asked whose attack is over
+CHECK_INTERVAL = 5  # steps after which a GPU is asked which images are finished
 
 
 class Graphs:
-    """Passes through one net, each recorded at its third call with tensors of the same sizes and replayed from then on.
+    """Runs passes through one net. Each is recorded at its third call with tensors of the same sizes, and replayed
+    from then on.
 
     Where a recording fails, standard error says why, and all passes run as they are.
     """
 
     def __init__(self, record: Recorder | None = None) -> None:
-        """record: by default CUDA's, with one pool of memory for all."""
+        """record: the recorder; by default CUDA's, with one pool of memory for all recordings."""
         self._record = record or partial(capture.on_cuda, pool=torch.cuda.graph_pool_handle())
         self._calls: dict[Any, int] = {}
         self._recorded: dict[Any, tuple[tuple[Tensor, ...], Callable[[], Any]]] = {}
         self._failed = False
 
     def run(self, name: str, work: Callable[..., Any], tensors: tuple[Tensor, ...], settings: dict[str, Any]) -> Any:
-        """work(*tensors, **settings): one tensor, or several.  name: by which no other work goes."""
+        """Return work(*tensors, **settings): one tensor, or several.  name: belongs to this `work` alone."""
         key = (name, *settings.items(), *map(_size, tensors))
         if key not in self._recorded:
             self._calls[key] = self._calls.get(key, 0) + 1
             if self._failed or self._calls[key] <= WARM_UP:
                 return capture.on_another_stream(partial(work, *tensors, **settings), tensors[0].device)
-            return self._first(key, work, tensors, settings)
+            return self._record_first(key, work, tensors, settings)
         inputs, replay = self._recorded[key]
-        for mine, given in zip(inputs, tensors, strict=True):
-            mine.copy_(given.detach())
+        for buffer, tensor in zip(inputs, tensors, strict=True):
+            buffer.copy_(tensor.detach())
         return _copied(replay())
 
-    def _first(self, key: Any, work: Callable[..., Any], tensors: tuple[Tensor, ...], settings: dict[str, Any]) -> Any:
-        inputs = tuple(each.detach().clone() for each in tensors)
+    def _record_first(
+        self, key: Any, work: Callable[..., Any], tensors: tuple[Tensor, ...], settings: dict[str, Any]
+    ) -> Any:
+        inputs = tuple(tensor.detach().clone() for tensor in tensors)
         try:
             result, replay = self._record(partial(work, *inputs, **settings))
         except RuntimeError as error:
@@ -61,15 +64,15 @@ def _size(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _copied(result: Any) -> Any:
-    """The next replay, of whatever pass, writes to the same memory."""
-    return result.clone() if isinstance(result, Tensor) else tuple(each.clone() for each in result)
+    """Copy a replay's result, as the next replay of any pass writes to the same memory."""
+    return result.clone() if isinstance(result, Tensor) else tuple(tensor.clone() for tensor in result)
 
 
 def in_a_graph(work: Callable[..., Tensors]) -> Callable[..., Tensors]:
     """Have `work` replayed as a CUDA graph where its model holds graphs (engine.Fast).
 
-    work: called as work(model, *tensors, **settings). It changes none of the tensors, returns new ones, and asks the
-    host for nothing: it has no `if` on a number in a tensor, and no rows picked by a mask.
+    work: is called as work(model, *tensors, **settings). It must change none of the tensors, return new ones, and make
+    the host wait for nothing: it has no `if` on a number in a tensor, and picks no rows by a mask.
     """
 
     @wraps(work)
@@ -83,23 +86,23 @@ def in_a_graph(work: Callable[..., Tensors]) -> Callable[..., Tensors]:
 
 
 def in_halves(device: torch.device) -> bool:
-    """Whether a batch shrinks by halves: on a GPU, which waits while it is asked for a number, and where each new size
-    has to be recorded. On a CPU it shrinks to whoever is not finished."""
+    """Say whether a batch shrinks by halves. It does on a GPU, which idles while the host reads a number from it, and
+    where each new size has to be recorded. On a CPU a batch shrinks to the images that are not finished."""
     return device.type == "cuda"
 
 
-def staying(going: Tensor, step: int, every: int = EVERY) -> Tensor | None:
-    """The rows (n,) of a batch with which an attack goes on at a step, or None where with all.
+def rows_to_keep(active: Tensor, step: int, interval: int = CHECK_INTERVAL) -> Tensor | None:
+    """Return the rows (n,) of a batch with which an attack goes on at a step, or None where it goes on with all.
 
-    going: (N,), whose attack is not finished.  step: from 0; a GPU is asked at every `every`-th alone.
-    By halves (`in_halves`), finished images stay in the batch, so that the attack must leave them as they are.
+    active: (N,), which images are not finished.  step: from 0; on a GPU this is looked at every `interval` steps.
+    By halves (`in_halves`), finished images stay in the batch, so the attack must leave them as they are.
     """
-    if not in_halves(going.device):
-        return None if bool(going.all()) else going.nonzero()[:, 0]
-    if step % every:
+    if not in_halves(active.device):
+        return None if bool(active.all()) else active.nonzero()[:, 0]
+    if step % interval:
         return None
-    count = int(going.sum())
-    size = len(going) if count else 0
+    count = int(active.sum())
+    size = len(active) if count else 0
     while 0 < count <= size // 2:
         size //= 2
-    return None if size == len(going) else going.to(torch.uint8).argsort(descending=True, stable=True)[:size]
+    return None if size == len(active) else active.to(torch.uint8).argsort(descending=True, stable=True)[:size]

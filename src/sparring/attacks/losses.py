@@ -7,19 +7,19 @@ from sparring.attacks.graphs import in_a_graph
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """The log odds against each image's label (N,): logsumexp of the other logits minus its own.
+    """Return the log odds against each image's label (N,): logsumexp of the other logits minus the label's logit.
 
-    Cross-entropy is softplus of them, so its gradient is theirs times sigmoid(log odds), a positive number for each
-    image. Whoever follows only the direction of an image's gradient goes the same way up either. But that factor
-    vanishes for a net that is sure of its answer (in float32, cross-entropy's own-class part is 0 from a margin of
-    about 17 on), while the gradient of the log odds keeps its size whatever the margin.
+    Cross-entropy is the softplus of the log odds. So its gradient is theirs times sigmoid(log odds), a positive number
+    for each image, and both gradients have the same direction. But that factor vanishes for a net that is sure of its
+    answer: in float32, the label's part of the cross-entropy is 0 from a margin of about 17 on. The gradient of the
+    log odds keeps its size whatever the margin.
     """
     own = labels[:, None]
     return logits.scatter(1, own, -torch.inf).logsumexp(1) - logits.gather(1, own)[:, 0]
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """How far each image's own logit is above the highest other one (N,)."""
+    """Return how far the logit of each image's label is above the highest other logit (N,)."""
     own = labels[:, None]
     return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
 
@@ -27,7 +27,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 @in_a_graph
 @torch.no_grad()
 def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The logits (N, classes), without gradient."""
+    """Return the logits (N, classes), without gradient."""
     return model(images)
 
 
@@ -35,8 +35,8 @@ def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 def loss_gradient(
     model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *, loss: str = "cross_entropy"
 ) -> Tensor:
-    """The gradient (N, 3, H, W) up which each image's own loss rises: of the log odds for `cross_entropy`, whose
-    gradient has the same direction; of the highest other logit minus its own for `margin`."""
+    """Return the gradient (N, 3, H, W) along which each image's loss rises: that of the log odds for `cross_entropy`,
+    whose gradient has the same direction; that of the highest other logit minus the label's for `margin`."""
     images = images.detach().requires_grad_()
     logits = model(images)
     rise = log_odds(logits, labels) if loss == "cross_entropy" else -margin(logits, labels)
@@ -44,7 +44,7 @@ def loss_gradient(
 
 
 def unit(change: Tensor) -> Tensor:
-    """Each image's change (N, …) brought to an L2 length of 1, however small it is; a change of 0 stays 0."""
+    """Scale each image's change (N, …) to an L2 length of 1, however small it is. A change of 0 stays 0."""
     flat = change.flatten(1)
     largest = flat.abs().amax(1, keepdim=True)
     # Divided by the largest first: the squares of small numbers are 0 in float32.

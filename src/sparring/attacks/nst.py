@@ -21,25 +21,25 @@ def nst(
     (Gatys et al., 2016) as arXiv 2204.11596 uses it.
 
     images, partners: (N, 3, H, W) in [0, 1].  SGD on the pixels, by the sum of the mean squared differences of the
-    first ("style") and last ("content") maps of image and partner (layer1 and layer4); style `gram` compares the Gram
-    matrices of the first.
+    first ("style") and last ("content") maps of image and partner (layer1 and layer4). Style `gram` compares the Gram
+    matrices of the first maps.
     Each image has its own loss, so its result does not depend on its neighbours. Returns images in [0, 1].
     """
 
     with torch.no_grad():
-        wanted = _look(model, partners, style)
-    flow = images.clone().requires_grad_()
-    optimizer = torch.optim.SGD([flow], learning_rate, momentum=momentum, weight_decay=weight_decay)
+        goals = _style_and_content(model, partners, style)
+    adversarial = images.clone().requires_grad_()
+    optimizer = torch.optim.SGD([adversarial], learning_rate, momentum=momentum, weight_decay=weight_decay)
     for _ in range(steps):
-        flow.grad = _gradient(model, flow, *wanted, style=style)
+        adversarial.grad = _gradient(model, adversarial, *goals, style=style)
         optimizer.step()
         with torch.no_grad():
-            flow.clamp_(0, 1)
-    return flow.detach()
+            adversarial.clamp_(0, 1)
+    return adversarial.detach()
 
 
-def _look(model: Classifier, images: Tensor, style: str) -> tuple[Tensor, Tensor]:
-    """What style and content are judged by, (N, …) each."""
+def _style_and_content(model: Classifier, images: Tensor, style: str) -> tuple[Tensor, Tensor]:
+    """Return the features by which style and content are compared, (N, …) each."""
     maps = model.maps(images)
     names = layers(maps)
     first = maps[names[0]].flatten(2)
@@ -49,10 +49,10 @@ def _look(model: Classifier, images: Tensor, style: str) -> tuple[Tensor, Tensor
 
 
 @in_a_graph
-def _gradient(model: Classifier, flow: Tensor, first: Tensor, last: Tensor, *, style: str) -> Tensor:
-    """The gradient by the images `flow` of how far their style and content are from `first` and `last`."""
-    flow = flow.detach().requires_grad_()
-    have = _look(model, flow, style)
+def _gradient(model: Classifier, images: Tensor, first: Tensor, last: Tensor, *, style: str) -> Tensor:
+    """Return the gradient, by the images, of the distance of their style and content from `first` and `last`."""
+    images = images.detach().requires_grad_()
+    features = _style_and_content(model, images, style)
     # The mean is over an image's own map; the sum over images keeps their gradients apart.
-    loss = (have[0] - first).square().mean(1).sum() + (have[1] - last).square().mean(1).sum()
-    return torch.autograd.grad(loss, flow)[0]
+    loss = (features[0] - first).square().mean(1).sum() + (features[1] - last).square().mean(1).sum()
+    return torch.autograd.grad(loss, images)[0]

@@ -19,13 +19,14 @@ def pgd(
     loss: str,
     starts: Tensor,
 ) -> Tensor:
-    """Projected gradient descent from random starts (Madry et al., 2018, arXiv 1706.06083).
+    """Run projected gradient descent from random starts (Madry et al., 2018, arXiv 1706.06083).
 
     images: (N, 3, H, W) in [0, 1].  eps: radius of the ball; step: length of a step, same unit; norm: linf | l2.
-    loss: what rises, cross_entropy or margin (the highest other logit minus the own one, as Carlini and Wagner have it,
-    2017, arXiv 1608.04644).
-    starts: (N, restarts, 3, H, W), standard normal: made uniform in the L∞ ball, or on the L2 sphere, which in so many
-    dimensions is as good as the ball.  Returns the end with the smallest margin of each image, within eps of it.
+    loss: which loss the steps raise: cross_entropy, or margin, the highest other logit minus the label's (Carlini and
+    Wagner, 2017, arXiv 1608.04644).
+    starts: (N, restarts, 3, H, W), standard normal. They are mapped to uniform points in the L∞ ball, or on the L2
+    sphere, which in so many dimensions is as good as the ball.
+    Returns, for each image, the end point with the smallest margin, within eps of the image.
     """
     best, least = images, torch.full((len(images),), torch.inf, device=images.device)
     for number in range(restarts):

@@ -7,7 +7,7 @@ from sparring.params.attacks import TORCHATTACKS
 
 
 def run(method: str, model: nn.Module, images: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
-    """Any attack of torchattacks by the name of its class, as in `torchattacks.PGD`, with that class's arguments.
+    """Run an attack of torchattacks by the name of its class, as `torchattacks.PGD`, with that class's arguments.
 
     images: (N, 3, H, W) in [0, 1].  Returns images of the same shape and range.
     """

@@ -198,7 +198,7 @@ def has_gradients(aim: engine.Aim, images: store.Images, device: torch.device) -
     try:
         gradient = losses.loss_gradient(aim, pixels, labels)
     except Exception as error:  # what is not differentiable raises one of many
-        if isinstance(error, InputError) or engine.is_memory(error):
+        if isinstance(error, InputError) or engine.is_out_of_memory(error):
             raise
         return False
     return bool(gradient.isfinite().all() and gradient.abs().amax() > 0)

@@ -1,4 +1,4 @@
-"""The kinds of opponents that a structure names: what its net meets in place of the clean images.
+"""Creates the kind of opponents that a structure names, whose images its net meets in place of the clean ones.
 
 One more kind is a class here, a line of `create`, and a section of params.yaml.
 """
@@ -23,12 +23,12 @@ from sparring.params import Params
 from sparring.params.names import EVOLVING
 from sparring.params.structures import Online, Sampler, Structure
 from sparring.training.gallery import Batch
-from sparring.training.loop import Opponents, Shown
+from sparring.training.loop import Opponents, TrainingInput
 from sparring.training.steps import autocast
 
 
 class StoredOpponents(Opponents):
-    """The stored attacks, drawn anew for each epoch: arXiv 2204.11596, the random sampler.
+    """These opponents are the stored attacks, drawn anew for each epoch (the random sampler of arXiv 2204.11596).
 
     draw: (epoch=, visits=) → version of each image (N,), as of sampler.draw.
     """
@@ -41,14 +41,14 @@ class StoredOpponents(Opponents):
 
 
 class OnlineOpponents(Opponents):
-    """Attacks made on the fly, against the net as it is: PGD in L∞ from one uniform random start (Madry et al., 2018,
-    arXiv 1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
+    """These opponents attack the net in training by PGD in L∞ from one uniform random start (Madry et al., 2018, arXiv
+    1706.06083), which with a single step is FGSM with random start (Wong et al., 2020, arXiv 2001.03994).
 
     Every image is attacked, and stays in [0, 1] and, but for N-FGSM, within eps of itself. The net is attacked in eval
-    mode: as the function that it is evaluated as, each image for itself, and with its running statistics left alone;
-    but through the draw of the structure's transform through which it will learn from them.
-    `noise` is how far the random start lies away, in eps. Above 1 it is N-FGSM, whose single step is not brought back
-    within eps (de Jorge et al., 2022, arXiv 2202.01181).
+    mode: so it is the function that is evaluated later, images do not influence each other, and its running statistics
+    do not change. The attack goes through the same draw of the structure's transform as the learning after it.
+    `settings.noise` is the size of the random start, in eps. Above 1 the attack is N-FGSM, whose single step is not
+    clipped to eps (de Jorge et al., 2022, arXiv 2202.01181).
     """
 
     def __init__(self, net: Classifier, settings: Online, dtype: torch.dtype, seed: int) -> None:
@@ -60,13 +60,13 @@ class OnlineOpponents(Opponents):
         generator.manual_seed(int(rng(self._seed, "online", epoch, number).integers(2**62)))
         return torch.randn((len(batch.labels), 1, *images.shape[1:]), generator=generator, device=images.device)
 
-    def show(self, batch: Batch, view: Augmentation, seen: Draw, drawn: Tensor | None) -> Shown:
+    def show(self, batch: Batch, view: Augmentation, transform_draw: Draw, noise: Tensor | None) -> TrainingInput:
         settings, images = self._settings, batch.images
-        assert drawn is not None
-        starts, labels = distributed.mine(drawn), distributed.mine(batch.labels)
+        assert noise is not None
+        starts, labels = distributed.mine(noise), distributed.mine(batch.labels)
 
         def logits(attacked: Tensor) -> Tensor:
-            return self._logits(seen(attacked))
+            return self._logits(transform_draw(attacked))
 
         self._net.eval()
         if settings.noise == 1:
@@ -83,14 +83,14 @@ class OnlineOpponents(Opponents):
                 starts=starts,
             )
         else:
-            noise = settings.noise * settings.eps * torch.erf(starts[:, 0] / 2**0.5)
-            attacked = (images + noise).clamp(0, 1)
+            start_noise = settings.noise * settings.eps * torch.erf(starts[:, 0] / 2**0.5)
+            attacked = (images + start_noise).clamp(0, 1)
             change = attacked + settings.step * loss_gradient(logits, attacked, labels).sign() - images
             if settings.noise < 1:
                 change = change.clamp(-settings.eps, settings.eps)
             attacked = (images + change).clamp(0, 1)
         self._net.train()
-        return Shown(attacked, batch.adversarial)
+        return TrainingInput(attacked, batch.adversarial)
 
     def _logits(self, images: Tensor) -> Tensor:
         with autocast(images.device, self._dtype):
@@ -105,26 +105,28 @@ def create(
     dtype: torch.dtype,
     start: Callable[[int], np.ndarray] | None = None,
 ) -> Opponents:
-    """The opponents that a structure names, for one training with `params.seed`.
+    """Create the opponents that a structure names, for one training with `params.seed`.
 
     attacks: those of the gallery, in its order.  net: the one in training, which opponents may attack.
-    start: how perturbations that follow the net begin, where the structure has such.
+    start: as of EvolvingOpponents, for a structure that has these.
     """
-    word, seed = structure.opponents, params.seed
-    if word == "none":
+    kind, seed = structure.opponents, params.seed
+    if kind == "none":
         return Opponents()
     if structure.online:
-        return OnlineOpponents(net, getattr(params, word), dtype, seed)
-    follow = partial(EvolvingOpponents, net, params.evolving, params.training.label_smoothing, dtype)
-    if word == EVOLVING:
+        return OnlineOpponents(net, getattr(params, kind), dtype, seed)
+    evolving_opponents = partial(EvolvingOpponents, net, params.evolving, params.training.label_smoothing, dtype)
+    if kind == EVOLVING:
         assert start is not None
-        return follow(evolving.alone(params.evolving, seed), start)
-    draw = {"sampler": sampler.draw, "fixed": sampler.draw_fixed}[word]
-    settings: Sampler = getattr(params, word)
-    drawn = partial(draw, seed=seed, batch_size=params.training.batch_size)
+        return evolving_opponents(evolving.evolving_only(params.evolving, seed), start)
+    draw = {"sampler": sampler.draw, "fixed": sampler.draw_fixed}[kind]
+    settings: Sampler = getattr(params, kind)
+    draw_versions = partial(draw, seed=seed, batch_size=params.training.batch_size)
     if not structure.evolves:
-        return StoredOpponents(partial(drawn, settings, attacks))
+        return StoredOpponents(partial(draw_versions, settings, attacks))
     assert start is not None
     weights = settings.weights | {EVOLVING: params.evolving.weight}
     settings = settings.model_copy(update={"weights": weights})
-    return follow(evolving.among(partial(drawn, settings, [*attacks, EVOLVING]), attacks), start)
+    return evolving_opponents(
+        evolving.stored_or_evolving(partial(draw_versions, settings, [*attacks, EVOLVING]), attacks), start
+    )

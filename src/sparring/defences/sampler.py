@@ -1,4 +1,4 @@
-"""Which version of every image an epoch uses: the clean one, or that of one of the attacks.
+"""Draws which version of every image an epoch uses: the clean one, or that of one of the attacks.
 
 Method: arXiv 2204.11596, the random sampler with dynamic probabilities. Version 0 is the clean image,
 version i the i-th attack. A draw is a function of (seed, epoch, image), so an epoch can be drawn on its own.
@@ -11,13 +11,13 @@ from sparring.params.structures import Sampler
 
 
 def weights(settings: Sampler, attacks: list[str]) -> np.ndarray:
-    """The attacks' weights (A,), which sum to 1; an attack without an entry weighs 1 before scaling."""
-    given = np.array([settings.weights.get(name, 1.0) for name in attacks], np.float64)
-    return given / given.sum()
+    """Return the attacks' weights (A,), which sum to 1. An attack without an entry has weight 1 before scaling."""
+    unscaled = np.array([settings.weights.get(name, 1.0) for name in attacks], np.float64)
+    return unscaled / unscaled.sum()
 
 
 def probabilities(settings: Sampler, base: np.ndarray, generator: np.random.Generator) -> tuple[float, np.ndarray]:
-    """One dynamic draw of the adversarial share and of the attacks' weights.
+    """Draw the adversarial share and the attacks' weights (A,) once.
 
     The share is uniform in adv_ratio ± range. Weight i is w_i (1 + r (u_i − Σ w_j u_j) / 2) with u uniform in [−1, 1]:
     the sum stays 1, the expectation w_i, each within w_i (1 ± r), and a weight of 0 stays 0.
@@ -30,30 +30,30 @@ def probabilities(settings: Sampler, base: np.ndarray, generator: np.random.Gene
 def draw(
     settings: Sampler, attacks: list[str], *, seed: int, epoch: int, visits: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """The version of each image (N,) in this epoch: 0 for clean, i for attacks[i − 1]; entry k belongs to image k.
+    """Draw the version of each image (N,) in this epoch: 0 for clean, i for attacks[i − 1]. Entry k is image k's.
 
-    visits: the order in which the epoch visits the images. It and batch_size matter only for `redraw: batch`, where
-    share and weights are drawn anew for each batch.
+    visits: the order in which the epoch visits the images. It and batch_size matter only for `redraw: batch`, with
+    which share and weights are drawn anew for each batch.
     """
-    base, share, bounds, chance = _drawn(settings, attacks, seed, epoch, visits, batch_size)
+    base, share, bounds, chance = _probabilities_of_images(settings, attacks, seed, epoch, visits, batch_size)
     return _versions(base, chance, share, bounds)
 
 
 def draw_fixed(
     settings: Sampler, attacks: list[str], *, seed: int, epoch: int, visits: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """The same by the classical strategy: an image meets one attack only, the same in every epoch, while chance still
-    decides each time whether it comes clean."""
-    base, share, _, chance = _drawn(settings, attacks, seed, epoch, visits, batch_size)
+    """Draw the same by the classical strategy: each image has one attack, the same in every epoch. Only whether it is
+    clean is drawn anew each time."""
+    base, share, _, chance = _probabilities_of_images(settings, attacks, seed, epoch, visits, batch_size)
     chance[:, 1] = rng(seed, "fixed").random(len(visits))
     return _versions(base, chance, share, np.cumsum(base)[None])
 
 
-def _drawn(
+def _probabilities_of_images(
     settings: Sampler, attacks: list[str], seed: int, epoch: int, visits: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The attacks' weights (A,), the adversarial share (N,) and the attacks' summed weights (N, A) that each image is
-    drawn with, and its chances (N, 2), as `_versions` takes them."""
+    """Return the attacks' weights (A,); for each image, the adversarial share (N,) and the attacks' cumulated weights
+    (N, A); and its random numbers (N, 2), as `_versions` takes them."""
     base, count = weights(settings, attacks), len(visits)
     share, bounds = np.empty(count), np.empty((count, len(base)))
     groups = [visits] if settings.redraw == "epoch" else np.split(visits, range(batch_size, count, batch_size))
@@ -65,8 +65,8 @@ def _drawn(
 
 
 def _versions(base: np.ndarray, chance: np.ndarray, share: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """The versions (N,) that chance (N, 2), of coming attacked and of the attack, gives."""
-    # The attack is the first whose bound lies above the chance; rounding must not lift it past the last used one.
+    """Return the versions (N,).  chance: random numbers (N, 2), for whether an image is attacked and for the attack."""
+    # The attack is the first whose bound is above the chance. Rounding must not lift it past the last used attack.
     last = int(np.flatnonzero(base)[-1])
     attack = np.minimum((chance[:, 1:] >= bounds).sum(1), last)
     return np.where(chance[:, 0] < share, attack + 1, 0)

@@ -1,4 +1,4 @@
-"""The structures: nets trained from scratch on clean and adversarial images, with or without the detector."""
+"""Trains the structures: nets from scratch on clean and adversarial images, with or without the detector."""
 
 import shutil
 from pathlib import Path
@@ -73,36 +73,36 @@ def train_from_scratch(params: Params, layout: Layout, name: str) -> None:
         saved: list[checkpoints.Checkpoint] = []
         earlier = 0.0
         for seed in params.seeds:
-            # A finished seed's state is its last checkpoint: after an interruption nothing of it is trained again.
+            # A finished seed's state is its last checkpoint, so after an interruption nothing is trained again.
             checkpoint = checkpoints.Checkpoint(unfinished / f"{seed}.pt")
             saved.append(checkpoint)
-            once = params.model_copy(update={"seed": seed, "training": _settings(params, structure)})
-            net = channels_last(new_net(once, "target", len(classes)), device)
-            detector = None if structure.detector == "none" else new_detector(once, net, device)
-            step = _step(once, net, pretrained, detector, device, dtype)
-            start = evolving.starts(once, clean, source, layout) if structure.evolves else None
-            opponents = create_opponents(once, structure, attacks, net, dtype, start)
-            watched = monitor.of_attacks(once, validation, device)
-            history = fit(once, name, net, step, gallery, opponents, validation, checkpoint, transform, watched)
+            seed_params = params.model_copy(update={"seed": seed, "training": _settings(params, structure)})
+            net = channels_last(new_net(seed_params, "target", len(classes)), device)
+            detector = None if structure.detector == "none" else new_detector(seed_params, net, device)
+            step = _step(seed_params, net, pretrained, detector, device, dtype)
+            start = evolving.starts(seed_params, clean, source, layout) if structure.evolves else None
+            opponents = create_opponents(seed_params, structure, attacks, net, dtype, start)
+            measure = monitor.attack_monitor(seed_params, validation, device)
+            history = fit(seed_params, name, net, step, gallery, opponents, validation, checkpoint, transform, measure)
             if distributed.first():
-                save_net(once, name, layout.model(name, seed), net, dtype, clean, transform)
+                save_net(seed_params, name, layout.model(name, seed), net, dtype, clean, transform)
             if distributed.first() and detector is not None:
-                save_net(once, name, layout.detector(name, seed), detector, dtype, clean)
+                save_net(seed_params, name, layout.detector(name, seed), detector, dtype, clean)
             rows += [row | {"seed": seed} for row in history] if len(params.seeds) > 1 else history
             earlier += checkpoint.earlier
-        distributed.wait()  # or one may still read the checkpoint that another removes
+        distributed.wait()  # or one process may still read the checkpoint that another removes
         if distributed.first():
             save_history(layout.history(name), rows)
             epochs = params.training.epochs * len(params.seeds)
             done(len(clean) * epochs, f"{epochs} epochs of {len(clean):,} images", earlier)
-            for checkpoint in saved:  # and no other seed's, which another run may be at
+            for checkpoint in saved:  # and no other seed's, which another run may be using
                 checkpoint.delete()
 
 
 def _unfinished(
     params: Params, name: str, attacks: list[str], layout: Layout, device: torch.device, dtype: torch.dtype
 ) -> Path:
-    """Where the checkpoints of a structure's trainings lie.  attacks: the stored ones that it trains on."""
+    """Return the folder of a structure's checkpoints.  attacks: the stored attacks that it trains on."""
     structure = params.structure(name)
     settings = [params.deterministic, params.network, params.training, checkpoints.machine(device)]
     settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
@@ -114,8 +114,8 @@ def _unfinished(
 
 
 def _settings(params: Params, structure: Structure) -> Training:
-    """The settings of a structure's training: only who is aimed at in training keeps its best epoch by PGD. Of any
-    other net PGD leaves nothing in the end, and a little of what has learned nothing yet, which would be kept."""
+    """Return the settings of a structure's training. Only a net that is attacked itself in training keeps its best
+    epoch by PGD. Any other net ends with no accuracy under PGD, so an epoch before it has learned would be kept."""
     settings = params.training
     if settings.keep != "best_robust" or structure.aimed_at:
         return settings
@@ -123,7 +123,7 @@ def _settings(params: Params, structure: Structure) -> Training:
 
 
 def _transform(params: Params, name: str, clean: Path) -> RandomTransform | None:
-    """A structure's transform, None where it has none.  clean: the training images."""
+    """Return a structure's transform, None where it has none.  clean: path of the training images."""
     if params.transform(name) is None:
         return None
     return RandomTransform.of(params, name, store.mean_colour(clean))
@@ -137,7 +137,7 @@ def _step(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Step:
-    """How the net learns: alone, or together with the detector."""
+    """Create the step by which the net learns: alone, or together with the detector."""
     if detector is None:
         return plain_step(net, params.training, dtype)
     helper = channels_last(networks.frozen(pretrained), device)
@@ -145,7 +145,7 @@ def _step(
 
 
 def new_detector(params: Params, net: Classifier, device: torch.device) -> TransformerDetector:
-    """A detector for the net's maps, whose weights the seed draws."""
+    """Create a detector for the net's maps. The seed decides its weights."""
     with torch_seed(params.seed, "weights", "detector"):
         detector = TransformerDetector(params.detector, classifier.map_shapes(net, params.data.image_size))
     return detector.to(device)

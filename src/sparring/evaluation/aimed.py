@@ -52,11 +52,11 @@ def attack_images(
 
     metadata = {"shape": list(images.image.shape[1:]), "attack": name}
     parts = []
-    for shard, path in generation.kept_paths(folder / name, images[only], settings.store.batch_size):
+    for shard, path in generation.shards_and_paths(folder / name, images[only], settings.store.batch_size):
         path = path.with_stem(f"{path.stem}-{_image_digest(shard)}")
         if not (generation.is_finished(path, shard) or may_attack(len(shard))):
             break
-        generation.kept(path, shard, attack_shard, metadata, advance)
+        generation.write_unless_finished(path, shard, attack_shard, metadata, advance)
         parts.append(store.read(path))
     attacked = store.joined(parts) if parts else images[:0]
     rows = predict(attacked)

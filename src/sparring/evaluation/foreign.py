@@ -82,7 +82,7 @@ class Model(nn.Module):
         try:
             logits = self.boxed_net[0](images)
         except Exception as error:  # whatever a program raises
-            if engine.is_memory(error):
+            if engine.is_out_of_memory(error):
                 raise
             raise InputError(
                 f"{self.path} cannot read {count} images of 3×{size}×{size} at a time ({reason(error)}); "
@@ -182,7 +182,7 @@ def read_facts(path: Path) -> dict[str, object] | None:
     Raises InputError where it is no safetensors file.
     """
     try:
-        return model_files.noted(path)
+        return model_files.facts_or_none(path)
     except InputError as error:
         raise InputError(f"{path} is not a safetensors file ({reason(error.__cause__ or error)})") from error
 
@@ -212,7 +212,7 @@ def load_tensors(net: nn.Module, path: Path, classes: int, size: int) -> None:
     name, (actual, wanted) = next(iter(wrong.items()))
     raise InputError(
         f"{path} holds another architecture (of images of {size} pixels and {classes} classes): {name} is "
-        f"{model_files.words(actual)}, not {model_files.words(wanted)}; name its own with --network"
+        f"{model_files.shape_text(actual)}, not {model_files.shape_text(wanted)}; name its own with --network"
     )
 
 

@@ -1,4 +1,4 @@
-"""A classifier that wants its images normalised, or has its classes in another order, as all others are used."""
+"""Adapts classifiers that need normalised images, or have their classes in another order."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from sparring.models.classifier import Classifier
 
 
 class Adapted(Classifier):
-    """net(images normalised), its logits in another order.
+    """Computes net(normalised images) and puts the logits in another order.
 
-    mean, std: of each channel or of all, in [0, 1]; None where the net takes images as they are.
-    order: where the net has each class; None where it has them in the wanted order.
+    scaling: mean and standard deviation of each channel or of all, in [0, 1]; None where the net takes images as they
+    are.  order: the net's index of each class; None where its order is the right one already.
     """
 
     mean: Tensor

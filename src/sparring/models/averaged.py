@@ -1,4 +1,4 @@
-"""Prediction through a random transform: averaged over several draws of it."""
+"""Averages a net's predictions over several draws of a random transform."""
 
 import copy
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from sparring.models.classifier import Classifier
 
 
 class Averaged(Classifier):
-    """A net whose prediction is the mean of its softmax over `draws` draws of a random transform.
+    """Predicts the mean of a net's softmax over `draws` draws of a random transform.
 
-    Its draws are made once, from the seed, and are the same for every image, so it is a function like any other net:
-    neither the batch nor the order of calls matters. Its logits are the logarithms of the mean probabilities.
-    Its maps are the net's own, of the images themselves.
+    The draws are made from the seed and are the same for every image. So it is a function like any other net: neither
+    the batch nor the order of calls matters. Its logits are the logarithms of the mean probabilities. Its maps are the
+    net's maps of the untransformed images.
     """
 
     def __init__(self, net: Classifier, transform: RandomTransform, draws: int, seed: int) -> None:
@@ -25,14 +25,14 @@ class Averaged(Classifier):
         self.fresh = False
 
     def views(self, images: Tensor) -> Iterator[Tensor]:
-        """The images (N, 3, H, W) under each draw."""
-        shape, same = tuple(images.shape[1:]), np.zeros(len(images), np.int64)
+        """Yield the images (N, 3, H, W) under each draw."""
+        shape, zeros = tuple(images.shape[1:]), np.zeros(len(images), np.int64)
         for number in range(self.draws):
             if self.fresh:
-                what = ("attacker", int(torch.randint(2**62, ())))
-                yield self.transform.draw(shape, np.arange(len(images)), self.seed, *what)(images)
+                words = ("attacker", int(torch.randint(2**62, ())))
+                yield self.transform.draw(shape, np.arange(len(images)), self.seed, *words)(images)
             else:
-                yield self.transform.draw(shape, same, self.seed, "prediction", number)(images)
+                yield self.transform.draw(shape, zeros, self.seed, "prediction", number)(images)
 
     def maps(self, images: Tensor, last: str | None = None) -> dict[str, Tensor]:
         return self.net.maps(images, last)
@@ -45,20 +45,20 @@ class Averaged(Classifier):
         return logits.logsumexp(0) - np.log(self.draws)
 
     def with_fresh_draws(self) -> "Averaged":
-        """The same, for an attacker who does not know the draws: new ones for each image and call, from torch's global
-        generator. Its gradient is that of the expectation over transformations (Athalye et al., 2018, arXiv
-        1707.07397), estimated from so many draws."""
+        """Return a copy for an attacker who does not know the draws: it makes new ones for each image and call, from
+        torch's global generator. Its gradient estimates that of the expectation over transformations (Athalye et al.,
+        2018, arXiv 1707.07397) from `draws` draws."""
         other = copy.copy(self)
         other.fresh = True
         return other
 
     def of_one_draw(self) -> "Averaged":
-        """The same with its first draw alone, as an attacker has it who takes no heed of the randomness."""
+        """Return a copy with the first draw alone, for an attacker who ignores the randomness."""
         other = copy.copy(self)
         other.draws = 1
         return other
 
 
 def as_attacked(net: Classifier) -> Classifier:
-    """What an attacker aims at: the net itself or, of one that predicts at random, the expectation."""
+    """Return what an attacker aims at: the net itself or, for one with a random transform, the expectation."""
     return net.with_fresh_draws() if isinstance(net, Averaged) else net

@@ -1,4 +1,4 @@
-"""What every network is to the others: a classifier that returns its feature maps."""
+"""Every network has this interface: it is a classifier that returns its feature maps."""
 
 from collections.abc import Iterable
 
@@ -10,17 +10,17 @@ from sparring.device import on_device
 
 
 class Classifier(nn.Module):
-    """What every network is to the others: images (N, 3, H, W) in [0, 1], not normalised → logits (N, classes)."""
+    """Maps images (N, 3, H, W) in [0, 1], not normalised, to logits (N, classes). It is every network's interface."""
 
     def maps(self, images: Tensor, last: str | None = None) -> dict[str, Tensor]:
-        """Feature maps (N, channels, height, width) by name: layer1, layer2, … from the finest to the coarsest.
+        """Return feature maps (N, channels, height, width) by name: layer1, layer2, … from the finest to the coarsest.
 
-        last: the map at which to stop; None for a whole pass.
+        last: the map after which to stop; None for a whole pass.
         """
         raise NotImplementedError
 
     def classify(self, maps: dict[str, Tensor]) -> Tensor:
-        """Logits (N, classes) from the maps of a whole pass."""
+        """Return logits (N, classes) from the maps of a whole pass."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -28,12 +28,12 @@ class Classifier(nn.Module):
 
 
 def layers(names: Iterable[str]) -> list[str]:
-    """Those of a net's maps that the detector and the attacks read, in their order: layer1, layer2, …"""
+    """Return the names of the maps that the detector and the attacks read, in their order: layer1, layer2, …"""
     return [name for name in names if name.startswith("layer")]
 
 
 def map_shapes(net: Classifier, size: int) -> dict[str, tuple[int, int, int]]:
-    """(channels, height, width) of every feature map for square images of `size` pixels."""
+    """Return (channels, height, width) of every feature map for square images of `size` pixels a side."""
     weight = next(net.parameters())
     probe = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
     training = net.training
@@ -44,19 +44,20 @@ def map_shapes(net: Classifier, size: int) -> dict[str, tuple[int, int, int]]:
 
 
 def to_images(stored: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """(N, H, W, C) as stored → (N, C, H, W) float32 in [0, 1]: a view in channels_last order, divided once."""
+    """Convert stored levels (N, H, W, C) to images (N, C, H, W) in [0, 1], float32, in channels_last order."""
     tensor = on_device(stored, device) if isinstance(stored, np.ndarray) else stored.to(device)
     return tensor.permute(0, 3, 1, 2).float().div_(255)
 
 
 @torch.no_grad()
 def predict(net: nn.Module, stored: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
-    """Softmax probabilities (N, classes), float32, of images as stored: the original model, in eval mode, true float32.
+    """Return softmax probabilities (N, classes), float32, of stored images. The net is run in eval mode and in true
+    float32.
 
-    Every prediction that is stored or counted comes from here, so that no two of them can disagree.
+    Every prediction that is stored or counted comes from this function, so that no two of them can disagree.
     """
     net.eval()
-    if not len(stored):  # the number of classes is what the net gives one image
+    if not len(stored):  # the net is run on one image to learn the number of classes
         stored = np.resize(np.arange(256, dtype=np.uint8), (1, *stored.shape[1:]))
         return predict(net, stored, 1, device)[:0]
     parts = [

@@ -1,4 +1,4 @@
-"""A convolution that oneDNN computes wrongly, computed otherwise."""
+"""Replaces convolutions whose gradient oneDNN computes wrongly."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,9 +7,9 @@ ONEDNN_BLOCK = 16  # channels that oneDNN's kernels take at once, at most
 
 
 class Pointwise(nn.Conv2d):
-    """A 1×1 convolution with a stride, computed as the 1×1 convolution of every stride-th pixel: the same numbers.
+    """Computes a 1×1 convolution with a stride as the 1×1 convolution of every stride-th pixel, with the same result.
 
-    oneDNN's own gradient of such a convolution's weights, in channels_last and float32, writes past its memory where
+    oneDNN's gradient of such a convolution's weights, in channels_last and float32, writes past its memory where
     there are fewer input channels than its block of 8 (AVX2) or 16 (AVX-512): its issue 6035, open in torch 2.15.
     """
 

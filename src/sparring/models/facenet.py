@@ -1,4 +1,4 @@
-"""Inception-ResNet-v1 (Szegedy et al., 2017, arXiv 1602.07261), as FaceNet, with a layer for classes."""
+"""FaceNet's network is Inception-ResNet-v1 (Szegedy et al., 2017, arXiv 1602.07261), with a layer for classes."""
 
 from collections.abc import Callable
 
@@ -9,28 +9,28 @@ from sparring.models.signs_and_faces import Staged
 
 SIDE = 80  # pixels; its layers need 75
 EMBEDDING = 512
-DEPTHS = (5, 10, 5)  # blocks of each kind; one more of the last kind follows, without scaling and rectifier
+DEPTHS = (5, 10, 5)  # blocks of each kind; one more of the last kind follows, without scaling and ReLU
 
 
 def create(classes: int, width_factor: float, dropout: float) -> Staged:
-    """The network with random weights. Images of any size are first brought to 80×80 pixels.
+    """Create the network with random weights. It resizes images of any size to 80×80 pixels.
 
-    width_factor: by which all numbers of channels are multiplied.  dropout: share of the pooled features that is left
-    out in training.
+    width_factor: by which all numbers of channels are multiplied.  dropout: share of the pooled features that is
+    dropped in training.
     """
 
-    def wide(channels: int) -> int:
+    def scaled(channels: int) -> int:
         return max(1, round(channels * width_factor))
 
     stem = nn.Sequential(
-        _Conv(3, wide(32), 3, stride=2),
-        _Conv(wide(32), wide(32), 3),
-        _Conv(wide(32), wide(64), 3, padding=1),
+        _Conv(3, scaled(32), 3, stride=2),
+        _Conv(scaled(32), scaled(32), 3),
+        _Conv(scaled(32), scaled(64), 3, padding=1),
     )
-    fine = wide(256)
-    middle = fine + wide(384) + wide(256)
-    coarse = middle + wide(384) + 2 * wide(256)
-    size = wide(EMBEDDING)
+    fine = scaled(256)
+    middle = fine + scaled(384) + scaled(256)
+    coarse = middle + scaled(384) + 2 * scaled(256)
+    size = scaled(EMBEDDING)
     head = nn.Sequential(
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -39,47 +39,49 @@ def create(classes: int, width_factor: float, dropout: float) -> Staged:
         nn.BatchNorm1d(size, eps=1e-3),
         nn.Linear(size, classes),
     )
-    return Staged([stem, _fine(wide, fine), _middle(wide, fine, middle), _coarse(wide, middle, coarse)], head, SIDE)
+    return Staged(
+        [stem, _fine(scaled, fine), _middle(scaled, fine, middle), _coarse(scaled, middle, coarse)], head, SIDE
+    )
 
 
-def _fine(wide: Callable[[int], int], channels: int) -> nn.Module:
+def _fine(scaled: Callable[[int], int], channels: int) -> nn.Module:
     return nn.Sequential(
         nn.MaxPool2d(3, 2),
-        _Conv(wide(64), wide(80), 1),
-        _Conv(wide(80), wide(192), 3),
-        _Conv(wide(192), channels, 3, stride=2),
-        *(_block_35(channels, wide(32)) for _ in range(DEPTHS[0])),
+        _Conv(scaled(64), scaled(80), 1),
+        _Conv(scaled(80), scaled(192), 3),
+        _Conv(scaled(192), channels, 3, stride=2),
+        *(_block_35(channels, scaled(32)) for _ in range(DEPTHS[0])),
     )
 
 
-def _middle(wide: Callable[[int], int], before: int, channels: int) -> nn.Module:
+def _middle(scaled: Callable[[int], int], before: int, channels: int) -> nn.Module:
     reduction = _Reduction(
-        _Conv(before, wide(384), 3, stride=2),
+        _Conv(before, scaled(384), 3, stride=2),
         nn.Sequential(
-            _Conv(before, wide(192), 1),
-            _Conv(wide(192), wide(192), 3, padding=1),
-            _Conv(wide(192), wide(256), 3, stride=2),
+            _Conv(before, scaled(192), 1),
+            _Conv(scaled(192), scaled(192), 3, padding=1),
+            _Conv(scaled(192), scaled(256), 3, stride=2),
         ),
     )
-    return nn.Sequential(reduction, *(_block_17(channels, wide(128)) for _ in range(DEPTHS[1])))
+    return nn.Sequential(reduction, *(_block_17(channels, scaled(128)) for _ in range(DEPTHS[1])))
 
 
-def _coarse(wide: Callable[[int], int], before: int, channels: int) -> nn.Module:
+def _coarse(scaled: Callable[[int], int], before: int, channels: int) -> nn.Module:
     reduction = _Reduction(
-        nn.Sequential(_Conv(before, wide(256), 1), _Conv(wide(256), wide(384), 3, stride=2)),
-        nn.Sequential(_Conv(before, wide(256), 1), _Conv(wide(256), wide(256), 3, stride=2)),
+        nn.Sequential(_Conv(before, scaled(256), 1), _Conv(scaled(256), scaled(384), 3, stride=2)),
+        nn.Sequential(_Conv(before, scaled(256), 1), _Conv(scaled(256), scaled(256), 3, stride=2)),
         nn.Sequential(
-            _Conv(before, wide(256), 1),
-            _Conv(wide(256), wide(256), 3, padding=1),
-            _Conv(wide(256), wide(256), 3, stride=2),
+            _Conv(before, scaled(256), 1),
+            _Conv(scaled(256), scaled(256), 3, padding=1),
+            _Conv(scaled(256), scaled(256), 3, stride=2),
         ),
     )
-    blocks = [_block_8(channels, wide(192), 0.2) for _ in range(DEPTHS[2])]
-    return nn.Sequential(reduction, *blocks, _block_8(channels, wide(192), 1.0, rectified=False))
+    blocks = [_block_8(channels, scaled(192), 0.2) for _ in range(DEPTHS[2])]
+    return nn.Sequential(reduction, *blocks, _block_8(channels, scaled(192), 1.0, rectified=False))
 
 
 class _Conv(nn.Sequential):
-    """A convolution, BatchNorm and rectifier.  kernel: side, or height and width."""
+    """Applies a convolution, BatchNorm and ReLU.  kernel: side, or height and width."""
 
     def __init__(
         self,
@@ -97,10 +99,10 @@ class _Conv(nn.Sequential):
 
 
 class _Residual(nn.Module):
-    """x + scale × a 1×1 convolution of the branches, side by side; then, but for the last block, a rectifier."""
+    """Adds scale × a 1×1 convolution of the concatenated branches to its input. ReLU follows but in the last block."""
 
     def __init__(self, branches: list[nn.Module], width: int, channels: int, scale: float, rectified: bool) -> None:
-        """width: channels of all branches together.  channels: those of x."""
+        """width: channels of all branches together.  channels: those of the input."""
         super().__init__()
         self.branches = nn.ModuleList(branches)
         self.join = nn.Conv2d(width, channels, 1)
@@ -140,7 +142,7 @@ def _block_8(channels: int, width: int, scale: float, rectified: bool = True) ->
 
 
 class _Reduction(nn.Module):
-    """Branches of half the resolution side by side, the last of which is a pool of the maximum."""
+    """Concatenates branches of half the resolution, the last of which is a max-pool."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()

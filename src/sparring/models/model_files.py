@@ -1,4 +1,4 @@
-"""Model files: safetensors, with what one needs to know to use the model."""
+"""Model files are safetensors, with metadata that tell how to use the model."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ METADATA_KEY = "sparring"
 
 
 def digest(net: nn.Module) -> str:
-    """Hexadecimal SHA-256 of a model's tensors, names and shapes: the same whatever file or device holds them."""
-    found = hashlib.sha256()
+    """Return the hexadecimal SHA-256 of a model's tensors, names and shapes, whatever file or device holds them."""
+    sha = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
-        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        found.update(tensor.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def save_model(module: nn.Module, path: Path, facts: dict[str, object]) -> None:
@@ -34,15 +34,15 @@ def save_model(module: nn.Module, path: Path, facts: dict[str, object]) -> None:
 
 
 def facts(path: Path) -> dict[str, object]:
-    """What save_model noted beside the tensors. Raises InputError for a file that is missing or not ours."""
-    found = noted(path)
-    if found is None:
+    """Return the metadata that save_model wrote. Raises InputError for a file that is missing or not Sparring's."""
+    metadata = facts_or_none(path)
+    if metadata is None:
         raise InputError(f"{path} is not a model file of Sparring (no metadata of one); delete it and run `dvc repro`")
-    return found
+    return metadata
 
 
-def noted(path: Path) -> dict[str, object] | None:
-    """The same, and None for a safetensors file that is not ours."""
+def facts_or_none(path: Path) -> dict[str, object] | None:
+    """Return the same, or None for a safetensors file that is not Sparring's."""
     try:
         with safe_open(path, "pt") as file:
             return dict(json.loads((file.metadata() or {})[METADATA_KEY]))
@@ -55,20 +55,20 @@ def noted(path: Path) -> dict[str, object] | None:
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    """Fill a module with a file's tensors. Raises InputError where they are those of another architecture, or no
-    numbers."""
+    """Fill a module with a file's tensors. Raises InputError where they belong to another architecture, or where one
+    holds NaN or infinity."""
     facts(path)
     tensors = read(path)
-    for name, (found, expected) in misfits(module, tensors).items():
+    for name, (shape, expected) in misfits(module, tensors).items():
         raise InputError(
-            f"{path} holds another architecture than params.yaml describes: {name} is {words(found)}, not "
-            f"{words(expected)}; delete it and run `dvc repro`"
+            f"{path} holds another architecture than params.yaml describes: {name} is {shape_text(shape)}, not "
+            f"{shape_text(expected)}; delete it and run `dvc repro`"
         )
     module.load_state_dict(tensors)
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name. Raises InputError where one of them holds NaN or infinity."""
+    """Return the tensors of a safetensors file, by name. Raises InputError where one of them holds NaN or infinity."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, tensor in tensors.items():
@@ -81,23 +81,24 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def no_number(tensor: Tensor) -> str:
-    """Which of the two a tensor that is not finite holds, for reading."""
+    """Return, for messages, which of the two a tensor that is not finite holds."""
     return "NaN" if tensor.isnan().any() else "infinity"
 
 
 def misfits(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...] | None, ...]]:
-    """By name, the shapes (found, expected) of tensors that are not as the module has them; None for an absent one."""
+    """Return by name the shapes (given, expected) of tensors that differ from the module's; None for an absent one."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    names = sorted(expected.keys() | found.keys())
-    return {name: (found.get(name), expected.get(name)) for name in names if found.get(name) != expected.get(name)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    names = sorted(expected.keys() | shapes.keys())
+    return {name: (shapes.get(name), expected.get(name)) for name in names if shapes.get(name) != expected.get(name)}
 
 
 def class_order(path: Path, recorded: object, classes: Sequence[str], mend: str) -> list[int] | None:
-    """Where a model's file has each of the data's classes; None where that is their own order, or it has no names.
+    """Return the index that each of the data's classes has in a model's file; None where the order is the same, or the
+    file names no classes.
 
-    recorded: what the file at `path` says its classes are.  A line on standard error says that the order is another.
-    Raises InputError, which ends in `mend`, where the names are not those of the data.
+    recorded: the classes that the file at `path` names.  Another order is reported by a line on standard error.
+    Raises InputError, whose message ends in `mend`, where the names are not those of the data.
     """
     if not isinstance(recorded, list):
         return None
@@ -108,15 +109,15 @@ def class_order(path: Path, recorded: object, classes: Sequence[str], mend: str)
     if not different:
         return None
     first = different[0]
-    says = f"{path} calls class {first} {names[first]}, the stored images call it {classes[first]}"
+    conflict = f"{path} calls class {first} {names[first]}, the stored images call it {classes[first]}"
     if sorted(names) != sorted(classes) or len(set(names)) < len(names):
-        raise InputError(f"{says}; {mend}")
-    print(f"note: {says}; the logits are put in the order of the stored images' classes", file=sys.stderr)
+        raise InputError(f"{conflict}; {mend}")
+    print(f"note: {conflict}; the logits are put in the order of the stored images' classes", file=sys.stderr)
     return [names.index(name) for name in classes]
 
 
 def reorder(net: Classifier, order: list[int]) -> None:
-    """Make logit k of a net, in place, what was logit order[k]."""
+    """Permute a net's last layer in place: logit k becomes what logit order[k] was."""
     tensors = net.state_dict()
     last = list(tensors)[-1].rpartition(".")[0]
     for name, tensor in tensors.items():
@@ -124,6 +125,6 @@ def reorder(net: Classifier, order: list[int]) -> None:
             tensor.copy_(tensor[order])
 
 
-def words(shape: tuple[int, ...] | None) -> str:
-    """A tensor's shape, for reading."""
+def shape_text(shape: tuple[int, ...] | None) -> str:
+    """Return a tensor's shape as text for messages."""
     return "absent" if shape is None else "×".join(map(str, shape)) or "a scalar"

@@ -1,4 +1,4 @@
-"""The classifier that params.yaml describes: made, loaded, or made ready for attacks."""
+"""Creates and loads the classifier that params.yaml describes, and prepares copies for attacks."""
 
 import copy
 from collections import Counter
@@ -21,8 +21,8 @@ from sparring.params.sections import Network
 
 
 def create(network: Network, classes: int, image_size: int) -> Classifier:
-    """The classifier that params.yaml describes, with random weights (seed torch before), for images of image_size
-    pixels. Raises InputError where it cannot read images of that size."""
+    """Create the classifier that params.yaml describes for images of image_size pixels a side. Its weights are random:
+    seed torch before. Raises InputError where it cannot read images of that size."""
     dropout = network.dropout or 0.0
     if network.name == "facenet":
         return facenet.create(classes, network.width_factor or 1.0, dropout)
@@ -34,14 +34,14 @@ def create(network: Network, classes: int, image_size: int) -> Classifier:
 
 
 def frozen(net: Classifier) -> Classifier:
-    """A copy for attacks: in eval mode, parameters without gradient, every BatchNorm that follows a convolution folded
-    into it."""
+    """Return a copy for attacks: it is in eval mode, its parameters have no gradient, and every BatchNorm that follows
+    a convolution is folded into it."""
     net = copy.deepcopy(net).eval().requires_grad_(False)
     if isinstance(net, Averaged | Adapted):
         net.net = frozen(net.net)
     if isinstance(net, Torchvision):
         _fold(net.net)
-        net.found.clear()  # of what the tracer sent through
+        net.outputs.clear()  # the hooks kept the tracer's stand-ins for tensors
     if isinstance(net, Staged):
         _fold(net)
     if not isinstance(net, ResNet):
@@ -57,12 +57,12 @@ def frozen(net: Classifier) -> Classifier:
 
 
 def _fold(net: nn.Module) -> None:
-    """Fold, in place, each BatchNorm that alone reads a convolution's output; none where the net cannot be traced."""
+    """Fold, in place, each BatchNorm that alone reads a convolution's output. Change no net that cannot be traced."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
         return
     try:
         nodes = list(fx.Tracer().trace(net).nodes)
-    except Exception:  # whatever keeps it from being traced: unfolded, it is slower and as correct
+    except Exception:  # a net may fail to be traced in any way; unfolded, it is slower and as correct
         return
     modules = dict(net.named_modules())
     calls = Counter(node.target for node in nodes if node.op == "call_module")
@@ -73,7 +73,7 @@ def _fold(net: nn.Module) -> None:
         names = str(before.target), str(node.target)
         conv, norm = (modules[name] for name in names)
         fits = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats
-        # Whose output is a map keeps its hook, and so its place.
+        # A module whose output is a feature map keeps its hook, so it is not replaced.
         if fits and not any(calls[name] > 1 or modules[name]._forward_hooks for name in names):
             net.set_submodule(names[0], _folded(conv, norm))
             net.set_submodule(names[1], nn.Identity())
@@ -84,10 +84,10 @@ def _folded(conv: Any, norm: Any) -> nn.Conv2d:
 
 
 def load(network: Network, classes: int | Sequence[str], image_size: int, path: Path) -> Classifier:
-    """The classifier that params.yaml describes, for images of image_size pixels, with the tensors of a file.
+    """Load the classifier that params.yaml describes, for images of image_size pixels a side, from a file of tensors.
 
-    classes: how many; or the names of the data's, with which those in the file are compared: where they stand in
-    another order there, the net's logits are put in the data's. Raises InputError as `load_into` and `class_order` do.
+    classes: their number, or the names of the data's classes. Names are compared with those in the file; where their
+    order differs, the net's logits are put in the data's. Raises InputError as `load_into` and `class_order` do.
     """
     number = classes if isinstance(classes, int) else len(classes)
     net = create(network, number, image_size)

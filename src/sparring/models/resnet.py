@@ -10,7 +10,7 @@ LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
 class Block(nn.Module):
-    """Basic residual block (He et al., 2016, arXiv 1512.03385): two 3×3 convolutions and a shortcut."""
+    """The basic residual block (He et al., 2016, arXiv 1512.03385) has two 3×3 convolutions and a shortcut."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class ResNet(Classifier):
-    """ResNet for small images: 3×3 stem of stride 1, no max-pooling, four stages of basic blocks.
+    """A ResNet for small images has a 3×3 stem of stride 1, no max-pooling, and four stages of basic blocks.
 
     blocks (3, 4, 6, 3) at width 64 is ResNet-34. Images are (N, 3, H, W) in [0, 1], not normalised.
     """
@@ -48,7 +48,7 @@ class ResNet(Classifier):
         self.fc = nn.Linear(channels, classes)
 
     def maps(self, images: Tensor, last: str | None = None) -> dict[str, Tensor]:
-        """As of every Classifier, with the stem's map before them."""
+        """Return the maps that every Classifier has, and the stem's map before them."""
         maps: dict[str, Tensor] = {}
         flow = images
         for name in LAYERS[: LAYERS.index(last or LAYERS[-1]) + 1]:

@@ -1,4 +1,4 @@
-"""The networks of the second article: four for traffic signs, two for faces.
+"""The second article's networks: four are for traffic signs, two for faces.
 
 The article's table of the sign networks' layers is lost. So dnn1 to dnn4 are four known kinds of network, each made
 small for 32×32 pixels. mtcnn and facenet begin with a fixed bilinear resize to the size that their layers were made
@@ -19,10 +19,10 @@ ONET_SIDE = 48  # pixels
 
 
 class Staged(Classifier):
-    """Stages one after another, each of which gives a map: layer1, layer2, …; then a head, which gives the logits."""
+    """Runs stages in turn, each of which gives a map: layer1, layer2, …; then a head, which gives the logits."""
 
     def __init__(self, stages: Sequence[nn.Module], head: nn.Module, side: int | None = None) -> None:
-        """side: to how many pixels square images are brought first; None: to none."""
+        """side: the pixels a side to which square images are resized first; None: they are not."""
         super().__init__()
         self.side = side
         self.names = [f"layer{number}" for number in range(1, len(stages) + 1)]
@@ -43,13 +43,13 @@ class Staged(Classifier):
 
 
 def create(name: str, classes: int, image_size: int, dropout: float) -> Staged:
-    """One of NETWORKS, with random weights, for square images of image_size pixels.
+    """Create one of NETWORKS, with random weights, for square images of image_size pixels a side.
 
-    dropout: share of the inputs of each hidden or last fully connected layer that is left out in training.
+    dropout: share of the inputs of each hidden or last fully connected layer that is dropped in training.
     Raises InputError where the images are too small for its layers.
     """
     stages, hidden, side = NETWORKS[name]()
-    # Hidden layers know each position by itself; without any, the positions are averaged, as in a ResNet.
+    # Hidden layers read each position separately; without any, the positions are averaged, as in a ResNet.
     head: list[nn.Module] = [nn.Flatten()] if hidden else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     try:
         with torch.no_grad():
@@ -70,8 +70,8 @@ def create(name: str, classes: int, image_size: int, dropout: float) -> Staged:
 
 
 def _start_evenly(net: nn.Module) -> None:
-    """Weights with which a map has the variance of the one before (He et al., 2015, arXiv 1502.01852): without
-    BatchNorm, torch's own smaller ones let it vanish, and SGD learns nothing."""
+    """Draw weights with which each map keeps the variance of the one before (He et al., 2015, arXiv 1502.01852).
+    Without BatchNorm, torch's smaller default weights let it vanish, and SGD learns nothing."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -79,7 +79,7 @@ def _start_evenly(net: nn.Module) -> None:
 
 
 Built = tuple[list[nn.Module], list[int], int | None]
-"""Stages, the widths of the hidden fully connected layers, and the pixels to which images are resized (None: not)."""
+"""The stages, the widths of the hidden fully connected layers, and the side to which images are resized (or None)."""
 
 
 def _conv(channels_in: int, channels: int, kernel: int) -> list[nn.Module]:
@@ -91,7 +91,7 @@ def _conv(channels_in: int, channels: int, kernel: int) -> list[nn.Module]:
 
 
 def _dnn1() -> Built:
-    """As AlexNet (Krizhevsky et al., 2012): large convolutions first, then small ones; two hidden layers."""
+    """Build a net like AlexNet (Krizhevsky et al., 2012): large convolutions, then small ones; two hidden layers."""
     stages: list[nn.Module] = [
         nn.Sequential(*_conv(3, 16, 5), nn.MaxPool2d(2)),
         nn.Sequential(*_conv(16, 32, 5), nn.MaxPool2d(2)),
@@ -101,7 +101,7 @@ def _dnn1() -> Built:
 
 
 def _dnn2() -> Built:
-    """As VGG (Simonyan and Zisserman, 2015, arXiv 1409.1556): pairs of 3×3 convolutions; one hidden layer."""
+    """Build a small VGG (Simonyan and Zisserman, 2015, arXiv 1409.1556): paired 3×3 convolutions, one hidden layer."""
     stages: list[nn.Module] = [
         nn.Sequential(*_conv(inner, width, 3), *_conv(width, width, 3), nn.MaxPool2d(2))
         for inner, width in ((3, 16), (16, 32), (32, 64))
@@ -110,7 +110,7 @@ def _dnn2() -> Built:
 
 
 def _dnn3() -> Built:
-    """A ResNet (He et al., 2016, arXiv 1512.03385) of one basic block a stage, without a hidden layer."""
+    """Build a ResNet (He et al., 2016, arXiv 1512.03385) with one basic block a stage and no hidden layer."""
     stages: list[nn.Module] = [
         nn.Sequential(*_conv(3, 16, 3), Block(16, 16, 1)),
         Block(16, 32, 2),
@@ -120,7 +120,7 @@ def _dnn3() -> Built:
 
 
 def _dnn4() -> Built:
-    """LeNet-5 (LeCun et al., 1998), with rectifiers and the maximum of each pool."""
+    """Build LeNet-5 (LeCun et al., 1998), with ReLU and max-pooling."""
     stages: list[nn.Module] = [
         nn.Sequential(nn.Conv2d(3, 6, 5), nn.ReLU(True), nn.MaxPool2d(2)),
         nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(True), nn.MaxPool2d(2)),
@@ -129,7 +129,7 @@ def _dnn4() -> Built:
 
 
 def _mtcnn() -> Built:
-    """The output network of MTCNN (Zhang et al., 2016, arXiv 1604.02878), with one head, for classes."""
+    """Build the output network of MTCNN (Zhang et al., 2016, arXiv 1604.02878), with one head, for classes."""
 
     def step(channels_in: int, channels: int, kernel: int) -> list[nn.Module]:
         return [nn.Conv2d(channels_in, channels, kernel), nn.PReLU(channels)]

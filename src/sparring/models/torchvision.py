@@ -1,4 +1,4 @@
-"""Any classifier of torchvision, with its feature maps."""
+"""Wraps any classifier of torchvision so that it returns its feature maps."""
 
 import math
 from collections import Counter
@@ -14,26 +14,26 @@ from sparring.models.convolution import spare_onednn
 from sparring.params.errors import InputError
 
 MAPS = 4
-# Where a classifier of torchvision stops to look at places.
+# A classifier of torchvision has no feature maps from the first of these modules on.
 HEAD = (nn.AdaptiveAvgPool2d, nn.Dropout)
 # The coarsest grid of patches that torchvision's own Vision Transformers have.
 LEAST_GRID = 7
 
 
-class _Seen(Exception):
-    """The last map that was asked for is there."""
+class _LastMapReached(Exception):
+    """Is raised to end a pass once the last requested map is computed."""
 
 
 class Torchvision(Classifier):
-    """Any classifier of torchvision, with random weights, for images of one size.
+    """Wraps any classifier of torchvision, with random weights, for images of one size.
 
-    Its maps are found by their resolution: at each, the last map before the next one, and of those the four coarsest;
-    fewer where the images are so small that there are fewer. A Vision Transformer, whose tokens all have one
-    resolution, gives the patch tokens after each quarter of its blocks. A whole pass has its logits among its maps.
+    Its maps are found by their resolution. At each resolution the last map counts, and of these the four coarsest are
+    taken; small images may give fewer. A Vision Transformer, whose tokens all have one resolution, gives the patch
+    tokens after each quarter of its blocks. The maps of a whole pass include the logits.
     """
 
     def __init__(self, name: str, classes: int, image_size: int) -> None:
-        """Raises InputError where this net cannot read images of this size, in pixels."""
+        """Create the net. Raises InputError where it cannot read images of this size, in pixels."""
         super().__init__()
         try:
             self.net = _torchvision(name, classes, image_size)
@@ -44,27 +44,29 @@ class Torchvision(Classifier):
                 f"params.yaml: network.name is {name}, which cannot read images of {image_size} pixels "
                 f"({' '.join(str(error).split())[:200]}); use a larger data.image_size or another network"
             ) from error
-        self.found: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
         self.last: str | None = None
         for number, (path, as_map) in enumerate(mapped, 1):
-            self.net.get_submodule(path).register_forward_hook(partial(self._note, f"layer{number}", as_map))
+            self.net.get_submodule(path).register_forward_hook(partial(self._store_output, f"layer{number}", as_map))
 
-    def _note(self, name: str, as_map: Callable[[Tensor], Tensor], module: nn.Module, inputs: Any, out: Tensor) -> None:
-        self.found[name] = as_map(out)
+    def _store_output(
+        self, name: str, as_map: Callable[[Tensor], Tensor], module: nn.Module, inputs: Any, out: Tensor
+    ) -> None:
+        self.outputs[name] = as_map(out)
         if name == self.last:
-            raise _Seen
+            raise _LastMapReached
 
     def maps(self, images: Tensor, last: str | None = None) -> dict[str, Tensor]:
         self.last = last
         try:
-            self.found["logits"] = self.net(images)
-        except _Seen:
+            self.outputs["logits"] = self.net(images)
+        except _LastMapReached:
             pass
         finally:
-            found = dict(self.found)
-            self.found.clear()  # or the maps would live as long as the net
+            maps = dict(self.outputs)
+            self.outputs.clear()  # or the maps would live as long as the net
             self.last = None
-        return found
+        return maps
 
     def classify(self, maps: dict[str, Tensor]) -> Tensor:
         return maps["logits"]
@@ -78,8 +80,8 @@ class Torchvision(Classifier):
 
 
 def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
-    """torchvision's classifier of that name, made for this number of classes and size of images."""
-    from torchvision import models  # as loading it takes longer than making our own ResNet
+    """Create torchvision's classifier of that name for this number of classes and size of images."""
+    from torchvision import models  # here, as loading it takes longer than creating our own ResNet
 
     options: dict[str, Any] = {"weights": None, "num_classes": classes}
     if name in ("googlenet", "inception_v3"):
@@ -103,26 +105,26 @@ def _torchvision(name: str, classes: int, image_size: int) -> nn.Module:
 
 
 def patch_size(own: int, image_size: int) -> int:
-    """The side of a Vision Transformer's patches, in pixels: its own, or the largest that still cuts an image into
-    7×7 patches or more without rest, which is the coarsest grid of torchvision's nets at their 224 pixels."""
+    """Return the side of a Vision Transformer's patches, in pixels: its own, or the largest that divides an image into
+    at least 7×7 whole patches, which is the coarsest grid of torchvision's nets at their 224 pixels."""
     return max(side for side in range(1, own + 1) if image_size % side == 0 and image_size // side >= LEAST_GRID)
 
 
 def _mapped_modules(net: nn.Module, image_size: int) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
-    """The modules whose outputs are the net's maps, from the finest to the coarsest, by path; and what makes of such an
-    output a map (N, channels, height, width)."""
+    """Return the paths of the modules whose outputs are the net's maps, from the finest to the coarsest, each with a
+    function that turns the output into a map (N, channels, height, width)."""
     from torchvision.models import VisionTransformer
 
     if isinstance(net, VisionTransformer):
         blocks = [f"encoder.layers.{name}" for name, _ in net.encoder.layers.named_children()]
         return [(blocks[len(blocks) * quarter // MAPS - 1], _patches) for quarter in range(1, MAPS + 1)]
     trunk = dict(_steps(net))
-    seen: list[tuple[str, Any, int]] = []
+    outputs: list[tuple[str, Any, int]] = []
 
-    def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.append((path, output, getattr(output, "_version", 0)))
+    def note_output(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs.append((path, output, getattr(output, "_version", 0)))
 
-    handles = [module.register_forward_hook(partial(note, path)) for path, module in trunk.items()]
+    handles = [module.register_forward_hook(partial(note_output, path)) for path, module in trunk.items()]
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, 3, image_size, image_size))
@@ -130,10 +132,10 @@ def _mapped_modules(net: nn.Module, image_size: int) -> list[tuple[str, Callable
         for handle in handles:
             handle.remove()
         net.train()
-    calls = Counter(path for path, _, _ in seen)
+    calls = Counter(path for path, _, _ in outputs)
     last: dict[int, tuple[str, Callable[[Tensor], Tensor]]] = {}
     learned: set[int] = set()
-    for path, output, version in seen:
+    for path, output, version in outputs:
         if isinstance(trunk[path], HEAD):
             break
         if not isinstance(output, Tensor) or output.dim() != 4 or calls[path] > 1:
@@ -147,8 +149,8 @@ def _mapped_modules(net: nn.Module, image_size: int) -> list[tuple[str, Callable
         last[second] = path, as_map
         if any(True for _ in trunk[path].parameters()):
             learned.add(second)
-    # A resolution that is only pooled to and left again has no features of its own.
-    return [found for side, found in last.items() if side in learned][-MAPS:]
+    # A resolution at which the net has no parameters, only pooling, has no features of its own.
+    return [module_and_map for side, module_and_map in last.items() if side in learned][-MAPS:]
 
 
 def _as_it_is(output: Tensor) -> Tensor:
@@ -164,13 +166,13 @@ def _channels_first(output: Tensor) -> Tensor:
 
 
 def _patches(tokens: Tensor) -> Tensor:
-    """Tokens (N, 1 + patches, channels), the class token first, as a map of the patches."""
+    """Turn tokens (N, 1 + patches, channels), the class token first, into a map of the patches."""
     side = math.isqrt(tokens.shape[1] - 1)
     return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 def _steps(module: nn.Module, above: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a net calls one after the other, by path: sequences are taken apart, blocks are not."""
+    """Yield the modules that a net calls one after the other, with their paths. It splits sequences, but not blocks."""
     for name, child in module.named_children():
         if isinstance(child, nn.Sequential | nn.ModuleList):
             yield from _steps(child, f"{above}{name}.")

@@ -1,4 +1,4 @@
-"""The figures that tables are made of: frames of predictions in, frames of numbers out. No model is asked."""
+"""Computes the figures of the tables: it turns frames of predictions into frames of numbers. It runs no model."""
 
 from sparring.statistics.accuracy import (
     LEVEL,

@@ -1,4 +1,4 @@
-"""Every figure of the report, as expressions over stored predictions. Rows are joined by `index`, never by position.
+"""Computes accuracies and their intervals from stored predictions. Rows are joined by `index`, never by position.
 
 A frame of predictions has one row per (structure, split, seed, attack, index) with at least these columns and `label`,
 `prediction`, `correct`; a frame of stored attacks one row per (split, attack, index) with `label`, `prediction` (of the
@@ -16,8 +16,8 @@ from scipy.stats import binomtest, norm, t
 
 LEVEL = 0.95
 POINT = 0.01  # of accuracy: structures that differ by less are equivalent
-# How far a difference in accuracy between two structures, each trained once with the same seed, moves from one seed to
-# another, as a standard deviation. It stands in where structures are trained once, so that nothing can be measured.
+# The standard deviation, over seeds, of a difference in accuracy between two structures, each trained once with the
+# same seed. It is used where structures are trained once, so that it cannot be measured.
 # From the mixtures of docs/results/cifar_small/seeds.md: the root mean square over the three pairs of `adv`, `ours` and
 # `classical`, on test and on held-out images. Three structures with three seeds leave (3 - 1) (3 - 1) degrees of
 # freedom, as pairs share structures and the splits share nets.
@@ -25,7 +25,7 @@ SPREAD, SPREAD_FREEDOM = 0.020, 4
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927): (low, high), both in 0 to 1; nan for n = 0."""
+    """Return the 95 % interval of a share (Wilson, 1927): (low, high), both in 0 to 1; nan for n = 0."""
     if n == 0:
         return float("nan"), float("nan")
     interval = binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
@@ -33,7 +33,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def accuracies(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Accuracy of each group of predictions; index: `by`, columns: accuracy, ci_low, ci_high, images, sd.
+    """Return the accuracy of each group of predictions; index: `by`, columns: accuracy, ci_low, ci_high, images, sd.
 
     With several seeds the accuracy is their mean and `sd` their standard deviation (one degree of freedom less than
     seeds; nan for a single one); the interval counts each image once, as seeds add no images.
@@ -51,7 +51,7 @@ def accuracies(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def as_if_guessed(rows: pd.DataFrame) -> float | None:
-    """The accuracy of guessing, where that of a model is not above it by more than its 95 % interval; else None.
+    """Return the accuracy of guessing, where that of a model is not above it by more than its 95 % interval; else None.
 
     rows: predictions of one model on clean images.  To guess is to name the most frequent class for every image.
     """
@@ -63,11 +63,12 @@ def as_if_guessed(rows: pd.DataFrame) -> float | None:
 
 
 def over_trainings(value: float, low: float, high: float, sd: float, trainings: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy, or of a difference, over other images and over other trainings: (low, high).
+    """Return the 95 % interval (low, high) of an accuracy, or of a difference, over images and over trainings.
 
-    low, high: the 95 % interval over images alone.  sd: the standard deviation between the trainings; where there is
-    but one, SPREAD takes its place. The trainings alone give Student's t-interval. Its half-width and the distance of
-    each end of the other from the value are added in squares, as independent errors are (Zou & Donner, 2008).
+    low, high: the 95 % interval over images alone.  sd: the standard deviation between the trainings; SPREAD takes its
+    place where there is only one. The trainings alone give Student's t-interval. Its half-width and the distance from
+    the value to each end of the interval over images are added in squares, as independent errors are (Zou & Donner,
+    2008).
     """
     spread, freedom = (sd, trainings - 1) if trainings > 1 else (SPREAD, SPREAD_FREEDOM)
     half = float(t.ppf((1 + LEVEL) / 2, freedom)) * spread / math.sqrt(trainings)
@@ -75,17 +76,17 @@ def over_trainings(value: float, low: float, high: float, sd: float, trainings: 
 
 
 def paired_difference(gains: np.ndarray) -> dict[str, float]:
-    """Accuracy of a structure minus that of another on the same images, and whether chance could have made it.
+    """Compare the accuracies of two structures on the same images, and tell whether chance explains the difference.
 
-    gains: (images, trainings): 1 where only the first of them gets an image right, -1 where only the other, else 0.
+    gains: (images, trainings): 1 where only the first structure gets an image right, -1 where only the other, else 0.
     Returns, nan or 0 without images:
-    difference, and difference_sd, its standard deviation between trainings, nan for a single one;
+    difference, first accuracy minus the other; difference_sd, its standard deviation between trainings, nan for one;
     image_low, image_high: the 95 % interval over images alone, that of Bonett & Price (2012) for paired shares, which
     adds one image to each side of the disagreements, so that it holds for few images too;
-    difference_low, difference_high: of several trainings as `over_trainings`, of a single one the same as over images;
-    side: 1 above zero and -1 below it, beyond chance, else 0: the side of `over_trainings`, for a single training too;
+    difference_low, difference_high: the interval of `over_trainings` for several trainings, for one that over images;
+    side: 1 where the interval of `over_trainings`, for one training too, is above zero, -1 where it is below, else 0;
     equivalent: 1 where several trainings were compared and their interval lies within ±POINT, else 0;
-    trainings.
+    trainings: their number.
     """
     images, trainings = gains.shape
     if not images:
@@ -97,10 +98,10 @@ def paired_difference(gains: np.ndarray) -> dict[str, float]:
     difference = float(gains.mean())
     sd = float(gains.mean(0).std(ddof=1)) if trainings > 1 else math.nan
     low, high = over_trainings(difference, *over_images, sd, trainings)
-    shown = (low, high) if trainings > 1 else over_images
+    interval = (low, high) if trainings > 1 else over_images
     return {
         **{"difference": difference, "difference_sd": sd, "image_low": over_images[0], "image_high": over_images[1]},
-        **{"difference_low": shown[0], "difference_high": shown[1], "side": int(low > 0) - int(high < 0)},
+        **{"difference_low": interval[0], "difference_high": interval[1], "side": int(low > 0) - int(high < 0)},
         **{"equivalent": int(trainings > 1 and low > -POINT and high < POINT), "trainings": trainings},
     }
 
@@ -110,27 +111,26 @@ COMPARED += ["image_low", "image_high", "side", "equivalent", "trainings", "more
 
 
 def comparisons(rows: pd.DataFrame, structures: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
-    """Every structure against every other on the same images, in both directions.
+    """Compare every structure with every other on the same images, in both directions.
 
     rows: predictions; within each group of `by`, one attack an image.  Index: `by`, structure, other.
-    Trainings are paired by seed; a structure with a single one, as the baseline is, meets each of the other's with it.
-    Columns: those of `paired_difference`; more, less: images that only `structure`, only `other` gets right, of several
-    trainings those that the one gets right more often than the other; p: of McNemar's (1947) exact, two-sided test, how
-    probable a split at least as uneven is where neither is better, 1 where they never disagree, nan without images;
-    images.
+    Trainings are paired by seed; a structure with a single one, as the baseline, is paired with each of the other's.
+    Columns: those of `paired_difference`; more, less: the numbers of images that only `structure`, only `other` gets
+    right, or gets right more often over several trainings; p: the p-value of McNemar's (1947) exact, two-sided test, 1
+    where they never disagree, nan without images; images: their number.
     """
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for key, group in rows.groupby(list(by), sort=False):
         right = group.pivot(index="index", columns=["structure", "seed"], values="correct").astype(float)
         for structure, other in itertools.permutations(structures, 2):
             names = dict(zip([*by, "structure", "other"], [*key, structure, other], strict=True))
             gains = _gains(right, structure, other)
-            found.append({**names, **paired_difference(gains), **_mcnemar(gains), "images": len(gains)})
-    return pd.DataFrame(found, columns=[*by, *COMPARED]).set_index([*by, "structure", "other"])
+            records.append({**names, **paired_difference(gains), **_mcnemar(gains), "images": len(gains)})
+    return pd.DataFrame(records, columns=[*by, *COMPARED]).set_index([*by, "structure", "other"])
 
 
 def _gains(right: pd.DataFrame, structure: str, other: str) -> np.ndarray:
-    """(images, trainings), as `paired_difference` takes it; right: a row an image, columns structure and seed."""
+    """Return the gains that `paired_difference` takes.  right: a row an image, columns structure and seed."""
     if not {structure, other} <= set(right.columns.get_level_values("structure")):
         return np.empty((0, 0))
     first, second = right[structure], right[other]
@@ -152,11 +152,11 @@ def interval_columns(name: str) -> list[str]:
     return [name, f"{name}_low", f"{name}_high", f"{name}_sd"]
 
 
-def renamed(found: pd.DataFrame, name: str) -> pd.DataFrame:
-    """What `accuracies` found, without the numbers of images, as columns of that name."""
-    return found[["accuracy", "ci_low", "ci_high", "sd"]].set_axis(interval_columns(name), axis=1)
+def accuracy_columns(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Rename the columns of a table from `accuracies` after `name`, and drop the number of images."""
+    return table[["accuracy", "ci_low", "ci_high", "sd"]].set_axis(interval_columns(name), axis=1)
 
 
-def by_columns(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def with_index(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     table.index = pd.MultiIndex.from_tuples(list(table.index), names=names)
     return table

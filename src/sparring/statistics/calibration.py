@@ -1,4 +1,4 @@
-"""Whether a model's confidence is the share in which it is right."""
+"""Measures whether a model's confidence equals its accuracy."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ BINS = 15
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """The expected calibration error (Naeini et al., 2015; Guo et al., 2017, arXiv 1706.04599), in bins of one width.
+    """Return the expected calibration error (Naeini et al., 2015; Guo et al., 2017, arXiv 1706.04599), in equal bins.
 
-    confidence: (N,) in [0, 1], the probability of the class that was named.  correct: (N,) bool.
+    confidence: (N,) in [0, 1], the probability of the predicted class.  correct: (N,) bool.
     Returns the mean over the images of |accuracy - mean confidence| of their bin; nan without images.
     """
     if not len(confidence):

@@ -1,4 +1,4 @@
-"""How well detectors tell attacked images from clean ones."""
+"""Measures how well detectors tell attacked images from clean ones."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from sparring.params.names import CLEAN
-from sparring.statistics.accuracy import LEVEL, accuracies, by_columns, interval_columns, renamed
+from sparring.statistics.accuracy import LEVEL, accuracies, accuracy_columns, interval_columns, with_index
 
 # Scores of detectors. A frame of them has one row per (method, split, seed, kind, attack, index), with `label`,
 # `prediction` (kind aimed only) and `score`; docs/data.md tells what the kinds are.
@@ -18,20 +18,20 @@ ALL = "all but noise"  # no attack's name: it has spaces
 
 
 def accuse(scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores with accused_05 and accused_01: whether the score is above the threshold above which at most 5 % (1 %) of
-    the clean validation images lie; without such, of the clean images of the same split.
+    """Add the columns accused_05 and accused_01 to scores: whether the score is above the threshold that at most 5 %
+    (1 %) of the clean validation images exceed; without validation images, of the clean images of the same split.
 
-    Each method and seed has thresholds of its own.
+    Each method and seed has its own thresholds.
     """
     clean = scores[scores["kind"] == CLEAN]
     by = ["method", "seed"]
     parts = []
     for split, rows in scores.groupby("split", sort=False):
         validation = clean[clean["split"] == "validation"]
-        judges = validation if len(validation) else clean[clean["split"] == split]
+        reference = validation if len(validation) else clean[clean["split"] == split]
         marked = rows
         for name, rate in RATES.items():
-            thresholds = judges.groupby(by)["score"].agg(np.quantile, q=1 - rate, method="inverted_cdf")
+            thresholds = reference.groupby(by)["score"].agg(np.quantile, q=1 - rate, method="inverted_cdf")
             own = marked[by].join(thresholds, on=by)["score"]
             marked = marked.assign(**{f"accused_{name}": marked["score"] > own})
         parts.append(marked)
@@ -41,7 +41,7 @@ def accuse(scores: pd.DataFrame) -> pd.DataFrame:
 def matched(
     accused: pd.DataFrame, stored: pd.DataFrame, source_clean: pd.DataFrame, noise: Sequence[str]
 ) -> pd.DataFrame:
-    """Pairs of a clean image and what an attack made of it; images that the attack left unchanged make none.
+    """Pair each attacked image with its clean image, but for images that the attack left unchanged.
 
     accused: from `accuse`.  stored: the stored attacks.  source_clean: the source model's predictions of the clean
     images.  noise: attacks that are mere noise.
@@ -66,22 +66,22 @@ def matched(
 
 
 def auroc(pairs: pd.DataFrame) -> tuple[float, float, float, float]:
-    """The area under the ROC of matched pairs, of several seeds the mean, with a 95 % interval and their standard
-    deviation: (area, low, high, sd).
+    """Return (area, low, high, sd) of matched pairs: the area under the ROC, averaged over seeds, its 95 % interval and
+    its standard deviation over seeds.
 
-    pairs: from `matched`, of one attack (or ALL) and method. The interval is that of DeLong et al. (1988) for pairs
-    that are not independent (Obuchowski, 1997): pairs of one image, clean or attacked, count as one. It is normal and
-    cut at 0 and 1; where all pairs are told apart it has no width.
+    pairs: from `matched`, of one attack (or ALL) and method. The interval is that of DeLong et al. (1988) for clustered
+    pairs (Obuchowski, 1997): all pairs of one image are a cluster. It is normal and clipped to [0, 1]; where every
+    attacked image scores above every clean one it has no width.
     """
     areas, parts = [], []
-    for _, run in pairs.groupby("seed"):
-        clean, attacked = run["score_clean"].to_numpy(float), run["score"].to_numpy(float)
-        area = float(roc_auc_score(np.repeat([0, 1], len(run)), np.concatenate([clean, attacked])))
-        above = (rankdata(np.append(attacked, clean)) - np.append(rankdata(attacked), rankdata(clean))) / len(run)
+    for _, rows in pairs.groupby("seed"):
+        clean, attacked = rows["score_clean"].to_numpy(float), rows["score"].to_numpy(float)
+        area = float(roc_auc_score(np.repeat([0, 1], len(rows)), np.concatenate([clean, attacked])))
+        above = (rankdata(np.append(attacked, clean)) - np.append(rankdata(attacked), rankdata(clean))) / len(rows)
         areas.append(area)
-        # How much each pair pulls the area: by its attacked image's place among the clean ones, and the reverse.
-        pull = above[: len(run)] - above[len(run) :] + 1 - 2 * area
-        parts.append(pd.Series(pull / len(run), run["index"].to_numpy()))
+        # Each pair's influence on the area: by its attacked image's rank among the clean ones, and the reverse.
+        influence = above[: len(rows)] - above[len(rows) :] + 1 - 2 * area
+        parts.append(pd.Series(influence / len(rows), rows["index"].to_numpy()))
     if not areas:
         return float("nan"), float("nan"), float("nan"), float("nan")
     by_image = (pd.concat(parts) / len(parts)).groupby(level=0).sum().to_numpy()
@@ -93,70 +93,70 @@ def auroc(pairs: pd.DataFrame) -> tuple[float, float, float, float]:
 
 
 def separation(pairs: pd.DataFrame) -> pd.DataFrame:
-    """How well each method tells attacked from clean images; index: split, attack, method.
+    """Measure how well each method tells attacked from clean images; index: split, attack, method.
 
     pairs: from `matched`.  Columns: auroc, tpr_05 and tpr_01 (the share of the attacked images that is accused), each
     with _low, _high and _sd; images (of which there are pairs).
     """
     by = ["split", "attack", "method"]
     areas = {key: auroc(rows) for key, rows in pairs.groupby(by, sort=False)}
-    table = by_columns(pd.DataFrame.from_dict(areas, "index", columns=interval_columns("auroc"), dtype=float), by)
+    table = with_index(pd.DataFrame.from_dict(areas, "index", columns=interval_columns("auroc"), dtype=float), by)
     for name in RATES:
-        found = accuracies(pairs.assign(correct=pairs[f"accused_{name}"]), by)
-        table = table.join(renamed(found, f"tpr_{name}"))
-    return table.join(found["images"])
+        rates = accuracies(pairs.assign(correct=pairs[f"accused_{name}"]), by)
+        table = table.join(accuracy_columns(rates, f"tpr_{name}"))
+    return table.join(rates["images"])
 
 
 def pair_accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy on matched pairs, half of them clean, at the threshold of 5 %; index: split, attack, method, outcome;
-    columns as `accuracies`."""
+    """Return the accuracy on matched pairs, half of whose images are clean, at the threshold of 5 %; index: split,
+    attack, method, outcome; columns as `accuracies`."""
     right = (pairs["accused_05"].astype(float) + ~pairs["accused_05_clean"].astype(bool)) / 2
     return accuracies(pairs.assign(correct=right), ["split", "attack", "method", "outcome"])
 
 
 def false_positives(accused: pd.DataFrame) -> pd.DataFrame:
-    """The share of clean and of benignly changed images that is accused; index: split, attack, method; columns:
+    """Return the share of clean and of benignly changed images that is accused; index: split, attack, method; columns:
     fpr_05 and fpr_01, each with _low, _high and _sd, and images."""
     rows = accused[accused["kind"].isin([CLEAN, "benign"])]
     by = ["split", "attack", "method"]
-    found = {name: accuracies(rows.assign(correct=rows[f"accused_{name}"]), by) for name in RATES}
-    table = pd.concat([renamed(part, f"fpr_{name}") for name, part in found.items()], axis=1)
-    return table.join(found["05"]["images"])
+    rates = {name: accuracies(rows.assign(correct=rows[f"accused_{name}"]), by) for name in RATES}
+    table = pd.concat([accuracy_columns(part, f"fpr_{name}") for name, part in rates.items()], axis=1)
+    return table.join(rates["05"]["images"])
 
 
 def joint_robustness(accused: pd.DataFrame) -> pd.DataFrame:
-    """Classifier and detector together against those who aim at them; index: split, attack, method; columns: right (the
-    share still classified right), accused (at 5 %), and joint (either of the two), with joint_low, joint_high and
-    joint_sd; images.
+    """Measure classifier and detector together under attacks that aim at both; index: split, attack, method; columns:
+    right (the share still classified right), accused (at 5 %), and joint (either of the two), with joint_low,
+    joint_high and joint_sd; images.
     """
     rows = accused[(accused["kind"] == "aimed") & accused["score"].notna()]
     right = rows["prediction"] == rows["label"]
     by = ["split", "attack", "method"]
-    found = accuracies(rows.assign(correct=right | rows["accused_05"]), by)
-    table = renamed(found, "joint").join(found["images"])
+    joint = accuracies(rows.assign(correct=right | rows["accused_05"]), by)
+    table = accuracy_columns(joint, "joint").join(joint["images"])
     table.insert(0, "right", accuracies(rows.assign(correct=right), by)["accuracy"])
     table.insert(1, "accused", accuracies(rows.assign(correct=rows["accused_05"]), by)["accuracy"])
     return table
 
 
 def roc_of_pairs(pairs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """False- and true-positive rates of matched pairs of one attack and method; of several seeds the mean curve."""
+    """Return false- and true-positive rates of matched pairs of one attack and method, averaged over seeds."""
     grid = np.linspace(0, 1, 1001)
     curves = []
-    for _, run in pairs.groupby("seed"):
-        score = np.concatenate([run["score_clean"], run["score"]])
-        curves.append(roc(np.repeat([False, True], len(run)), score))
+    for _, rows in pairs.groupby("seed"):
+        score = np.concatenate([rows["score_clean"], rows["score"]])
+        curves.append(roc(np.repeat([False, True], len(rows)), score))
     if len(curves) == 1:
         return curves[0]
     return grid, np.mean([np.interp(grid, *curve) for curve in curves], 0)
 
 
 def detector_metrics(adversarial: np.ndarray, score: np.ndarray) -> dict[str, float | None]:
-    """How well a score tells adversarial from clean images.
+    """Measure how well a score tells adversarial from clean images.
 
     adversarial: (N,) bool.  score: (N,) probability of being adversarial.
-    Returns accuracy (at 0.5), majority (what always giving the commoner answer scores), auroc, and tpr_at_fpr05 (the
-    most adversarial images found with at most 5 % of the clean ones accused); None where it is not defined.
+    Returns accuracy (at 0.5), majority (the accuracy of always giving the commoner answer), auroc, and tpr_at_fpr05
+    (the largest true-positive rate at a false-positive rate of at most 5 %); None where it is not defined.
     """
     if not len(score):
         return {"accuracy": None, "majority": None, "auroc": None, "tpr_at_fpr05": None}
@@ -174,6 +174,6 @@ def detector_metrics(adversarial: np.ndarray, score: np.ndarray) -> dict[str, fl
 
 
 def roc(adversarial: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False- and true-positive rate at every threshold; both classes must be there."""
+    """Return the false- and true-positive rate at every threshold. Both classes must occur."""
     false, true, _ = roc_curve(adversarial, score, drop_intermediate=False)
     return false, true

@@ -1,4 +1,4 @@
-"""The mixture of clean and attacked images on which every structure is compared."""
+"""Draws the mixture of clean and attacked images on which all structures are compared."""
 
 import zlib
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from sparring.params.names import CLEAN
 def draw_mixture(
     index: np.ndarray, label: np.ndarray, attacks: Sequence[str], adv_ratio: float, seed: int, split: str
 ) -> pd.DataFrame:
-    """Decide for each image, once for all structures, whether the mixture shows it clean or under which attack.
+    """Draw for each image, once for all structures, whether it is clean in the mixture, or under which attack.
 
-    index, label: (N,), the images of a split.  adv_ratio: the share shown attacked.
+    index, label: (N,), the images of a split.  adv_ratio: the share that is attacked.
     Returns columns index, attack; a function of the set of images, the set of attacks, adv_ratio, seed and split.
 
-    Images are lined up by class, shuffled within it, and every (1 / adv_ratio)-th of the line is attacked, by the
-    attacks in turn. A class is a piece of that line, so the number attacked, and the number of each attack among them,
-    are their exact share rounded up or down, overall as well as in each class.
+    Images are sorted by class and shuffled within it. Every (1 / adv_ratio)-th of this line is attacked, by the attacks
+    in turn. A class is a piece of the line. So the number of attacked images, and the number for each attack, are their
+    exact share rounded up or down, overall as well as in each class.
     """
     generator = np.random.default_rng([seed, zlib.crc32(f"mixture/{split}".encode())])
     by_index = np.argsort(index, kind="stable")
@@ -35,7 +35,7 @@ def draw_mixture(
 
 
 def detector_rows(mixture: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
-    """The mixture's predictions with a column `adversarial`: what a detector should say of the image.
+    """Add to the mixture's predictions a column `adversarial`: whether a detector should accuse the image.
 
     An image that its attack left unchanged is a clean image, and counts as one.
     """

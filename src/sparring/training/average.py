@@ -1,4 +1,4 @@
-"""The moving average of a net in training."""
+"""Keeps the moving average of a net in training."""
 
 import copy
 from typing import Any
@@ -8,8 +8,8 @@ from torch import nn
 
 
 class MovingAverage:
-    """A net whose weights and buffers follow another's, as torch.optim.swa_utils.AveragedModel keeps it by
-    get_ema_multi_avg_fn, but that it asks the host for nothing, so that it can be part of a CUDA graph.
+    """Keeps the exponential moving average of a net's weights and buffers, as torch.optim.swa_utils.AveragedModel does
+    with get_ema_multi_avg_fn. But it never makes the host wait, so it can be part of a CUDA graph.
 
     net: the average.
     """
@@ -19,9 +19,9 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Follow the net: at first be its copy."""
-        mine, theirs = ([*each.parameters(), *each.buffers()] for each in (self.net, net))
-        pairs = [*zip(mine, theirs, strict=True)]
+        """Move the average towards the net. The first call copies the net."""
+        own_tensors, net_tensors = ([*module.parameters(), *module.buffers()] for module in (self.net, net))
+        pairs = [*zip(own_tensors, net_tensors, strict=True)]
         moving = [pair for pair in pairs if self._begun and pair[0].is_floating_point()]
         if moving:
             torch._foreach_lerp_([own for own, _ in moving], [other for _, other in moving], 1 - self._decay)

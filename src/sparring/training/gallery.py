@@ -1,4 +1,4 @@
-"""Every version of every training image, in memory or streamed from the stores."""
+"""The gallery holds every version of every training image, in memory or streamed from the stores."""
 
 import math
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from sparring.params.errors import InputError
 
 
 class Batch(NamedTuple):
-    """N images of an epoch, by their rows (N,): the images themselves (n, 3, H, W), of which a process has but its n;
-    labels (N,); and which of them are adversarial (N,)."""
+    """Holds N training images: their rows (N,), the images (n, 3, H, W), of which a process has only its share n,
+    the labels (N,), and which images are adversarial (N,)."""
 
     rows: Tensor
     images: Tensor
@@ -28,10 +28,10 @@ class Batch(NamedTuple):
 
 
 class Gallery:
-    """Every version of every training image in memory, as stored: version 0 is clean, the others one attack each.
+    """Holds every version of every training image in memory, as stored. Version 0 is clean; each other is one attack's.
 
-    image: (V, N, H, W, C) uint8, or float16 where an attack is stored so; on the device, but where it would take more
-    than half of a GPU's free memory on the CPU.  label: (N,).
+    image: (V, N, H, W, C) uint8, or float16 where an attack is stored so. It is on the device, or on the CPU where it
+    would take more than half of a GPU's free memory.  label: (N,).
     adversarial: (V, N), False also where an attack changed nothing.
     """
 
@@ -41,23 +41,25 @@ class Gallery:
         """image: as above.  clean, attacked: the rest of the stores, of which label and linf are used."""
         fits = device.type != "cuda" or image.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
         self.image = torch.from_numpy(image).to(device if fits else "cpu")
-        self._note(clean, attacked, device)
+        self._set_labels(clean, attacked, device)
 
-    def _note(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
+    def _set_labels(self, clean: store.Images, attacked: list[store.Images], device: torch.device) -> None:
         changed = np.stack([np.zeros(len(clean), bool), *(images.columns["linf"] > 0 for images in attacked)])
         self.label = torch.from_numpy(clean.label).to(device)
         self.adversarial = torch.from_numpy(changed).to(device)
         self.device = device
 
     def order(self, seed: int, epoch: int) -> list[np.ndarray]:
-        """The rows in the order in which an epoch visits them, in one window or several."""
+        """Return the rows in the order in which an epoch visits them, in one window or several."""
         return [rng(seed, "order", epoch).permutation(len(self.label))]
 
     def batches(self, windows: list[np.ndarray], version: np.ndarray, size: int, skip: int) -> Iterator[Batch]:
-        """The epoch's batches of `size` images, but for the first `skip`.  version: that of each image (N,)."""
-        drawn, visits = (torch.from_numpy(each).to(self.image.device) for each in (version, np.concatenate(windows)))
+        """Yield the epoch's batches of `size` images, but for the first `skip`.  version: each image's version (N,)."""
+        version_tensor, visits = (
+            torch.from_numpy(array).to(self.image.device) for array in (version, np.concatenate(windows))
+        )
         for rows in visits.tensor_split(batch_stops(len(visits), size)[:-1].tolist())[skip:]:
-            yield self.batch(drawn[rows], rows)
+            yield self.batch(version_tensor[rows], rows)
 
     def batch(self, version: Tensor, rows: Tensor) -> Batch:
         images = classifier.to_images(self.image[distributed.mine(version), distributed.mine(rows)], self.device)
@@ -65,12 +67,12 @@ class Gallery:
 
 
 class Stream(Gallery):
-    """The same where the versions do not fit into memory: read by row group, a window of images ahead of the training.
+    """Does the same where the versions do not fit into memory: it reads row groups, one window of images ahead.
 
-    An epoch goes from window to window, and visits the images of a window, each in its one drawn version, in a drawn
-    order. A window has so many row groups, at least one, that two windows take `budget` bytes, and no more than an
-    eighth of the images, so that reading overlaps with training. They are drawn evenly from the whole of the store:
-    where it is sorted by class, as from folders, neighbouring row groups are of the same class.
+    An epoch goes from window to window. It visits the images of a window in a random order, each in the version that
+    was drawn for it. Two windows take `budget` bytes at most, but a window has at least one row group. It has no more
+    than an eighth of the images, so that reading overlaps with training. Its row groups are drawn evenly from the whole
+    store: where that is sorted by class, as from folders, neighbouring row groups are of the same class.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Stream(Gallery):
 
         Raises InputError where the stores' row groups differ.
         """
-        self._note(clean, attacked, device)
+        self._set_labels(clean, attacked, device)
         self._versions, first = versions, versions[0]
         for other in versions[1:]:
             if not np.array_equal(other.rows, first.rows):
@@ -98,13 +100,13 @@ class Stream(Gallery):
 
     def order(self, seed: int, epoch: int) -> list[np.ndarray]:
         chance = rng(seed, "groups", epoch)
-        # Of so many neighbouring row groups, each window gets one.
+        # Of `_windows` neighbouring row groups, each window gets one.
         neighbours = range(0, len(self._rows), self._windows)
         parts = [chance.permutation(np.arange(len(self._rows))[start : start + self._windows]) for start in neighbours]
         windows = []
         for number in range(self._windows):
-            here = [part[number] for part in parts if number < len(part)]
-            rows = [self._starts[group] + np.arange(self._rows[group]) for group in here]
+            groups = [part[number] for part in parts if number < len(part)]
+            rows = [self._starts[group] + np.arange(self._rows[group]) for group in groups]
             windows.append(rng(seed, "order", epoch, number).permutation(np.concatenate(rows)))
         return windows
 
@@ -112,41 +114,46 @@ class Stream(Gallery):
         visits, ends = np.concatenate(windows), np.cumsum([len(window) for window in windows])
         stops = batch_stops(len(visits), size)
         start = stops[skip - 1] if skip else 0
-        left = np.empty((0, *self._versions[0].shape), self._dtype)  # of a window that did not fill its last batch
+        leftover = np.empty((0, *self._versions[0].shape), self._dtype)  # of a window that did not fill its last batch
         first = int(np.searchsorted(ends, start, "right"))
         with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(self._read, window, version[window]) for window in windows[first : first + 1]]
+            pending = [reader.submit(self._read, window, version[window]) for window in windows[first : first + 1]]
             for number, end in enumerate(ends[first:], first + 1):
-                images = ahead.pop().result()
-                ahead = [reader.submit(self._read, window, version[window]) for window in windows[number : number + 1]]
-                used = start + len(left) - (end - len(images))
+                images = pending.pop().result()
+                pending = [
+                    reader.submit(self._read, window, version[window]) for window in windows[number : number + 1]
+                ]
+                used = start + len(leftover) - (end - len(images))
                 for stop in stops[(stops > start) & (stops <= end)]:
-                    here, more = visits[start:stop], stop - start - len(left)
-                    shown = np.concatenate([left, images[used : used + more]])
-                    start, used, left = stop, used + more, left[:0]
-                    rows, drawn = (torch.from_numpy(each).to(self.device) for each in (here, version[here]))
-                    pixels = classifier.to_images(distributed.mine(shown), self.device)
-                    yield Batch(rows, pixels, self.label[rows], self.adversarial[drawn, rows])
-                left = np.concatenate([left, images[used:]])
+                    batch_rows, more = visits[start:stop], stop - start - len(leftover)
+                    levels = np.concatenate([leftover, images[used : used + more]])
+                    start, used, leftover = stop, used + more, leftover[:0]
+                    rows, versions = (
+                        torch.from_numpy(array).to(self.device) for array in (batch_rows, version[batch_rows])
+                    )
+                    pixels = classifier.to_images(distributed.mine(levels), self.device)
+                    yield Batch(rows, pixels, self.label[rows], self.adversarial[versions, rows])
+                leftover = np.concatenate([leftover, images[used:]])
 
     def _read(self, rows: np.ndarray, version: np.ndarray) -> np.ndarray:
-        """The images (N, H, W, C) of these rows, each in its version; a row group is read once for each version."""
+        """Read the images (N, H, W, C) of these rows, each in its version. Read a row group once for each version."""
         images = np.empty((len(rows), *self._versions[0].shape), self._dtype)
-        group = np.searchsorted(self._starts, rows, "right") - 1
-        kind = group * len(self._versions) + version
-        places = np.argsort(kind, kind="stable")
-        kinds, starts = np.unique(kind[places], return_index=True)
-        for which, here in zip(kinds, np.split(places, starts[1:]), strict=True):
-            number, drawn = divmod(int(which), len(self._versions))
-            images[here] = self._versions[drawn].read(number)[rows[here] - self._starts[number]]
+        groups = np.searchsorted(self._starts, rows, "right") - 1
+        keys = groups * len(self._versions) + version
+        places = np.argsort(keys, kind="stable")
+        unique_keys, starts = np.unique(keys[places], return_index=True)
+        for key, positions in zip(unique_keys, np.split(places, starts[1:]), strict=True):
+            group, number = divmod(int(key), len(self._versions))
+            images[positions] = self._versions[number].read(group)[rows[positions] - self._starts[group]]
         return images
 
 
 def load_gallery(params: Params, layout: Layout, attacks: list[str], source: str, device: torch.device) -> Gallery:
-    """The training images, clean and under these attacks: in memory where store.memory_budget allows, else streamed.
+    """Load the training images, clean and under these attacks: in memory where store.memory_budget allows, else
+    streamed.
 
-    source: digest of the net that the attacks have to have been made against; InputError where they were not, or where
-    a store is missing, damaged or of other images.
+    source: digest of the net that the attacks were made against. Raises InputError where they were made against
+    another, or where a store is missing, damaged or of other images.
     """
     paths = [layout.clean / "train.parquet", *(layout.adversarial / name / "train.parquet" for name in attacks)]
     clean, attacked = store.read(paths[0], ()), []
@@ -168,9 +175,9 @@ def load_gallery(params: Params, layout: Layout, attacks: list[str], source: str
 
 
 def batch_stops(count: int, size: int) -> np.ndarray:
-    """Where the batches of an epoch of `count` visits end: after every `size` of them, and the smaller last one; but a
-    single image left over joins the batch before it, as BatchNorm has nothing to average where a map is 1×1. Several
-    processes need two images each."""
+    """Return where the batches of an epoch of `count` visits end: after every `size` of them, and at `count`. A last
+    batch with fewer than `distributed.LEAST` images for each process joins the one before, as BatchNorm cannot average
+    the 1×1 map of a single image."""
     stops = np.append(np.arange(size, count, size), count)
     short = len(stops) > 1 and stops[-1] - stops[-2] < distributed.LEAST * distributed.size()
     return np.delete(stops, -2) if short else stops

@@ -1,4 +1,4 @@
-"""The pretrained net: the one that is attacked, and the baseline of every table."""
+"""Trains the pretrained net, which is attacked, and which is the baseline of every table."""
 
 import shutil
 
@@ -20,7 +20,7 @@ def pretrain(params: Params, layout: Layout = HERE) -> None:
     with progress.timed(layout, "pretrain", device, dtype, distributed.size()) as done:
         inputs = [layout.clean / f"{split}.parquet" for split in ("train", "validation")]
         clean, validation = store.read(inputs[0], ()), store.read(inputs[1])
-        check_classes(params, len(clean.metadata["classes"]))  # of all attacks, before hours of training
+        check_classes(params, len(clean.metadata["classes"]))  # for all attacks, before hours of training
         settings = [params.seed, params.deterministic, params.network, params.training, checkpoints.machine(device)]
         settings += [params.store.batch_size, params.store.memory_budget, distributed.size()]
         unfinished = checkpoints.folder("pretrain", settings, inputs, __name__, device, dtype)
@@ -37,7 +37,7 @@ def pretrain(params: Params, layout: Layout = HERE) -> None:
             validation,
             checkpoint,
         )
-        distributed.wait()  # or one may still read the checkpoint that another removes
+        distributed.wait()  # or one process may still read the checkpoint that another removes
         if distributed.first():
             save_net(params, "pretrained", layout.pretrained, net, dtype, clean)
             save_history(layout.history("pretrained"), history)

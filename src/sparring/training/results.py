@@ -1,4 +1,4 @@
-"""What a training starts from and what it leaves in files."""
+"""Creates the net that a training starts from, and writes the files that it ends with."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from sparring.models.classifier import Classifier
 from sparring.params import Params
 
 
-def new_net(params: Params, what: str, classes: int) -> Classifier:
-    """A net with random weights drawn for `what`."""
-    with torch_seed(params.seed, "weights", what):
+def new_net(params: Params, role: str, classes: int) -> Classifier:
+    """Create a net with random weights. The seed and `role` decide the weights."""
+    with torch_seed(params.seed, "weights", role):
         return networks.create(params.network, classes, params.data.image_size)
 
 
@@ -29,7 +29,7 @@ def save_net(
     clean: store.Images,
     transform: RandomTransform | None = None,
 ) -> None:
-    """Write a trained module as safetensors, with what one needs to know to use it."""
+    """Write a trained module as safetensors, with metadata that tell how to use it."""
     facts: dict[str, object] = {
         "name": name,
         "network": params.network.model_dump(),
@@ -45,7 +45,7 @@ def save_net(
 
 def save_history(path: Path, history: list[dict[str, float]]) -> None:
     """Write a training curve, a row an epoch, as CSV."""
-    import pandas as pd  # as loading it takes longer than all else that a training loads beside torch
+    import pandas as pd  # here, as loading it takes longer than all else that a training loads beside torch
 
     with replacing(path) as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6f")

@@ -1,4 +1,4 @@
-"""How a net learns from one batch."""
+"""Defines how a net learns from one batch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from sparring.models.classifier import Classifier
 from sparring.params.sections import Training
 
 Penalty = Callable[[Tensor], Tensor]
-"""What is added to the loss: a mean over these images, of the net's logits (n, classes) of them."""
+"""A penalty maps the net's logits (n, classes) to a mean over the images, which is added to the loss."""
 
 
 class Step(NamedTuple):
-    """How a structure learns from one batch.
+    """Defines how a structure learns from one batch.
 
-    run: takes images (N, 3, H, W) in [0, 1], labels (N,) and which of them are adversarial (N,) bool; updates the nets
-    and returns sums over the batch, on the device: fetching them every step would stall it. One of several processes
-    passes its slice of the images, with the labels of the whole batch, and gets the sums over its slice. It may be
-    passed a penalty.
+    run: takes images (N, 3, H, W) in [0, 1], labels (N,), which images are adversarial (N,) bool, and maybe a penalty.
+    It updates the nets and returns sums over the batch, on the device: fetching them every step would stall it. One of
+    several processes passes its slice of the images with the labels of the whole batch, and gets the sums over its
+    slice.
     optimizers: those that `run` steps, for the loop to lower their learning rates.
     helpers: nets that `run` trains beside the classifier.
     """
@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 
 def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
-    """Cross-entropy alone: the pretrained net and the paper's "Adv" row."""
+    """Return the step of cross-entropy alone: the pretrained net's, and that of the paper's "Adv" row."""
     optimizer = sgd(net, settings.learning_rate, settings)
 
     def forward(images: Tensor, labels: Tensor, penalty: Penalty | None) -> tuple[Tensor, Tensor]:
@@ -44,9 +44,9 @@ def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
     forward_of_all = distributed.parallel(net, forward)
 
     def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: Penalty | None = None) -> dict[str, Tensor]:
-        whole, labels = len(labels), distributed.mine(labels)
+        batch_size, labels = len(labels), distributed.mine(labels)
         loss, logits = forward_of_all(images, labels, penalty)
-        update(optimizer, distributed.weighted(loss, whole))
+        update(optimizer, distributed.weighted(loss, batch_size))
         return {"loss": loss.detach() * len(labels), "accuracy": (logits.argmax(1) == labels).sum()}
 
     return Step(run, [optimizer])
@@ -60,7 +60,7 @@ def sgd(module: nn.Module, learning_rate: float, settings: Training) -> torch.op
 
 
 def scheduler(optimizer: torch.optim.Optimizer, settings: Training, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Moves the learning rate over `steps` steps, as `training.schedule` says: docs/method.md has the curves."""
+    """Create the learning rate's schedule over `steps` steps that `training.schedule` names (see docs/method.md)."""
     schedules = torch.optim.lr_scheduler
     if settings.schedule == "step":
         return schedules.MultiStepLR(optimizer, [steps // 2, steps * 3 // 4])
