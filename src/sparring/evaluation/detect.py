@@ -21,9 +21,9 @@ from sparring.device import channels_last, choose
 from sparring.evaluation import corruptions, predict
 from sparring.evaluation.adaptive import aimed_rows, detector_score, image_rows
 from sparring.layout import HERE, Layout, replacing
-from sparring.load_models import classifier, model_files, networks
-from sparring.load_models.classifier import Classifier
-from sparring.load_models.detector import TransformerDetector
+from sparring.models import classifier, model_files, networks
+from sparring.models.classifier import Classifier
+from sparring.models.detector import TransformerDetector
 from sparring.params import Params
 from sparring.params.names import CLEAN, EVALUATED_SPLITS
 

@@ -14,9 +14,9 @@ from sparring.device import channels_last, choose, rng
 from sparring.evaluation import aimed
 from sparring.evaluation import predict as evaluation
 from sparring.layout import HERE, Layout, replacing
-from sparring.load_models import networks
-from sparring.load_models.averaged import Averaged, as_attacked
-from sparring.load_models.classifier import Classifier
+from sparring.models import networks
+from sparring.models.averaged import Averaged, as_attacked
+from sparring.models.classifier import Classifier
 from sparring.params import Params, check_classes
 from sparring.params.attacks import Attack
 from sparring.params.names import CLEAN, SINGLE_DRAW
