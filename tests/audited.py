@@ -1,4 +1,4 @@
-"""Shared by the tests of audits: what runs one, and models and images to audit."""
+"""The tests of audits share these functions, models and images."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def write_models() -> None:
 
 
 def audited(*arguments: str, code: int = 0) -> dict[str, Any]:
-    """The audit.json of a run by the command line; code: its exit status."""
+    """Run an audit by the command line and return its audit.json.  code: the exit status that is expected."""
     with pytest.raises(SystemExit) as stop:
         command_line.main(["audit", *arguments])
     assert (stop.value.code or 0) == code
@@ -79,9 +79,9 @@ def audited(*arguments: str, code: int = 0) -> dict[str, Any]:
 
 
 def grey(count: int, seed: int = 0) -> store.Images:
-    """Images of 8 × 8 pixels of middling levels, so far from black and white that no small change reaches them."""
-    drawn = np.random.default_rng(seed).integers(90, 166, (count, 8, 8, 3)).astype(np.uint8)
-    return store.Images(np.arange(count), np.zeros(count, np.int64), drawn)
+    """Make images of 8 × 8 pixels of middling levels, so that no small change reaches black or white."""
+    levels = np.random.default_rng(seed).integers(90, 166, (count, 8, 8, 3)).astype(np.uint8)
+    return store.Images(np.arange(count), np.zeros(count, np.int64), levels)
 
 
 def write_store(path: Path, images: store.Images, classes: list[str], **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""Shared by the tests of models from elsewhere: what evaluates one, and programs to evaluate."""
+"""The tests of models from elsewhere share these functions, which evaluate one, and programs to evaluate."""
 
 import json
 from collections.abc import Callable
@@ -37,8 +37,8 @@ def exported(net: nn.Module, facts: dict[str, Any] | None = None, size: int = 16
     return "mine.pt2"
 
 
-class Told(nn.Module):
-    """A linear classifier with something before or after it."""
+class Linear(nn.Module):
+    """A linear classifier may have something before or after it."""
 
     def __init__(self, before: Callable[[Tensor], Tensor] | None = None, after: Any = None, **modules: nn.Module):
         super().__init__()

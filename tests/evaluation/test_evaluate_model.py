@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from measured_models import Told, exported, measured, refused
+from measured_models import Linear, exported, measured, refused
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -60,13 +60,13 @@ def test_weights_that_are_no_numbers_are_refused_with_the_path(
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Told(after=lambda logits: logits + (logits - logits).log() * 0), "NaN for an image"),
-        (lambda: Told(after=lambda logits: logits.relu().log()), "infinity for an image"),
-        (lambda: Told(before=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
-        (lambda: Told(after=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
-        (lambda: Told(before=nn.BatchNorm2d(3)), "other logits beside other images .*: statistics of the batch are"),
-        (lambda: Told(before=lambda images: images - images.mean(0)), "beside other images .* set the model to eval"),
-        (lambda: Told(before=lambda images: images + images.new_tensor(range(16)) * images.shape[0]), "beside other"),
+        (lambda: Linear(after=lambda logits: logits + (logits - logits).log() * 0), "NaN for an image"),
+        (lambda: Linear(after=lambda logits: logits.relu().log()), "infinity for an image"),
+        (lambda: Linear(before=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
+        (lambda: Linear(after=nn.Dropout(0.1)), "other logits when it is asked again .*: dropout is left on"),
+        (lambda: Linear(before=nn.BatchNorm2d(3)), "other logits beside other images .*: statistics of the batch are"),
+        (lambda: Linear(before=lambda images: images - images.mean(0)), "beside other images .* set the model to eval"),
+        (lambda: Linear(before=lambda images: images + images.new_tensor(range(16)) * images.shape[0]), "beside other"),
     ],
 )
 def test_what_is_no_fixed_function_of_numbers_is_refused(
@@ -84,7 +84,7 @@ def test_no_number_for_one_stored_image_is_refused(project: Path) -> None:
         off = (images.mean((1, 2, 3), keepdim=True) - mean).abs()
         return images / (off > 1e-5)
 
-    path = Path(exported(Told(before=spoil)))
+    path = Path(exported(Linear(before=spoil)))
     model = foreign.Model(programs.read(path, CPU), path, 10, None, CPU)
     foreign.check(model, path, store.read(HERE.clean / "test.parquet").image, CPU)
     refused(r"^mine\.pt2 gives (NaN|infinity) for an image", str(path))
@@ -246,7 +246,7 @@ def test_a_normalisation_that_is_none_is_one_line(project: Path, options: list[s
 
 def test_of_no_images_there_are_predictions_of_every_class(project: Path, digits: store.Images) -> None:
     none = digits[:0]
-    path = exported(Told())
+    path = exported(Linear())
     model = foreign.Model(programs.read(Path(path), CPU), Path(path), 10, None, CPU)
     for net in (sparring.load(HERE.pretrained), model):
         found = classifier.predict(net, none.image, 7, CPU)

@@ -238,7 +238,7 @@ def autoattack_parts(norm: str, eps: float, classes: int) -> dict[str, Attack]:
     """Return the parts of AutoAttack's standard version (Croce and Hein, 2020, arXiv 2003.01690) by name, in its order.
 
     torchattacks' own AutoAttack makes a tenth of the steps.
-    norm: linf | l2.  eps: in [0, 1] units.  classes: with fewer than four, APGD-T is left out, whose loss compares four.
+    norm: linf | l2.  eps: in [0, 1] units.  classes: with fewer than four, APGD-T is left out, as its loss needs four.
     """
     targets = min(TARGETS, classes - 1)
     steps = {"eps": eps, "steps": STEPS, "n_restarts": 1}
