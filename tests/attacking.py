@@ -1,4 +1,4 @@
-"""Shared by the tests of the attacks: which images one fooled, how far it went, and all that is stored of it."""
+"""The tests of the attacks share these functions on what an attack fools, changes and stores."""
 
 from typing import Any
 
@@ -17,34 +17,35 @@ CPU = torch.device("cpu")
 NST: dict[str, Any] = {"steps": 5, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0005}
 
 
-def changes(found: Tensor, images: Tensor) -> Tensor:
-    return (found - images).square().flatten(1).sum(1).sqrt()
+def changes(attacked: Tensor, images: Tensor) -> Tensor:
+    """Return the L2 length of each image's change."""
+    return (attacked - images).square().flatten(1).sum(1).sqrt()
 
 
 @torch.no_grad()
-def fooled(net: ResNet, images: Tensor, labels: Tensor, found: Tensor) -> Tensor:
-    """Which images were classified correctly before and wrongly after."""
-    before, after = net(images).argmax(1), net(found).argmax(1)
+def fooled(net: ResNet, images: Tensor, labels: Tensor, attacked: Tensor) -> Tensor:
+    """Tell which images were classified correctly before the attack and wrongly after it."""
+    before, after = net(images).argmax(1), net(attacked).argmax(1)
     return torch.logical_and(before == labels, after != labels)
 
 
-def judge(net: ResNet, chosen: Params, attack: Attack) -> storage.Judge:
-    return storage.Judge(net, chosen.store.batch_size, attack.predictions)
+def judge(net: ResNet, params: Params, attack: Attack) -> storage.Judge:
+    return storage.Judge(net, params.store.batch_size, attack.predictions)
 
 
 def whole(
-    chosen: Params,
+    params: Params,
     attack: Attack,
     net: ResNet,
     clean: Images,
     pool: Images | None = None,
     model: engine.Fast | None = None,
 ) -> Images:
-    """All shards of an attacked set, put together."""
+    """Attack a set shard by shard, and join the shards."""
     model, pool = model or engine.Fast(net, CPU, torch.float32), clean if pool is None else pool
     shards = [
-        generation.attacked(chosen, attack, "it", net, model, shard, pool, CPU, judge(net, chosen, attack))
-        for shard in store.in_shards(clean, chosen.store.shard_size)
+        generation.attacked(params, attack, "it", net, model, shard, pool, CPU, judge(net, params, attack))
+        for shard in store.in_shards(clean, params.store.shard_size)
     ]
     index, label, image = (
         np.concatenate([getattr(shard, name) for shard in shards]) for name in ("index", "label", "image")

@@ -1,4 +1,4 @@
-"""A clone of the project with tiny parameters, and how its users run it."""
+"""These functions make a clone of the project with tiny parameters, and run it as its users do."""
 
 import os
 import re
@@ -36,20 +36,21 @@ TINY = [
 ]
 ATTACKS = ["gaussian", "fgsm", "bim", "deepfool", "cw", "nst"]
 STRUCTURES = ["baseline", "adv", "ours"]
-EVALUATIONS = {f"{stage}@{name}" for stage in ("evaluate", "detect") for name in STRUCTURES}  # of stored attacks
+EVALUATIONS = {f"{stage}@{name}" for stage in ("evaluate", "detect") for name in STRUCTURES}  # under stored attacks
 PER_STRUCTURE = ("train", "evaluate", "whitebox", "corruptions", "detect")
 
 
 def retrained(*structures: str) -> set[str]:
-    """The stages that follow a change in how these structures are trained."""
+    """Return the stages that run after a change in the training of these structures."""
     return {f"{stage}@{name}" for stage in PER_STRUCTURE for name in structures} | {"report"}
 
 
-# Of a stored attack. The baseline, copied anew, is as it was.
+# These stages run after a change of a stored attack. The baseline is copied again, but does not change.
 DOWNSTREAM = retrained("adv", "ours") | {"train@baseline", "evaluate@baseline", "detect@baseline"}
 
 
 def run(folder: Path, *command: str, ok: bool = True) -> str:
+    """Run a command in a folder and return its output and errors.  ok: whether it is expected to succeed."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "DVC_NO_ANALYTICS": "true",
@@ -58,24 +59,25 @@ def run(folder: Path, *command: str, ok: bool = True) -> str:
         "GIT_COMMITTER_NAME": "test",
         "GIT_COMMITTER_EMAIL": "test@example.org",
     }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == ok, output
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    output = process.stdout + process.stderr
+    assert (process.returncode == 0) == ok, output
     return output
 
 
 def profile(folder: Path, *settings: str) -> str:
+    """Write the profile `digits` with these settings."""
     options = [part for setting in settings for part in ("--set", setting)]
     return run(folder, sys.executable, "-m", "sparring", "profile", "digits", *options)
 
 
 def ran(output: str) -> set[str]:
-    """The stages that ran, but for `watch`, which runs every time."""
+    """Return the stages that ran, without `watch`, which runs every time."""
     return set(re.findall(r"Running stage '([^']+)'", output)) - {"watch"}
 
 
 def fresh(folder: Path) -> None:
-    """A clone of this repository as it stands in the working tree, with every stage run."""
+    """Clone this repository as it stands in the working tree, and run every stage."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     for name in filter(None, subprocess.check_output(listed, cwd=ROOT, text=True).split("\0")):
@@ -96,6 +98,6 @@ def fresh(folder: Path) -> None:
 
 
 def commit(folder: Path) -> None:
-    """Experiments start from a commit."""
+    """Commit everything, as experiments start from a commit."""
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-q", "--allow-empty", "-m", "as it stands")

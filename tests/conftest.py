@@ -1,4 +1,4 @@
-"""Shared by the tests of the parts that compute: parameters for tiny runs, and one small project, made once."""
+"""The tests share these fixtures: parameters for tiny runs, and one small project, made once."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny_values(**changes: Any) -> dict[str, Any]:
-    """The profile `digits` with the paper's structures, made tiny.
+    """Return the values of the profile `digits` with the paper's structures, made tiny and changed.
 
     A change replaces single keys of a section, or the whole network, all attacks or all structures but the baseline.
     """
@@ -82,8 +82,8 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-# The longest file first, as the workers share out what is left. It makes the clone, and the second file that works on
-# one comes once that is there: the files between take the other worker as long.
+# The longest file starts first, as the workers then share out the rest. It makes the clone. The second file that needs
+# the clone comes when that is finished: the files between keep the other worker busy until then.
 FIRST = ("test_pipeline.py", "test_checkpoints.py", "test_full_size.py", "test_report.py", "test_distributed.py")
 FIRST += ("test_attack_stage.py", "test_experiments.py", "test_audit.py")
 
@@ -94,11 +94,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # nets this small only lose by more
+    torch.set_num_threads(1)  # Nets this small are slower with more threads.
 
 
 def measure(settings: Params) -> None:
-    """All that the report needs of trained structures."""
+    """Make all that the report needs of trained structures."""
     for name in settings.structures:
         predict.evaluate(settings, name)
         whitebox.attack_structure(settings, name)
@@ -109,16 +109,16 @@ def measure(settings: Params) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh clone with every stage run, which is made once for all files and workers; each file works on a copy."""
-    shared = tmp_path_factory.getbasetemp()
+    """Return a fresh clone with every stage run. It is made once for all files and workers; each file gets a copy."""
+    shared_folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    original = shared / "fresh"
-    with FileLock(shared / "fresh.lock"):
+        shared_folder = shared_folder.parent
+    original = shared_folder / "fresh"
+    with FileLock(shared_folder / "fresh.lock"):
         if not original.exists():
-            made = shared / "made"
-            clones.fresh(made)
-            made.rename(original)
+            unfinished = shared_folder / "made"
+            clones.fresh(unfinished)
+            unfinished.rename(original)
     folder = tmp_path_factory.mktemp("clone") / "sparring"
     shutil.copytree(original, folder, symlinks=True)
     return folder
@@ -126,13 +126,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Params]:
-    """Makes validated parameters for tiny runs: tiny(training={"epochs": 2})."""
+    """Return a function that makes validated parameters for tiny runs: tiny(training={"epochs": 2})."""
     return lambda **changes: params.validate(tiny_values(**changes))
 
 
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Params], None]:
-    """Makes the scripts of a study importable, which then read the given parameters: study("table3", settings)."""
+    """Return a function that makes a study's scripts importable and lets them read these parameters: study("table3",
+    settings)."""
 
     def prepare_study(name: str, settings: Params) -> None:
         monkeypatch.setattr(params, "load", lambda: settings)
@@ -144,21 +145,24 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Params], None]:
 
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """The parameters of a finished run of made-up results in the current folder, all but the report."""
+    """Make a finished run of made-up results in the current folder, all but the report, and return its parameters."""
     monkeypatch.chdir(tmp_path)
     return finished_run.make_project()
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of the report's numbers: its figures are empty files."""
+    """Let the report's figures be empty files, for tests of its numbers."""
     finished_run.leave_undrawn(monkeypatch, finished_run.FIGURES)
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Params]) -> Path:
-    """A folder with clean digits, a pretrained net, the baseline and every store of the tiny parameters. Read only."""
-    folder = tmp_path_factory.mktemp("made")
+def template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Params]) -> Path:
+    """Return a folder with clean digits, a pretrained net, the baseline and every store of the tiny parameters.
+
+    Tests only read it.
+    """
+    folder = tmp_path_factory.mktemp("prepared")
     settings = tiny()
     with inside(folder):
         YAML().dump(tiny_values(), Path("params.yaml"))
@@ -171,24 +175,24 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Params]) 
 
 
 @pytest.fixture
-def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder to work in, which is also the current one."""
+def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of that folder to work in, which is also the current one."""
     folder = tmp_path / "project"
-    shutil.copytree(made, folder)
+    shutil.copytree(template, folder)
     monkeypatch.chdir(folder)
     return folder
 
 
 @pytest.fixture
-def digits(made: Path) -> store.Images:
-    """120 clean test digits, 16×16."""
-    return store.read(made / HERE.clean / "test.parquet")
+def digits(template: Path) -> store.Images:
+    """Return 120 clean test digits of 16×16 pixels."""
+    return store.read(template / HERE.clean / "test.parquet")
 
 
 @pytest.fixture
-def net(made: Path, tiny: Callable[..., Params]) -> ResNet:
-    """A classifier trained on digits, in eval mode; a fresh copy for every test."""
-    return networks.load(tiny().network, 10, 16, made / HERE.pretrained).eval()
+def net(template: Path, tiny: Callable[..., Params]) -> ResNet:
+    """Return a classifier trained on digits, in eval mode; a fresh copy for every test."""
+    return networks.load(tiny().network, 10, 16, template / HERE.pretrained).eval()
 
 
 @pytest.fixture
@@ -203,10 +207,10 @@ def labels(digits: store.Images) -> Tensor:
 
 @pytest.fixture
 def opponent(tiny: Callable[..., Params]) -> Callable[..., tuple[Params, Attack]]:
-    """Parameters whose one attack is `it`, and that attack."""
+    """Return a function that makes parameters with the one attack `it`, and that attack."""
 
     def make(arguments: dict[str, Any], **changes: Any) -> tuple[Params, Attack]:
-        chosen = tiny(attacks={"it": arguments}, unseen_attacks={}, **changes)
-        return chosen, chosen.attacks["it"]
+        settings = tiny(attacks={"it": arguments}, unseen_attacks={}, **changes)
+        return settings, settings.attacks["it"]
 
     return make

@@ -1,4 +1,4 @@
-"""A finished run of made-up results, all but the report: no model, no training."""
+"""These functions make a finished run of made-up results, all but the report, without a model or training."""
 
 import json
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from sparring.report import attacks, corruptions, detector, failures, making, mi
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["zero", "one", "two", "three"]
 SHAPE = [8, 8, 3]
-# Every figure of the report, and the section that draws it.
+# Every figure of the report, by name, with the section that draws it.
 FIGURES = {
     "overview": overview,
     "mixture": mixture,
@@ -52,7 +52,7 @@ TABLES += (
 
 
 def make_project(**changes: Any) -> Params:
-    """A finished run in the current folder, all but the report."""
+    """Make a finished run in the current folder, all but the report."""
     values = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")
     del values["structures"]["evolving"]
     values["unseen_attacks"] = {"pgd": {"method": "bim", "eps": 0.03, "step": 0.01, "first_step": 0.01, "steps": 3}}
@@ -79,11 +79,11 @@ def make_project(**changes: Any) -> Params:
 
 
 def write_results(params: Params, clean: dict[str, store.Images], generator: np.random.Generator) -> None:
-    """All that the report needs beside the clean images."""
+    """Write all that the report needs beside the clean images."""
     for attack in [*params.attacks, *params.unseen_attacks]:
-        seen = attack in params.attacks
-        for split in ("train", "test", "heldout") if seen else ("test", "heldout"):
-            write_attack("adversarial" if seen else "unseen", attack, split, clean[split], params, generator)
+        is_trained_on = attack in params.attacks
+        for split in ("train", "test", "heldout") if is_trained_on else ("test", "heldout"):
+            write_attack("adversarial" if is_trained_on else "unseen", attack, split, clean[split], params, generator)
     for structure in params.structures:
         write_predictions(structure, params, clean, generator)
         write_whitebox(structure, params, clean["test"], generator)
@@ -132,7 +132,7 @@ def write_attack(
 
 
 def write_corruptions(params: Params, clean: store.Images) -> None:
-    """Of each structure, the first image under the first corruption is right at strength 1 only; all else is right."""
+    """Write right predictions, but for each structure's first image under noise, which is right at strength 1 only."""
     kinds = [("clean", 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
     rows = [
         {"index": index, "split": "heldout", "seed": 0, "corruption": name, "strength": strength, "label": label}
@@ -221,6 +221,7 @@ def write_history(name: str, params: Params) -> None:
 
 
 def everything() -> dict[str, bytes]:
+    """Return all files of the report, by path."""
     return {str(path): path.read_bytes() for path in sorted(Path("reports").rglob("*")) if path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""Data sets of plain grey images, whose level tells which one is which, and what is read of them."""
+"""These functions make data sets of plain grey images, each identified by its level, and show what is read of them."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ def png(level: int = 0, mode: str = "RGB", size: tuple[int, int] = (8, 8), kind:
 
 
 def hf(path: str | Path, count: int = 40, classes: int = 2, first: int = 0, **columns: Any) -> Path:
-    """A file in the Hugging Face layout: image i is plain grey of level first + i, its class i % classes."""
+    """Write a file in the Hugging Face layout: image i is plain grey of level first + i, its class i % classes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     table: dict[str, Any] = {

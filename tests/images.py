@@ -1,4 +1,4 @@
-"""Small data sets for the tests of what reads images: parameters, pictures, and what prepare makes of them."""
+"""The tests of reading images share these small data sets: parameters, pictures, and what `prepare` makes of them."""
 
 import io
 from pathlib import Path
@@ -30,13 +30,13 @@ def settings(**data: Any) -> Params:
 
 
 def prepare(**data: Any) -> dict[str, store.Images]:
-    """The four splits that the stage writes below the current folder."""
+    """Run `prepare` and return the four splits that it writes below the current folder."""
     datasets.prepare(settings(**data))
     return {name: store.read(Path(f"data/clean/{name}.parquet")) for name in SPLITS}
 
 
 def fails(match: str, **data: Any) -> None:
-    """The input is refused in one line that has `match` in it, and no file is written."""
+    """Check that the input is refused in one line that has `match` in it, and that no file is written."""
     with pytest.raises(InputError, match=match) as caught:
         datasets.prepare(settings(**data))
     assert "\n" not in str(caught.value)
@@ -44,19 +44,19 @@ def fails(match: str, **data: Any) -> None:
 
 
 def noise(seed: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
-    """A picture of its own for each seed."""
+    """Make a picture of its own for each seed."""
     height, width = size
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **how)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def folder(top: str | Path, classes: dict[str, int], first: int = 0) -> Path:
-    """Folders of PNG files, each a picture of its own: seeds count on from `first` over all classes."""
+    """Write folders of PNG files, each a picture of its own: seeds count on from `first` over all classes."""
     for name, count in classes.items():
         (Path(top) / name).mkdir(parents=True)
         for i in range(count):

@@ -1,9 +1,9 @@
-"""Trainings that are killed: a process that forks children to train, kills them, and compares what they leave.
+"""This script forks children that train, kills them, and compares what they leave.
 
 run     python killing.py < cases.json     in the folder of a project; each case is [name, values of params.yaml]
 writes  a line of JSON for each case; what the children print stands between
 
-A process of its own, as its forks then have no threads to lose, and one, as every start imports torch anew.
+It is a process of its own, so that its forks have no threads to lose, and a single one, as every start imports torch.
 """
 
 import hashlib
@@ -36,16 +36,16 @@ def train(settings: Params, name: str) -> None:
 
 
 def written(name: str) -> str:
-    """A digest of the nets and the curve that a training wrote."""
+    """Return a digest of the nets and the curve that a training wrote."""
     models = [HERE.pretrained] if name == "pretrained" else sorted(HERE.models(name).iterdir())
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in [*models, HERE.history(name)]:
-        found.update(str(path).encode() + path.read_bytes())
-    return found.hexdigest()
+        digest.update(str(path).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
-def child(settings: Params, name: str, dies_in: int | None = None) -> int:
-    """A fork that trains, saving after almost every batch, and kills itself in the batch of that number."""
+def child(settings: Params, name: str, fatal_batch: int | None = None) -> int:
+    """Fork a child that trains, saves after almost every batch, and kills itself in the fatal batch. Returns its id."""
     if name != "pretrained":
         shutil.rmtree(HERE.models(name), ignore_errors=True)  # as DVC does before it runs a stage
     sys.stdout.flush()
@@ -54,16 +54,16 @@ def child(settings: Params, name: str, dies_in: int | None = None) -> int:
         return process
     status, crop, batches = 1, augmentation.crop, 0
 
-    def counts(*arguments: Any) -> Any:
+    def count_batches(*arguments: Any) -> Any:
         nonlocal batches
         batches += 1
-        if batches == dies_in:
+        if batches == fatal_batch:
             sys.stdout.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         return crop(*arguments)
 
     try:
-        augmentation.crop, checkpoints.SHARE = counts, 1
+        augmentation.crop, checkpoints.SHARE = count_batches, 1
         train(settings, name)
         print(f"{batches} batches")
         sys.stdout.flush()
@@ -75,32 +75,34 @@ def child(settings: Params, name: str, dies_in: int | None = None) -> int:
 
 
 def ends(process: int) -> int:
-    """0, or the number of the signal that ended it, negative."""
+    """Wait for a process and return 0, or minus the number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def timed(call: Callable[[], int]) -> float:
+    """Return the seconds of a call, which has to return 0."""
     began = time.monotonic()
     assert call() == 0
     return time.monotonic() - began
 
 
 def case(name: str, values: dict[str, Any], chance: np.random.Generator) -> dict[str, Any]:
+    """Train undisturbed, then killed twice, and tell whether both ended with the same bytes."""
     settings = params.validate(values)
     batches = settings.training.epochs * -(-settings.data.train // settings.training.batch_size)
     seconds = timed(lambda: ends(child(settings, name)))
-    wanted = written(name)
+    undisturbed = written(name)
     # Once in a drawn batch of the last seed, and once at any moment of what is left.
-    fatal = (len(settings.seeds) - 1) * batches + int(chance.integers(2, batches + 1))
-    killed = [ends(child(settings, name, fatal))]
-    late = child(settings, name)
+    fatal_batch = (len(settings.seeds) - 1) * batches + int(chance.integers(2, batches + 1))
+    killed = [ends(child(settings, name, fatal_batch))]
+    process = child(settings, name)
     time.sleep(chance.uniform(0, seconds))
-    os.kill(late, signal.SIGKILL)  # which may have ended, but was not waited for
-    killed.append(ends(late))
+    os.kill(process, signal.SIGKILL)  # It may have ended, but nobody has waited for it.
+    killed.append(ends(process))
     print(f"{name}: the last run")
     ended = ends(child(settings, name))
-    left = [str(path) for path in PARTIAL.iterdir()]
-    return {"name": name, "killed": killed, "ended": ended, "same": written(name) == wanted, "left": left}
+    leftovers = [str(path) for path in PARTIAL.iterdir()]
+    return {"name": name, "killed": killed, "ended": ended, "same": written(name) == undisturbed, "left": leftovers}
 
 
 if __name__ == "__main__":

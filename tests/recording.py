@@ -1,4 +1,4 @@
-"""Shared by the tests of what a GPU records: a stand-in for CUDA's capture that, like it, knows memory alone."""
+"""The tests of recorded GPU work share this stand-in for CUDA's capture, which like it sees only memory."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 T = TypeVar("T")
-HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}  # a capture breaks at them
+HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}  # They break a capture.
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every operation with the memory that it reads and writes."""
+    """This mode notes every operation with the memory that it reads and writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,21 +28,21 @@ class _Recorder(TorchDispatchMode):
 
 
 def recorded(work: Callable[[], T]) -> tuple[T, Callable[[], T]]:
-    """As `capture.on_cuda`, on a CPU: a replay does every operation again, on the same memory."""
+    """Record work as `capture.on_cuda` does, on a CPU: a replay does every operation again, on the same memory."""
     with _Recorder() as recorder:
         result = work()
 
     def replay() -> T:
         with torch.no_grad():
             for func, args, kwargs, out in recorder.operations:
-                given = {_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
-                old = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
-                if old and all(_storage(each) in given for each in old) and not func._schema.is_mutable:
-                    continue  # a view of memory that is there
-                new = [each for each in tree_leaves(func(*args, **kwargs)) if isinstance(each, Tensor)]
-                for mine, made in zip(old, new, strict=True):
-                    if _storage(mine) not in given:
-                        mine.detach().copy_(made.detach())
+                storages = {_storage(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+                old = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+                if old and all(_storage(tensor) in storages for tensor in old) and not func._schema.is_mutable:
+                    continue  # It is a view of memory that exists already.
+                new = [tensor for tensor in tree_leaves(func(*args, **kwargs)) if isinstance(tensor, Tensor)]
+                for old_tensor, new_tensor in zip(old, new, strict=True):
+                    if _storage(old_tensor) not in storages:
+                        old_tensor.detach().copy_(new_tensor.detach())
         return result
 
     return result, replay

@@ -1,4 +1,4 @@
-"""Shared by the tests of nets and of their training: nets and detectors that are small, and never 0 and 1 alone."""
+"""The tests of nets and of training share these small nets and detectors, whose weights are not 0 and 1 alone."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ MAPS = {"stem": (64, 32, 32), "layer1": (64, 32, 32), "layer2": (128, 16, 16), "
 
 
 def stirred(net: ResNet, seed: int = 0) -> ResNet:
-    """The net with BatchNorm averages and weights that are no longer 0 and 1, so that folding them shows."""
+    """Give the net BatchNorm averages and weights that are not 0 and 1, so that folding them shows."""
     torch.manual_seed(seed)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -35,6 +35,7 @@ def small(classes: int = 10, width: int = 4, seed: int = 0) -> ResNet:
 
 
 def fails(match: str, call: Callable[[], object]) -> None:
+    """Check that a call raises InputError in one line that matches."""
     with pytest.raises(InputError, match=match) as caught:
         call()
     assert "\n" not in str(caught.value)

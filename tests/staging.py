@@ -1,4 +1,4 @@
-"""Stages run in this process: as `python stages/<name>.py …` would run them, but for the seconds that a start takes."""
+"""This runs stages in the tests' process, as `python stages/<name>.py …` does, but without the seconds of a start."""
 
 import io
 import runpy
@@ -13,7 +13,7 @@ STAGES = Path(__file__).resolve().parent.parent / "stages"
 
 
 def stage(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What the script came to in the current folder."""
+    """Run a stage's script in the current folder and return its status and output."""
     command, status = [str(STAGES / f"{name}.py"), *arguments], 0
     with (
         redirect_stdout(io.StringIO()) as out,

@@ -1,4 +1,4 @@
-"""Entries of `structures`, by the words that they do not have as `none`."""
+"""This makes entries of `structures` of the words that are not `none`."""
 
 
 def words(

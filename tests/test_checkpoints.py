@@ -1,4 +1,4 @@
-"""Interrupted training: killed or stopped anywhere, it goes on and ends with the bytes of an undisturbed run."""
+"""Training that was killed or stopped anywhere goes on and ends with the bytes of an undisturbed run."""
 
 import json
 import os
@@ -34,7 +34,7 @@ CHANGES: dict[str, Any] = {"training": {"epochs": 3, "batch_size": 50}, "detecto
 
 
 def train(settings: Params, name: str) -> dict[str, bytes]:
-    """Trains a structure, or `pretrained`; what it wrote, by path."""
+    """Train a structure, or `pretrained`, and return what it wrote, by path."""
     if name == "pretrained":
         pretrain(settings)
     else:
@@ -54,7 +54,7 @@ def write(values: dict[str, Any]) -> Params:
 
 @contextmanager
 def stage(name: str) -> Iterator[subprocess.Popen[str]]:
-    """The stage as a process of its own, once it has saved something."""
+    """Start the stage as a process, and yield it once it has saved something."""
     command = [STAGES / "pretrain.py"] if name == "pretrained" else [STAGES / "train.py", name]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: more threads round differently
     before = {path: path.stat().st_mtime_ns for path in PARTIAL.rglob("*.pt")}
@@ -106,20 +106,20 @@ def test_killed_at_any_moment_every_structure_ends_with_the_same_bytes(project: 
     recipe = {"training": short | RECIPE}
     cases: list[tuple[str, dict[str, Any]]] = [("adv", recipe), ("ours", recipe), ("classical", {}), ("fgsm", {})]
     cases += [("pgd", recipe), ("ours", {"seeds": [0, 1]} | STREAMED), ("adv", {"seeds": [0, 1]}), ("pretrained", {})]
-    given = json.dumps([(name, tiny_values(**changes | more)) for name, more in cases])
+    stdin = json.dumps([(name, tiny_values(**changes | more)) for name, more in cases])
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("killing.py")
-    done = subprocess.run([sys.executable, script], input=given, capture_output=True, text=True, env=environment)
-    lines = done.stdout.splitlines()
-    found = [json.loads(line) for line in lines if line.startswith("{")]
-    assert [each["name"] for each in found] == [name for name, _ in cases], done.stderr
-    for each in found:
-        assert each["killed"][0] == -signal.SIGKILL, each
-        assert each["same"] and each["ended"] == 0 and not each["left"], each
+    process = subprocess.run([sys.executable, script], input=stdin, capture_output=True, text=True, env=environment)
+    lines = process.stdout.splitlines()
+    results = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [result["name"] for result in results] == [name for name, _ in cases], process.stderr
+    for result in results:
+        assert result["killed"][0] == -signal.SIGKILL, result
+        assert result["same"] and result["ended"] == 0 and not result["left"], result
     assert sum(": going on after epoch " in line for line in lines) >= len(cases)
     # All of them were killed in the last seed, of 12 batches; the finished seeds were not trained again.
     last = [int(lines[number - 1].split()[0]) for number, line in enumerate(lines) if line.startswith("{")]
-    assert all(batches < 12 or each["killed"][1] == 0 for batches, each in zip(last, found, strict=True))
+    assert all(batches < 12 or result["killed"][1] == 0 for batches, result in zip(last, results, strict=True))
 
 
 def test_a_stage_that_is_told_to_stop_saves_and_says_where_it_goes_on(project: Path) -> None:
@@ -138,18 +138,18 @@ def test_a_stage_that_is_told_to_stop_saves_and_says_where_it_goes_on(project: P
 
 @contextmanager
 def stopped_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A block in which training gets Ctrl-C during its n-th batch, and ends there."""
-    left, crop = batches, augmentation.crop
+    """Send Ctrl-C during the n-th batch of the training in the block, which has to end there."""
+    batches_left, crop = batches, augmentation.crop
 
-    def counts(*arguments: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0:
+    def count_batches(*arguments: Any) -> Any:
+        nonlocal batches_left
+        batches_left -= 1
+        if batches_left == 0:
             signal.raise_signal(signal.SIGINT)
         return crop(*arguments)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit, match="goes on after epoch"):
-        patched.setattr(augmentation, "crop", counts)
+        patched.setattr(augmentation, "crop", count_batches)
         yield
 
 
@@ -191,17 +191,17 @@ def test_finished_seeds_are_not_trained_again(
     with stopped_after(18 + 8, monkeypatch):
         train(settings, "ours")
     shutil.rmtree(HERE.models("ours"))  # as DVC does before it runs the stage again
-    left = 0
+    batches = 0
     crop = augmentation.crop
 
-    def counts(*arguments: Any) -> Any:
-        nonlocal left
-        left += 1
+    def count_batches(*arguments: Any) -> Any:
+        nonlocal batches
+        batches += 1
         return crop(*arguments)
 
-    monkeypatch.setattr(augmentation, "crop", counts)
+    monkeypatch.setattr(augmentation, "crop", count_batches)
     assert train(settings, "ours") == wanted
-    assert left == 10
+    assert batches == 10
 
 
 def test_no_other_run_takes_a_checkpoint(
@@ -209,12 +209,12 @@ def test_no_other_run_takes_a_checkpoint(
 ) -> None:
     with stopped_after(8, monkeypatch):
         train(tiny(**CHANGES), "ours")
-    (left,) = PARTIAL.iterdir()
+    (folder,) = PARTIAL.iterdir()
     other = tiny(**CHANGES | {"training": CHANGES["training"] | {"learning_rate": 0.01}})
     wanted = train(other, "ours")
-    assert left.exists() and "going on" not in capfd.readouterr().out
+    assert folder.exists() and "going on" not in capfd.readouterr().out
     assert train(tiny(**CHANGES), "ours") != wanted
-    assert not left.exists() and "going on" in capfd.readouterr().out
+    assert not folder.exists() and "going on" in capfd.readouterr().out
 
 
 def test_what_decides_the_results_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,28 +227,28 @@ def test_what_decides_the_results_names_the_folder(tmp_path: Path, monkeypatch: 
         (code / f"{name}.py").write_text(text)
     monkeypatch.setattr(checkpoints, "CODE", code)
 
-    def found(settings: object = ("x", 1), dtype: torch.dtype = torch.float32, device: str = "cpu") -> Path:
+    def folder(settings: object = ("x", 1), dtype: torch.dtype = torch.float32, device: str = "cpu") -> Path:
         return checkpoints.folder("ours", settings, [data], "sparring.a", torch.device(device), dtype)
 
-    first = found()
-    assert first == found() and first.parent == tmp_path / PARTIAL and first.name.startswith("ours-")
-    others = [found(settings=("x", 2)), found(dtype=torch.bfloat16), found(device="cuda:0")]
-    assert found(device="cuda:1") == others[-1]
+    first = folder()
+    assert first == folder() and first.parent == tmp_path / PARTIAL and first.name.startswith("ours-")
+    others = [folder(settings=("x", 2)), folder(dtype=torch.bfloat16), folder(device="cuda:0")]
+    assert folder(device="cuda:1") == others[-1]
     with monkeypatch.context() as patched:
         patched.setattr(torch, "__version__", "0")
-        others.append(found())
+        others.append(folder())
     data.write_bytes(b"2")
-    others.append(found())
+    others.append(folder())
     data.write_bytes(b"1")
     for name, text in texts.items():
         (code / f"{name}.py").write_text(f"{text}\n# edited")
-        others.append(found())
+        others.append(folder())
         (code / f"{name}.py").write_text(text)
     assert len({first, *others}) == 1 + 5 + len(texts)
     (code / "figures.py").write_text("# edited")  # which the stage does not use
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints, "hardware", lambda device: "another")
-        assert found() == first and checkpoints.machine(CPU) == "cpu, another"
+        assert folder() == first and checkpoints.machine(CPU) == "cpu, another"
 
 
 def test_the_code_of_a_stage_is_what_it_imports() -> None:

@@ -1,4 +1,4 @@
-"""Two processes on the CPU train what one does; run as a script, this file is what they do."""
+"""Two processes on the CPU train what one does. Both run this file as a script."""
 
 import logging
 import math
@@ -37,16 +37,16 @@ from sparring.params.errors import InputError
 from sparring.params.sections import Network
 from sparring.params.structures import Online, Structure
 from sparring.training.gallery import batch_stops, load_gallery
-from sparring.training.loop import Opponents, TrainingInput
+from sparring.training.loop import Opponents
 from sparring.training.loop import fit as run_training
 from sparring.training.results import new_net
 from sparring.training.steps import plain_step
 
 STAGES = Path(__file__).resolve().parent.parent / "stages"
 CPU = torch.device("cpu")
-# Two processes sum gradients in another order than one, so they end as far from it as rounding takes a training. How
-# far depends on the machine, and on whether it moves a unit across zero: it is measured on one process, in every case
-# and in two ways, and allowed so many times.
+# Two processes sum gradients in another order than one, so the results differ by the effect of rounding on a training.
+# That effect depends on the machine, and on whether it moves a unit across zero. It is measured with one process, in
+# every case and in two ways. The difference of two processes may be so many times as large.
 ROUNDING = 2
 NUDGES: dict[str, Callable[[Tensor], Tensor]] = {
     "up": lambda weights: torch.nextafter(weights, torch.tensor(torch.inf)),
@@ -65,12 +65,12 @@ CASES: dict[str, dict[str, Any]] = {
         "structures": {"evolving": words("evolving")},
     },
 }
-# BatchNorm and dropout, each with numbers of its own in every process.
+# This case has BatchNorm and dropout, whose numbers differ between the processes.
 RESUMED: dict[str, Any] = {"training": {"epochs": 3, "batch_size": 59}, "detector": {"dropout": 0.3}}
 
 
 def grouped(net: Classifier) -> Classifier:
-    """The net with GroupNorm for BatchNorm: what it makes of an image does not depend on the rest of the batch."""
+    """Replace BatchNorm by GroupNorm, so that the outputs for an image do not depend on the rest of the batch."""
     for name, module in list(net.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             net.set_submodule(name, nn.GroupNorm(2, module.num_features))
@@ -84,7 +84,7 @@ def fit(
     checkpoint: Path | None = None,
     nudge: Callable[[Tensor], Tensor] = lambda weights: weights,
 ) -> tuple[dict[str, Tensor], pd.DataFrame]:
-    """Trains on the project's images; what net, detector and, where there is one, attack came to, and the history.
+    """Train on the project's images. Return the tensors of net and detector, and of an attack if any, and the history.
 
     nudge: changes the first weights.
     """
@@ -105,24 +105,24 @@ def fit(
     structure = Structure(opponents="sampler", evolving="none", detector="none", transform="none")
     stored = opponents.create(settings, structure, attacks, net, torch.float32)
 
-    class Noted(OnlineOpponents):
-        """Attacks the stored versions, and notes what comes of them."""
+    class NotedOpponents(OnlineOpponents):
+        """These opponents attack the stored versions, and note the images that result."""
 
         def versions(self, epoch: int, visits: np.ndarray) -> np.ndarray:
             return stored.versions(epoch, visits)
 
         def show(self, *batch: Any) -> TrainingInput:
-            shown = super().show(*batch)
-            attacked.append(shown.images)
-            return shown
+            attack = super().show(*batch)
+            attacked.append(attack.images)
+            return attack
 
-    chosen: dict[str, Opponents] = {}
+    opponents_of: dict[str, Opponents] = {}
     if name == "online":
-        chosen[name] = Noted(net, Online(eps=0.05, step=0.02, steps=2, noise=1), torch.float32, 0)
+        opponents_of[name] = NotedOpponents(net, Online(eps=0.05, step=0.02, steps=2, noise=1), torch.float32, 0)
     if name == "evolving":
         start = evolving.starts(settings, store.read(HERE.clean / "train.parquet", ()), "", HERE)
         alone = settings.structure("evolving")
-        chosen[name] = opponents.create(settings, alone, attacks, net, torch.float32, start)
+        opponents_of[name] = opponents.create(settings, alone, attacks, net, torch.float32, start)
 
     history = run_training(
         settings,
@@ -130,20 +130,20 @@ def fit(
         net,
         step,
         load_gallery(settings, HERE, attacks, model_files.digest(pretrained), CPU),
-        chosen.get(name, stored),
+        opponents_of.get(name, stored),
         store.read(HERE.clean / "validation.parquet"),
         checkpoints.Checkpoint(checkpoint),
     )
-    found = {f"net.{key}": value for key, value in net.state_dict().items()}
-    found |= {f"detector.{key}": value for key, value in detector.state_dict().items()}
-    found |= {"attacked": attacked[0]} if attacked else {}  # of the first batch, this process's slice
+    tensors = {f"net.{key}": value for key, value in net.state_dict().items()}
+    tensors |= {f"detector.{key}": value for key, value in detector.state_dict().items()}
+    tensors |= {"attacked": attacked[0]} if attacked else {}  # of the first batch, this process's slice
     if name == "evolving":
-        found |= {"perturbation": chosen[name].state_dict()["perturbation"]}
-    return {key: value.contiguous().clone() for key, value in found.items()}, pd.DataFrame(history)
+        tensors |= {"perturbation": opponents_of[name].state_dict()["perturbation"]}
+    return {key: value.contiguous().clone() for key, value in tensors.items()}, pd.DataFrame(history)
 
 
 def every_case(folder: Path, nudge: str | None = None) -> None:
-    """Writes what each case came to in this process, its first weights changed by one of NUDGES or as they are."""
+    """Train each case and write this process's results.  nudge: the one of NUDGES that changes the first weights."""
     folder = folder / (nudge or f"{distributed.rank()}-of-{distributed.size()}")
     folder.mkdir(parents=True)
     changed = {"nudge": NUDGES[nudge]} if nudge else {}
@@ -154,15 +154,17 @@ def every_case(folder: Path, nudge: str | None = None) -> None:
 
 
 def distance(folder: Path, other: Path, name: str) -> float:
-    """The largest difference between any two weights that a case came to."""
+    """Return the largest difference between the trained weights of a case in two folders."""
     one, two = (load_file(place / f"{name}.safetensors") for place in (folder, other))
     weights = one.keys() - {"attacked", "perturbation"}
     return max(float((two[key] - one[key]).abs().max()) for key in weights)
 
 
 def losses_distance(folder: Path, other: Path, name: str) -> float:
-    """The largest difference between any two losses of a case's histories, as a share of the loss. Rounding may move an
-    accuracy by a whole image: each has to be within two of its images."""
+    """Return the largest difference between the losses of a case's histories in two folders, as a share of the loss.
+
+    Rounding may move an accuracy by a whole image, so accuracies have to agree to two images.
+    """
     one, two = (pd.read_csv(place / f"{name}.csv", index_col=0) for place in (folder, other))
     assert list(one) == list(two) and len(one) == len(two)
     losses = [column for column in one if column.endswith("loss")]
@@ -173,26 +175,26 @@ def losses_distance(folder: Path, other: Path, name: str) -> float:
 
 
 def stopped_and_resumed(folder: Path) -> None:
-    """Writes what a training came to that was not stopped, and one that the last process alone stops twice."""
+    """Write the results of a training that was not stopped, and of one that the last process alone stopped twice."""
     folder = folder / f"{distributed.rank()}-of-{distributed.size()}"
     settings = params.validate(tiny_values(**RESUMED))
     undisturbed, history = fit(settings, "joint", lambda net: net)
     distributed.PERIOD = 0  # the processes ask each other after every batch
-    crop, left = augmentation.crop, 0
+    crop, batches_left = augmentation.crop, 0
 
     def stops(*arguments: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0 and distributed.rank() == distributed.size() - 1:
+        nonlocal batches_left
+        batches_left -= 1
+        if batches_left == 0 and distributed.rank() == distributed.size() - 1:
             signal.raise_signal(signal.SIGTERM)
         return crop(*arguments)
 
     augmentation.crop = stops
     for batches in (3, 8):
-        left = batches
+        batches_left = batches
         with pytest.raises(SystemExit, match="goes on after epoch"):
             fit(settings, "joint", lambda net: net, Path("state.pt"))
-        assert left == 0
+        assert batches_left == 0
     resumed, other_history = fit(settings, "joint", lambda net: net, Path("state.pt"))
     pd.testing.assert_frame_equal(history, other_history, check_exact=True)
     save_file(undisturbed, folder / "undisturbed.safetensors")
@@ -201,7 +203,7 @@ def stopped_and_resumed(folder: Path) -> None:
 
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a script in as many processes as its parameters say, as `python script …` would; its exit status."""
+    """Return a function that runs a script in as many processes as its parameters say, and returns its exit status."""
 
     def run(settings: Params, *command: str | Path) -> int:
         def alone() -> None:
@@ -235,15 +237,15 @@ def test_two_processes_at_half_the_batch_follow_one(
     rounding = max(distance(one, tmp_path / nudge, name) for nudge in NUDGES for name in CASES)
     assert 0 < rounding < 2e-2
     for name in CASES:
-        wanted, found, other = (load_file(folder / f"{name}.safetensors") for folder in (one, first, second))
-        assert found.keys() == wanted.keys()
+        wanted, tensors, others = (load_file(folder / f"{name}.safetensors") for folder in (one, first, second))
+        assert tensors.keys() == wanted.keys()
         if name == "online":
-            attacked = torch.cat([part.pop("attacked") for part in (found, other)])
+            attacked = torch.cat([part.pop("attacked") for part in (tensors, others)])
             # Where a gradient is next to nothing, rounding decides its sign.
             assert ((attacked - wanted.pop("attacked")).abs() < 1e-6).float().mean() > 0.999
         if name == "evolving":
-            assert (found["perturbation"] == wanted["perturbation"]).float().mean() > 0.99
-        assert all(torch.equal(found[key], other[key]) for key in wanted), name
+            assert (tensors["perturbation"] == wanted["perturbation"]).float().mean() > 0.99
+        assert all(torch.equal(tensors[key], others[key]) for key in wanted), name
         assert distance(one, first, name) <= ROUNDING * rounding, name
         wander = max(losses_distance(one, tmp_path / nudge, name) for nudge in NUDGES)
         assert wander < 5e-3, name
@@ -371,18 +373,18 @@ def test_a_net_with_synchronised_norms_is_the_same_net(tiny: Callable[..., Param
         distributed.sync_norms(net)
         assert list(net.state_dict()) == names
         assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
-        found = net.maps(images)
-        assert found.keys() == wanted.keys()
+        maps = net.maps(images)
+        assert maps.keys() == wanted.keys()
         for name, tensor in wanted.items():
-            torch.testing.assert_close(found[name], tensor)
+            torch.testing.assert_close(maps[name], tensor)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    here = Path(sys.argv[1])
+    folder = Path(sys.argv[1])
 
     def work() -> None:
-        every_case(here)
-        stopped_and_resumed(here)
+        every_case(folder)
+        stopped_and_resumed(folder)
 
     distributed.run(params.validate(tiny_values(training={"devices": 2})), work)

@@ -1,4 +1,4 @@
-"""The study of opponents that follow the net: its parameters, and a tiny one made by its functions."""
+"""The study of evolving opponents is tested by its parameters, and by a tiny study that its functions make."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ TRAININGS = {
     "mixed-16": {"method": "mixed_6", "eps": 16, "seed": 0, "epochs": 1, "autoattack": 0},
     "online_pgd10-8-0": {"method": "online_pgd10", "eps": 8, "seed": 0, "epochs": 2, "autoattack": 0},
 }
-MADE = list(TRAININGS)[:4]
+FINISHED = list(TRAININGS)[:4]
 
 
 def tiny_values() -> dict[str, Any]:
@@ -42,8 +42,8 @@ def tiny_values() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all but one training were made. Read only."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which all but one training are finished. Tests only read it."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "profiles").symlink_to(ROOT / "profiles")
     (folder / "studies/evolving").mkdir(parents=True)
@@ -52,15 +52,15 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.chdir(folder)
         study = parameters.load_study()
         evolving.make_source(study)
-        for name in MADE:
+        for name in FINISHED:
             evolving.make_row(study, name)
     return folder
 
 
-def test_a_finished_training_is_a_row(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(study_folder)
+def test_a_finished_training_is_a_row(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
     rows = evolving.rows(parameters.load_study()).set_index("training")
-    assert list(rows.index) == MADE and list(rows.columns) == evolving.COLUMNS[1:]
+    assert list(rows.index) == FINISHED and list(rows.columns) == evolving.COLUMNS[1:]
     assert (rows["images"] == 250).all() and (rows["tested"] == 20).all() and (rows["shown"] == 60).all()
     assert (rows["seconds"] > 0).all()
     for column in ("clean", "pgd50", "stored"):
@@ -75,8 +75,8 @@ def test_a_finished_training_is_a_row(study_folder: Path, monkeypatch: pytest.Mo
     assert 255 * aimed["linf"].max() == pytest.approx(16, abs=0.01)
 
 
-def test_the_methods_differ_in_what_they_name(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(study_folder)
+def test_the_methods_differ_in_what_they_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
     study = parameters.load_study()
     nets = {name: parameters.net_params(study, name) for name in TRAININGS}
     assert nets["evolving-8-1"].seeds == [1] and nets["evolving-8-1"].seed == 0  # one set of stored attacks
@@ -101,8 +101,8 @@ def test_the_studys_own_file_is_valid_for_every_training(monkeypatch: pytest.Mon
         assert passes == wanted.get(training.method, 7)
 
 
-def test_the_report_is_of_the_trainings_that_there_are(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(study_folder)
+def test_the_report_is_of_the_trainings_that_there_are(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
     report.write(parameters.load_study())
     folder = HERE.study_reports("evolving")
     text = (folder / "report.md").read_text()
@@ -134,16 +134,16 @@ def test_several_seeds_have_a_t_interval() -> None:
     assert report.against(rows, 16, 30, "online_pgd10") == ""
 
 
-def test_bad_input_is_one_line(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(study_folder)
+def test_bad_input_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
     study = parameters.load_study()
     fails(r"trainings.evolving is missing; there are evolving-8-0,", lambda: evolving.make_row(study, "evolving"))
     command = [sys.executable, str(SCRIPTS / "make_net.py"), "nobody"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "trainings.nobody is missing" in done.stderr
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "trainings.nobody is missing" in result.stderr
     values = tiny_values()
     values["trainings"]["evolving-8-0"] = TRAININGS["evolving-8-0"] | {"method": "mine"}
-    path = study_folder / "wrong.yaml"
+    path = root / "wrong.yaml"
     YAML().dump(values, path)
     fails(
         r"trainings.evolving-8-0.method is mine, which is not in methods; use evolving, ",

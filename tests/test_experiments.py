@@ -1,4 +1,4 @@
-"""`dvc exp` and `dvc plots`, in a clone of their own: so these and the tests of the pipeline run side by side."""
+"""`dvc exp` and `dvc plots` are tested in a clone of their own, in parallel with the tests of the pipeline."""
 
 import shutil
 import sys
@@ -21,10 +21,10 @@ def test_a_queued_sweep_works_and_is_shown(clone: Path) -> None:
     run(clone, "dvc", "exp", "run", "--queue", "-S", "mixture.adv_ratio=0.25,0.75")
     output = run(clone, "dvc", "exp", "run", "--run-all")
     assert "Failed" not in output
-    shown = clone / "shown.csv"
-    shown.write_text(run(clone, "dvc", "exp", "show", "--csv"))
-    table = pd.read_csv(shown)
-    shown.unlink()
+    table_file = clone / "shown.csv"
+    table_file.write_text(run(clone, "dvc", "exp", "show", "--csv"))
+    table = pd.read_csv(table_file)
+    table_file.unlink()
     ratios = table.loc[table["State"].isna() | (table["State"] == "Success"), "mixture.adv_ratio"]
     assert {0.25, 0.5, 0.75} <= set(ratios)
     metrics = [column for column in table.columns if column.startswith(("mixture.", "detector.ours."))]
@@ -33,7 +33,7 @@ def test_a_queued_sweep_works_and_is_shown(clone: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tables_of_experiments_stand_side_by_side(clone: Path) -> None:
-    """Those of the sweep above."""
+    """The experiments are those of the sweep above."""
     names = run(clone, "dvc", "exp", "list", "--name-only", "--all").split()
     call = [sys.executable, "-m", "sparring", "compare", "HEAD", *names, "--out", "compared"]
     output = run(clone, *call)

@@ -1,4 +1,4 @@
-"""benchmarks/full_size.py: what it plans for a machine, how it keeps to its time, and a whole run at toy size."""
+"""benchmarks/full_size.py has to plan for a machine, keep to its time, and complete a run at toy size."""
 
 import io
 import json
@@ -61,20 +61,20 @@ def h100() -> planning.Rates:
 
 
 def test_a_plan_fits_and_leaves_nothing_out_where_there_is_time(h100: planning.Rates, paper: Params) -> None:
-    chosen = planning.plan(h100, paper, 480)
-    assert chosen.seconds <= 480 and not chosen.left_out and list(chosen.parts) == list(planning.PARTS)
-    assert planning.LEAST_EPOCHS <= chosen.epochs < 150
-    assert planning.LEAST_CW_STEPS <= chosen.cw_steps <= 100
-    # Nothing of it could be had for free: one epoch more, and it does not fit.
-    more = chosen.epochs + 1
-    longer = planning.seconds_of(planning.replace(chosen, epochs=more), h100, paper)
+    plan = planning.plan(h100, paper, 480)
+    assert plan.seconds <= 480 and not plan.left_out and list(plan.parts) == list(planning.PARTS)
+    assert planning.LEAST_EPOCHS <= plan.epochs < 150
+    assert planning.LEAST_CW_STEPS <= plan.cw_steps <= 100
+    # No time is left over: with one epoch more the plan does not fit.
+    more = plan.epochs + 1
+    longer = planning.seconds_of(planning.replace(plan, epochs=more), h100, paper)
     assert sum(longer.values()) > (1 - planning.RESERVE) * 480
 
 
 def test_with_more_time_a_plan_grows_to_what_was_asked_for(h100: planning.Rates, paper: Params) -> None:
     plans = [planning.plan(h100, paper, 60 * minutes) for minutes in (8, 10, 12, 20, 40, 500)]
     for name in ("epochs", "cw_steps", "whitebox_images"):
-        sizes = [getattr(chosen, name) for chosen in plans]
+        sizes = [getattr(plan, name) for plan in plans]
         assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
     assert (plans[-1].epochs, plans[-1].cw_steps, plans[-1].whitebox_images) == (150, 100, 5000)
 
@@ -82,10 +82,10 @@ def test_with_more_time_a_plan_grows_to_what_was_asked_for(h100: planning.Rates,
 @given(st.floats(0, 600))
 def test_later_parts_are_left_out_first_and_the_report_never(seconds: float) -> None:
     rates = planning.Rates(**json.loads((BENCHMARKS / "h100.json").read_text()))
-    chosen = planning.plan(rates, PAPER, seconds)
-    assert tuple(chosen.left_out) == planning.OPTIONAL[: len(chosen.left_out)]
-    assert set(chosen.parts) == set(planning.PARTS) - set(chosen.left_out) and "report" in chosen.parts
-    assert chosen.seconds <= seconds or len(chosen.left_out) == len(planning.OPTIONAL)
+    plan = planning.plan(rates, PAPER, seconds)
+    assert tuple(plan.left_out) == planning.OPTIONAL[: len(plan.left_out)]
+    assert set(plan.parts) == set(planning.PARTS) - set(plan.left_out) and "report" in plan.parts
+    assert plan.seconds <= seconds or len(plan.left_out) == len(planning.OPTIONAL)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -95,22 +95,22 @@ def _paper_for_properties(paper: Params) -> None:
 
 
 def test_the_plan_is_what_the_run_is_set_to(h100: planning.Rates, paper: Params, tmp_path: Path) -> None:
-    chosen = planning.plan(h100, paper, 480)
-    values = dict(setting.split("=", 1) for setting in chosen.settings(paper))
-    assert values["training.epochs"] == str(chosen.epochs) and values["training.schedule"] == "one_cycle"
+    plan = planning.plan(h100, paper, 480)
+    values = dict(setting.split("=", 1) for setting in plan.settings(paper))
+    assert values["training.epochs"] == str(plan.epochs) and values["training.schedule"] == "one_cycle"
     assert float(values["training.learning_rate"]) == pytest.approx(paper.training.learning_rate * 512 / 64)
-    fewer = chosen.applied(paper).whitebox
-    assert fewer.images == chosen.whitebox_images and fewer.checks.images == chosen.whitebox_images // 5
+    fewer = plan.applied(paper).whitebox
+    assert fewer.images == plan.whitebox_images and fewer.checks.images == plan.whitebox_images // 5
 
 
 def test_tasks_end_at_the_deadline_and_are_not_done_twice(tmp_path: Path) -> None:
     for name in ("records", "work"):
         (tmp_path / name).mkdir()
-    done = tmp_path / "done.txt"
+    log = tmp_path / "done.txt"
 
     def quick() -> None:
         print("quick here")
-        done.open("a").write("quick\n")
+        log.open("a").write("quick\n")
 
     def wrong() -> None:
         raise InputError("data.path is nowhere")
@@ -124,7 +124,7 @@ def test_tasks_end_at_the_deadline_and_are_not_done_twice(tmp_path: Path) -> Non
     assert run.reasons == {"one": "wrong: data.path is nowhere"}
     assert not run.do("two", {"quick": quick, "long": long}, time.monotonic() + 0.5, 1)
     assert run.reasons["two"] == "long: there was no time for it"
-    assert time.monotonic() - began < 20 and done.read_text() == "quick\n"
+    assert time.monotonic() - began < 20 and log.read_text() == "quick\n"
     assert (tmp_path / "records" / "quick.log").read_text() == "quick here\n"
 
 
@@ -187,12 +187,12 @@ def test_an_archive_stays_small_and_names_what_it_leaves_behind(tmp_path: Path) 
     assert archive.stat().st_size < packing.LIMIT
     with tarfile.open(archive) as tar:
         names = tar.getnames()
-        left = tar.extractfile("full_size/left_behind.txt").read().decode()
-    assert "full_size/run/data/predictions/a.parquet" in names and left == "run/data/whitebox/b\n"
+        left_behind = tar.extractfile("full_size/left_behind.txt").read().decode()
+    assert "full_size/run/data/predictions/a.parquet" in names and left_behind == "run/data/whitebox/b\n"
 
 
 def write_images(folder: Path) -> None:
-    """300 images of 10 classes, of which the last 60 are an official test set."""
+    """Write 300 images of 10 classes, of which the last 60 are an official test set."""
     draw = np.random.default_rng(0)
     colours = draw.integers(0, 256, (10, 3))
     folder.mkdir()
@@ -225,8 +225,8 @@ def test_a_run_at_toy_size_killed_and_gone_on_with_ends_in_a_report(tmp_path: Pa
         process.kill()
     pretrained = (out / "tasks" / "pretrain.json").read_bytes()
     plan = (out / "plan.json").read_bytes()
-    done = subprocess.run(command(tmp_path, 5), env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run(command(tmp_path, 5), env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert (out / "tasks" / "pretrain.json").read_bytes() == pretrained and (out / "plan.json").read_bytes() == plan
     archive = out / "full_size.tar.gz"
     assert archive.stat().st_size < 16_000_000

@@ -1,5 +1,5 @@
-"""The house's rules: no import runs upwards, each stage's deps are the modules whose code decides its bytes, and git
-keeps little of what is generated."""
+"""These tests hold the rules of the house: no import runs upwards, each stage's deps are the modules whose code decides
+its bytes, and git keeps little of what is generated."""
 
 import ast
 import graphlib
@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "sparring"
 STUDIES = ("table3", "leave_one_out", "mask_padding", "evolving")
 PIPELINES = ("dvc.yaml", *(f"studies/{name}/dvc.yaml" for name in STUDIES))  # all run in the main folder
-# Lines of a module and of a function.
+# The most lines of a module and of a function.
 MODULE, FUNCTION = 320, 50
-# Lines of a file of tests or of their helpers.
+# The most lines of a file of tests or of their helpers.
 TESTS = 500
-# From the ground; a folder's modules stand on its floor but where they are named themselves.
+# The floors begin at the ground. A folder's modules stand on its floor, but for those that are named themselves.
 FLOORS = [
     {"params"},
     {"layout", "report/escape", "report/lettering"},
@@ -50,23 +50,23 @@ FLOORS = [
     {"report/render", "report/compare"},
     {"audit"},
 ]
-# They check, name, tell and resume, and decide no byte of a stage's results.
+# These modules check, name, report and resume, and decide no byte of a stage's results.
 PLUMBING = {"params", "layout", "progress", "checkpoints"}
 DECIDING = {"params/masking", "params/evolving"}  # but these decide what each net of their studies is
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of the package that a file, or a folder of files, imports, as `attacks/pgd`; a folder where something of
-    its __init__ is imported."""
-    found: set[str] = set()
+    """Return the modules of the package that a file, or a folder of files, imports, as `attacks/pgd`, or a folder for
+    names of its __init__."""
+    modules_imported: set[str] = set()
     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sparring":
                 above = str(node.module).partition(".")[2].replace(".", "/")
                 inner = {f"{above}/{name.name}".lstrip("/") for name in node.names}
                 modules = {name for name in inner if module(name).exists()}
-                found |= modules | ({above} if above and modules != inner else set())
-    return {name for name in found if module(name) != path and path not in module(name).parents}
+                modules_imported |= modules | ({above} if above and modules != inner else set())
+    return {name for name in modules_imported if module(name) != path and path not in module(name).parents}
 
 
 def module(name: str) -> Path:
@@ -91,12 +91,12 @@ def floor(name: str) -> int | None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_import_runs_upwards(name: str) -> None:
-    here = floor(name)
-    assert here is not None, f"{name} has no floor; give it one"
+    own_floor = floor(name)
+    assert own_floor is not None, f"{name} has no floor; give it one"
     for imported in imports(FILES[name]):
-        below = floor(imported)
-        beside = below == here and imported.partition("/")[0] == name.partition("/")[0]
-        assert below is not None and (below < here or beside), f"{name} imports {imported}"
+        imported_floor = floor(imported)
+        is_beside = imported_floor == own_floor and imported.partition("/")[0] == name.partition("/")[0]
+        assert imported_floor is not None and (imported_floor < own_floor or is_beside), f"{name} imports {imported}"
 
 
 def test_no_section_of_the_report_imports_another() -> None:
@@ -127,18 +127,18 @@ def test_files_of_tests_are_short() -> None:
 
 
 def stages() -> dict[str, dict]:
-    found = {}
+    stages_by_name = {}
     for pipeline in PIPELINES:
         defined = YAML(typ="safe").load(ROOT / pipeline)["stages"]
-        found |= {f"{pipeline}:{name}": stage.get("do", stage) for name, stage in defined.items()}
-    return found
+        stages_by_name |= {f"{pipeline}:{name}": stage.get("do", stage) for name, stage in defined.items()}
+    return stages_by_name
 
 
 def as_folders(files: set[str]) -> set[str]:
-    """Files of the package, with the folder in place of its files where all of them are there: DVC reads and writes
-    the whole of dvc.lock at every stage."""
+    """Replace the package's files by their folder where all of its files are there, which keeps dvc.lock short: DVC
+    reads and writes all of it at every stage."""
     for folder in {ROOT / PurePosixPath(name).parent for name in files if name.endswith(".py")} - {PACKAGE}:
-        inside = {each.relative_to(ROOT).as_posix() for each in folder.glob("*.py") if each.name != "__init__.py"}
+        inside = {file.relative_to(ROOT).as_posix() for file in folder.glob("*.py") if file.name != "__init__.py"}
         if PACKAGE in folder.parents and len(inside) > 1 and inside <= files:
             files = (files - inside) | {folder.relative_to(ROOT).as_posix()}
     return files
@@ -148,17 +148,17 @@ def as_folders(files: set[str]) -> set[str]:
 def test_a_stage_depends_on_the_code_that_decides_its_bytes_and_no_other(name: str) -> None:
     stage = stages()[name]
     script = ROOT / stage["cmd"].split()[1]
-    reached, waiting = set(), imports(script)
-    while waiting:
-        found = waiting.pop()
-        reached.add(found)
-        waiting |= imports(module(found)) - reached
+    reached, unread = set(), imports(script)
+    while unread:
+        imported = unread.pop()
+        reached.add(imported)
+        unread |= imports(module(imported)) - reached
     reached -= {name for name in reached - DECIDING if {str(above) for above in PurePosixPath(name).parents} & reached}
     wanted = {script.relative_to(ROOT).as_posix()}
     wanted |= {
-        module(found).relative_to(ROOT).as_posix()
-        for found in reached
-        if found in DECIDING or found.partition("/")[0] not in PLUMBING
+        module(imported).relative_to(ROOT).as_posix()
+        for imported in reached
+        if imported in DECIDING or imported.partition("/")[0] not in PLUMBING
     }
     if "report/page" in reached:
         wanted.add("src/sparring/report/page.html")
@@ -179,13 +179,13 @@ def test_nothing_is_unpickled() -> None:
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "stages").glob("*.py"), *(ROOT / "studies").rglob("*.py")]:
         text = path.read_text()
         assert text.count("torch.load(") == text.count("weights_only=True"), path
-        assert not re.search(r"import pickle|pickle\.|allow_pickle=True|torch\.export\.load\((?!_harmless\()", text), (
+        assert not re.search(r"import pickle|pickle\.|allow_pickle=True|torch\.export\.load\((?!_sanitised\()", text), (
             path
         )
 
 
 def tracked() -> list[Path]:
-    """The files that git keeps, as far as they are there."""
+    """Return the files that git keeps and that exist."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is no clone: git keeps nothing here")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout

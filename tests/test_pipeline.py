@@ -1,4 +1,4 @@
-"""The pipeline as its users run it: a fresh clone, `dvc repro`, and which stages each change runs.
+"""The pipeline is tested as its users run it: a fresh clone, `dvc repro`, and the stages that each change runs.
 
 The tests of this file share one clone with all stages up to date; one that changes more than it can put back works on a
 copy of it.
@@ -82,14 +82,14 @@ UNSEEN = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
     ],
 )
 def test_a_parameter_changes_the_stages_that_use_it_alone(clone: Path, setting: str, stages: set[str]) -> None:
-    """Those at the start; what follows from their results, the next test shows, which is slow."""
+    """The stages are the first ones. The next test, which is slow, shows the stages that follow from their results."""
     before = (clone / "params.yaml").read_text()
     profile(clone, *TINY, setting)
     try:
-        told = json.loads(run(clone, "dvc", "status", "--json", "dvc.yaml"))
+        changed = json.loads(run(clone, "dvc", "status", "--json", "dvc.yaml"))
     finally:
         (clone / "params.yaml").write_text(before)
-    assert told.keys() == stages | {"report", "watch"}  # the report prints all parameters, and `watch` always runs
+    assert changed.keys() == stages | {"report", "watch"}  # the report prints all parameters, and `watch` always runs
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_an_attack_argument_and_an_unseen_attack_run_what_follows(copy: Path) ->
     profile(copy, *TINY, "attacks.bim.steps=3", UNSEEN)
     output = run(copy, "dvc", "repro")
     assert ran(output) == {"attack@bim", "attack_unseen@pgd", *DOWNSTREAM}
-    # Not on a terminal: a closing line a stage, no bar.
+    # This is no terminal, so each stage prints a closing line and no bar.
     lines = [line for line in output.splitlines() if line.startswith("evaluate@adv:")]
     assert len(lines) == 1 and "images/s" in lines[0]
     assert "━" not in output
@@ -123,14 +123,14 @@ def test_rows_made_two_at_a_time_are_all_that_table_3_needs(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "problem"),
     [
         ("sampler.adv_ratio: 1.4", "sampler.adv_ratio is 1.4; it is a share, so 0 to 1"),
         ("attacks: {pgd: {method: torchattacks.PGD, epz: 1}}", "epz is not an argument"),
         ("attacks: {nothing: {}}", "there is no such attack"),
     ],
 )
-def test_bad_parameters_stop_the_first_stage_before_any_work(clone: Path, setting: str, told: str) -> None:
+def test_bad_parameters_stop_the_first_stage_before_any_work(clone: Path, setting: str, problem: str) -> None:
     before = (clone / "params.yaml").read_text()
     files = {path: path.stat().st_mtime_ns for path in (clone / "data").rglob("*.parquet")}
     key, _, value = setting.partition(": ")
@@ -140,13 +140,13 @@ def test_bad_parameters_stop_the_first_stage_before_any_work(clone: Path, settin
     assert count == 1
     try:
         (clone / "params.yaml").write_text(text)
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "stages/prepare.py"], cwd=clone, capture_output=True, text=True, timeout=120
         )
     finally:
         (clone / "params.yaml").write_text(before)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: params.yaml: ")
-    assert told in done.stderr
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert len(process.stderr.strip().splitlines()) == 1 and process.stderr.startswith("error: params.yaml: ")
+    assert problem in process.stderr
     assert files == {path: path.stat().st_mtime_ns for path in (clone / "data").rglob("*.parquet")}

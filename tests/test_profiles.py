@@ -23,7 +23,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in a folder with the committed profiles; gives exit code, output and errors."""
+    """Return a function that runs the command line in a folder with the committed profiles.
+
+    It returns exit code, output and errors.
+    """
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     (tmp_path / "params.yaml").write_bytes(DIGITS)
     monkeypatch.chdir(tmp_path)
@@ -189,15 +192,15 @@ def test_elsewhere_than_in_the_repository(run: Run) -> None:
 
 
 def test_as_a_program(tmp_path: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "sparring", "check"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: params.yaml is missing; run `python -m sparring profile digits` to make it\n"
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == "error: params.yaml is missing; run `python -m sparring profile digits` to make it\n"
 
 
 def older(text: str) -> str:
-    """The default file as it was before some of its keys existed."""
+    """Return the default file as it was before some of its keys existed."""
     text = re.sub(r"(?m)^  background: .*\n", "", text)
     text = re.sub(r"(?ms)^(store|mask|pretrained):.*?(?=^\S)", "", text)
     text = re.sub(r"(?m)^  baseline: .*\n", "", text)
@@ -212,14 +215,14 @@ def test_a_file_of_an_older_version_is_told_what_it_lacks_and_filled(run: Run) -
     path.write_text(older(DIGITS.decode()), encoding="utf-8")
     before = path.read_bytes()
     code, out, err = run("check")
-    lacks = ["data.background", "store", "mask", "pretrained", "structures.baseline"]
-    lacks += [f"structures.adv.{word}" for word in ("evolving", "detector", "transform")]
-    lacks += [f"whitebox.attacks.{name}.loss" for name in ("pgd", "pgd_8", "pgd_l2")]
+    missing = ["data.background", "store", "mask", "pretrained", "structures.baseline"]
+    missing += [f"structures.adv.{word}" for word in ("evolving", "detector", "transform")]
+    missing += [f"whitebox.attacks.{name}.loss" for name in ("pgd", "pgd_8", "pgd_l2")]
     assert code == 1 and err.count("\n") == 1 and not out
-    assert err.startswith(f"error: params.yaml: {', '.join(lacks)} are missing") and "check --fill" in err
+    assert err.startswith(f"error: params.yaml: {', '.join(missing)} are missing") and "check --fill" in err
     assert path.read_bytes() == before
     code, out, _ = run("check", "--fill")
-    assert code == 0 and [line.split(": ")[0] for line in out.splitlines()[:-1]] == lacks
+    assert code == 0 and [line.split(": ")[0] for line in out.splitlines()[:-1]] == missing
     values, wanted = (YAML(typ="safe").load(text) for text in (path.read_text(encoding="utf-8"), DIGITS.decode()))
     wanted["training"]["epochs"] = 7
     assert values == wanted

@@ -1,4 +1,4 @@
-"""What is written to a store comes back, for us and for other readers, and a failed write changes nothing."""
+"""Rows that are written to a store come back, here and in other readers, and a failed write changes nothing."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ ADVERSARIAL = ("prediction", "l2", "linf")
 
 
 def images(count: int, shape: tuple[int, int, int] = (4, 3, 3), first: int = 0, columns: bool = False) -> Images:
-    """Random rows whose every value differs from its neighbours'."""
+    """Make random rows whose values differ from their neighbours'."""
     chance = np.random.default_rng([count, first])
     extra: dict[str, np.ndarray] = {
         "prediction": chance.integers(0, 10, count),
@@ -48,19 +48,19 @@ def metadata(shape: tuple[int, int, int] = (4, 3, 3), **more: Any) -> dict[str, 
     return {"shape": list(shape), "classes": ["a", "ß"], **more}
 
 
-def same(found: Images, wanted: Images) -> None:
-    for have, want in ((found.index, wanted.index), (found.label, wanted.label), (found.image, wanted.image)):
-        np.testing.assert_array_equal(have, want)
-    assert found.image.dtype == wanted.image.dtype
-    assert found.index.dtype == found.label.dtype == np.int64
-    assert found.columns.keys() == wanted.columns.keys()
+def same(actual: Images, wanted: Images) -> None:
+    for values, expected in ((actual.index, wanted.index), (actual.label, wanted.label), (actual.image, wanted.image)):
+        np.testing.assert_array_equal(values, expected)
+    assert actual.image.dtype == wanted.image.dtype
+    assert actual.index.dtype == actual.label.dtype == np.int64
+    assert actual.columns.keys() == wanted.columns.keys()
     for name, column in wanted.columns.items():
-        np.testing.assert_array_equal(found.columns[name], column)
+        np.testing.assert_array_equal(actual.columns[name], column)
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A store of 10 rows in shards of 4, 4 and 2."""
+    """Write a store of 10 rows in shards of 4, 4 and 2, and return its path."""
     path = tmp_path / "rows.parquet"
     store.write(path, store.in_shards(images(10, columns=True), 4), metadata(source="made up"))
     return path
@@ -78,12 +78,12 @@ def test_round_trip(shape: tuple[int, int, int], sizes: list[int], columns: bool
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "below" / "rows.parquet"
         assert store.write(path, iter(shards), metadata(shape)) == sum(sizes)
-        found = store.read(path)
-        assert len(found) == sum(sizes)
-        assert found.metadata == metadata(shape)
+        stored = store.read(path)
+        assert len(stored) == sum(sizes)
+        assert stored.metadata == metadata(shape)
         start = 0
         for shard in shards:
-            same(found[start : start + len(shard)], shard)
+            same(stored[start : start + len(shard)], shard)
             start += len(shard)
         assert pq.ParquetFile(path).metadata.num_rows == sum(sizes)
 
@@ -101,14 +101,14 @@ def test_shards_cover_every_row_once(count: int, size: int) -> None:
 
 def test_one_row_group_is_read_as_a_view(tmp_path: Path) -> None:
     store.write(tmp_path / "one.parquet", [images(10)], metadata())
-    found = store.read(tmp_path / "one.parquet").image
-    base: Any = found
+    pixels = store.read(tmp_path / "one.parquet").image
+    base: Any = pixels
     while isinstance(base, np.ndarray):
         base = base.base
     base = base.obj if isinstance(base, memoryview) else base
     assert isinstance(base, pa.Buffer), "the pixels are a copy, not Arrow's own memory"
-    assert np.shares_memory(found[2:5], found)
-    tensor = classifier.to_images(found, torch.device("cpu"))
+    assert np.shares_memory(pixels[2:5], pixels)
+    tensor = classifier.to_images(pixels, torch.device("cpu"))
     assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -123,23 +123,23 @@ def test_a_chunk_that_begins_inside_its_buffer_gives_its_own_rows(monkeypatch: p
 
 
 def test_rows_are_chosen_by_slice_mask_and_numbers(file: Path) -> None:
-    found, wanted = store.read(file), images(10, columns=True)
+    stored, wanted = store.read(file), images(10, columns=True)
     odd = wanted.index % 2 == 1
     for rows in (slice(3, 9), odd, np.array([7, 0, 7])):
-        part = found[rows]
+        part = stored[rows]
         same(part, wanted[rows])
-        assert part.metadata == found.metadata
-    np.testing.assert_array_equal(found[odd].image, images(10, columns=True).image[1::2])
+        assert part.metadata == stored.metadata
+    np.testing.assert_array_equal(stored[odd].image, images(10, columns=True).image[1::2])
 
 
 def test_only_asked_columns_are_read(file: Path) -> None:
     wanted = images(10, columns=True)
-    found = store.read(file, ("linf",))
-    assert found.columns.keys() == {"linf"} and found.image.shape == (0, 4, 3, 3)
-    np.testing.assert_array_equal(found.columns["linf"], wanted.columns["linf"])
-    found = store.read(file, ("image",))
-    assert not found.columns
-    np.testing.assert_array_equal(found.image, wanted.image)
+    stored = store.read(file, ("linf",))
+    assert stored.columns.keys() == {"linf"} and stored.image.shape == (0, 4, 3, 3)
+    np.testing.assert_array_equal(stored.columns["linf"], wanted.columns["linf"])
+    stored = store.read(file, ("image",))
+    assert not stored.columns
+    np.testing.assert_array_equal(stored.image, wanted.image)
 
 
 # The file as others see it
@@ -253,7 +253,7 @@ def test_a_full_disk_in_the_second_shard_is_one_line(file: Path, monkeypatch: py
 @pytest.mark.parametrize("count", [10, 3000])  # the first fills no buffer, so that only closing the file fails
 def test_a_truly_full_disk_is_one_line(file: Path, count: int) -> None:
     before = file.read_bytes()
-    # The temporary file that write() makes beside the store becomes the device on which there is never any room.
+    # The temporary file that write() makes beside the store becomes the device that is always full.
     file.with_name(f".{file.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
     fails("rows.parquet: the disk is full", store.write, file, [images(count)], metadata())
     assert file.read_bytes() == before

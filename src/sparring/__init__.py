@@ -1,4 +1,4 @@
-"""Sparring: classifiers trained against a stored gallery of opponents. `sparring.load` reads a trained one."""
+"""Sparring trains classifiers against a stored gallery of opponents. `sparring.load` reads a trained one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path) -> Classifier:
-    """A trained structure, as a torch.nn.Module in eval mode on the CPU, from its file in models/.
+    """Load a trained structure from its file in models/, as a torch.nn.Module in eval mode on the CPU.
 
-    It takes images (N, 3, H, W) in [0, 1], not normalised, and gives logits (N, classes). The file says what it is: no
-    params.yaml is read. Raises params.InputError for a file that is missing or holds no classifier of Sparring.
+    The module takes images (N, 3, H, W) in [0, 1], not normalised, and returns logits (N, classes). The file describes
+    its network, so no params.yaml is read. Raises params.InputError for a file that is missing or holds no classifier
+    of Sparring.
     """
     from sparring.evaluation import (
-        exchange,  # as `import sparring` alone should not take the time that loading torch takes
+        exchange,  # here, so that `import sparring` alone does not take the time of loading torch
     )
 
     return exchange.load(path)

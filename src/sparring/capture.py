@@ -1,4 +1,5 @@
-"""Work on a GPU as one CUDA graph: the GPU gets its thousand kernels by one launch, and waits for no Python."""
+"""This module records GPU work as one CUDA graph. One launch starts its thousand kernels, so the GPU does not wait for
+Python."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,14 +10,14 @@ T = TypeVar("T")
 
 
 def on_cuda(work: Callable[[], T], pool: Any = None) -> tuple[T, Callable[[], T]]:
-    """Record what `work` has the GPU do, and do it.
+    """Record the GPU operations of `work`, and run them once.
 
-    pool: a pool of memory that several graphs share (torch.cuda.graph_pool_handle); each has its own otherwise.
-    Returns the result of `work`, and a function that does the recorded work again, which reads and writes the same
-    memory as the first time. Raises RuntimeError where `work` asks the host for anything.
+    pool: a pool of memory that several graphs share (torch.cuda.graph_pool_handle). Without it, each graph has its own.
+    Returns the result of `work` and a function that repeats the recorded operations, on the same memory as the first
+    time. Raises RuntimeError where `work` needs the host, as `tensor.item()` does.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):  # in which nothing runs; the generators that dropout draws from register
+    with torch.cuda.graph(graph, pool=pool):  # This runs nothing. It also registers the generators of dropout.
         result = work()
 
     def replay() -> T:
@@ -27,7 +28,10 @@ def on_cuda(work: Callable[[], T], pool: Any = None) -> tuple[T, Callable[[], T]
 
 
 def on_another_stream(work: Callable[[], T], device: torch.device) -> T:
-    """The result of `work`, done on a stream of its own, as PyTorch asks for what is recorded later."""
+    """Run `work` on a stream of its own, as PyTorch requires before a recording, and return its result.
+
+    On a CPU, `work` just runs.
+    """
     if device.type != "cuda":
         return work()
     stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
@@ -39,5 +43,5 @@ def on_another_stream(work: Callable[[], T], device: torch.device) -> T:
 
 
 def failure(error: RuntimeError) -> str:
-    """What standard error says where recording failed."""
+    """Return the message for standard error that says why recording failed."""
     return f"going on without a CUDA graph: {' '.join(str(error).split())[:200]}"

@@ -1,4 +1,4 @@
-"""Survive a kill: what a stage has finished is kept where DVC removes nothing, and a rerun goes on to the same bits."""
+"""Checkpoints let an interrupted stage resume and end with the same bits. They lie where DVC removes nothing."""
 
 import ast
 import hashlib
@@ -20,21 +20,20 @@ from sparring.layout import PARTIAL, main_repository, replacing
 
 PACKAGE = "sparring"
 CODE = Path(__file__).parent
-SHARE = 0.02  # of the time may go into saving
-ABANDONED = 14 * 86400  # seconds without a change, after which nobody is taken to go on from an unfinished run
+SHARE = 0.02  # the share of a run's time that may go into saving
+ABANDONED = 14 * 86400  # seconds without a change, after which an unfinished run counts as abandoned
 
 
 def folder(
     name: str, settings: object, inputs: Iterable[Path], module: str, device: torch.device, dtype: torch.dtype
 ) -> Path:
-    """Where a run keeps what it has finished, below PARTIAL of the main repository.
+    """Return the folder of a run's checkpoints, below PARTIAL of the main repository. Remove those of abandoned runs.
 
-    Its name ends in a digest of what decides the run's results, so that no other run ever takes it: settings (plain
-    values and sections of params.yaml), the content of the input files, type of device and precision, torch's version,
-    and the code of the stage's module (as `sparring.evaluation.whitebox`) with all that it imports. The processor and
-    its number of threads have no part in it, so results agree to rounding only where another machine goes on. A run
-    whose bytes must not depend on that has `machine` among its settings.
-    Folders of runs that were abandoned are removed.
+    The folder's name ends in a digest of what decides the run's results, so that no other run ever reads it. The digest
+    covers the settings (plain values and sections of params.yaml), the content of the input files, the type of device,
+    the precision, torch's version, and the code of the stage's module (such as `sparring.evaluation.whitebox`) with all
+    that it imports. It does not cover the processor and its number of threads: a run that resumes on another machine
+    agrees to rounding only. A run whose bytes must not depend on that has `machine` among its settings.
     """
     unfinished = main_repository() / PARTIAL
     _remove_abandoned(unfinished)
@@ -48,24 +47,24 @@ def folder(
 
 
 def machine(device: torch.device) -> str:
-    """What two runs have to share for the same bytes: processor, or GPU, and number of threads."""
+    """Describe the processor, or GPU, and the number of threads, which two runs must share to write the same bytes."""
     return f"{device}, {hardware(device)}"
 
 
 def code(module: str) -> list[Path]:
-    """The files of a module of this package and of all modules of it that it imports, directly or not, sorted."""
+    """Return the sorted files of a module of this package and of all its modules that it imports, directly or not."""
     reached: set[Path] = set()
-    waiting = [module]
-    while waiting:
-        path = CODE.joinpath(*waiting.pop().split(".")[1:])
+    names_to_read = [module]
+    while names_to_read:
+        path = CODE.joinpath(*names_to_read.pop().split(".")[1:])
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if path in reached or not path.exists():  # or it is a name within a module
+        if path in reached or not path.exists():  # It does not exist where the name is one within a module.
             continue
         reached.add(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
-                waiting += [f"{node.module}.{name.name}" for name in node.names]
-                waiting += [str(node.module)] if node.module != PACKAGE else []
+                names_to_read += [f"{node.module}.{name.name}" for name in node.names]
+                names_to_read += [str(node.module)] if node.module != PACKAGE else []
     return sorted(reached)
 
 
@@ -73,17 +72,17 @@ def _remove_abandoned(unfinished: Path) -> None:
     now = time.time()
     for run in sorted(unfinished.glob("*/")):
         try:
-            last = max(path.stat().st_mtime for path in [run, *run.rglob("*")])
+            last_change = max(path.stat().st_mtime for path in [run, *run.rglob("*")])
         except FileNotFoundError:  # another process has just finished it
             continue
-        if now - last > ABANDONED:
+        if now - last_change > ABANDONED:
             shutil.rmtree(run, ignore_errors=True)
 
 
 class Checkpoint:
-    """The state of one training in one file. Without a path nothing is kept.
+    """A checkpoint holds the state of one training in one file. Without a path it saves nothing.
 
-    earlier: seconds that the runs before this one had spent on what they saved.
+    earlier: the seconds that earlier runs spent on the state that `load` returned.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -92,27 +91,27 @@ class Checkpoint:
         self._start = self._due = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The state as saved, its tensors on the CPU; None where there is none."""
+        """Return the saved state, its tensors on the CPU; None where there is no file, or no readable one."""
         if self.path is None or not self.path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a file raises that a power failure cut short
+        except Exception as error:  # A power failure may have cut the file short, and torch then raises anything.
             print(f"{self.path} cannot be read ({type(error).__name__}); starting from the beginning", flush=True)
             return None
         self.earlier = state["seconds"]
         return state
 
     def due(self) -> bool:
-        """Whether enough time has passed since the last saving for another to stay within SHARE."""
+        """Tell whether enough time has passed since the last save for another one to stay within SHARE."""
         return self.path is not None and time.monotonic() >= self._due
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the file. state: numbers, strings, lists, dictionaries and tensors."""
+        """Replace the file. The state consists of numbers, strings, lists, dictionaries and tensors."""
         if self.path is None:
             return
         if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # work that is still queued is no cost of saving
+            torch.cuda.synchronize()  # so that work still queued does not count as time of saving
         began = time.monotonic()
         with replacing(self.path) as temporary, temporary.open("wb") as file:
             torch.save(state | {"seconds": self.earlier + began - self._start}, file)
@@ -120,6 +119,7 @@ class Checkpoint:
         self._due = ended + (ended - began) / SHARE
 
     def delete(self) -> None:
+        """Remove the file, and its folder where that is then empty."""
         if self.path is not None and self.path.exists():
             self.path.unlink()
             if not any(self.path.parent.iterdir()):
@@ -127,17 +127,20 @@ class Checkpoint:
 
     @contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """In the block, the first SIGTERM or Ctrl-C only makes the yielded function true, so that the state can be
-        saved; the next acts as ever, as does the first where nothing is kept."""
-        found: list[int] = []
+        """Yield a function that tells whether SIGTERM or Ctrl-C has arrived, so that the caller can save its state.
+
+        Inside the block the first such signal has no other effect. The second has its usual effect, and so has the
+        first where the checkpoint has no path.
+        """
+        signals: list[int] = []
         handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
 
         def restore() -> None:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-        def note(number: int, frame: FrameType | None) -> None:
-            found.append(number)
+        def note_signal(number: int, frame: FrameType | None) -> None:
+            signals.append(number)
             restore()
 
         if self.path is None or threading.current_thread() is not threading.main_thread():
@@ -145,18 +148,19 @@ class Checkpoint:
             return
         try:
             for number in handlers:
-                signal.signal(number, note)
-            yield lambda: bool(found)
+                signal.signal(number, note_signal)
+            yield lambda: bool(signals)
         finally:
             restore()
 
 
 def random_state(device: torch.device) -> list[torch.Tensor]:
-    """The state of torch's global generators that work on the device draws from."""
+    """Return the state of torch's global generators: the CPU's, and that of the device if it is a GPU."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
+    """Set torch's global generators to a state that `random_state` returned."""
     torch.set_rng_state(state[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state[1], device)

@@ -1,4 +1,4 @@
-"""Device, precision and seeds: the three things that decide whether a run can be repeated."""
+"""This module sets device, precision and seeds, which decide whether a run can be repeated."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 class MachineSettings(Protocol):
-    """The device and the determinism that params.yaml, or an audit, asks for."""
+    """These settings of params.yaml, or of an audit, choose the device and whether algorithms are deterministic."""
 
     @property
     def device(self) -> str: ...
@@ -28,35 +28,41 @@ class MachineSettings(Protocol):
     def deterministic(self) -> bool: ...
 
 
-def rng(seed: int, *what: str | int) -> np.random.Generator:
-    """A generator that is a function of the seed and of what it is for, so that no draw depends on another."""
-    text = "/".join(str(part) for part in (seed, *what))
+def rng(seed: int, *purpose: str | int) -> np.random.Generator:
+    """Return a generator that depends on the seed and the purpose alone, so that no draw depends on another.
+
+    purpose: words and numbers that name what is drawn, as in rng(seed, "crop", epoch).
+    """
+    text = "/".join(str(part) for part in (seed, *purpose))
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
 
 
 @contextmanager
-def torch_seed(seed: int, *what: str | int) -> Iterator[None]:
-    """Seed the global generators of torch and numpy inside the block only, for library code that draws from them."""
+def torch_seed(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Seed the global generators of torch and numpy inside the block only, for library code that draws from them.
+
+    seed, purpose: as in `rng`.
+    """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        drawn = int(rng(seed, *what).integers(2**62))
-        torch.manual_seed(drawn)
-        before = np.random.get_state()
-        np.random.seed(drawn % 2**32)
+        derived_seed = int(rng(seed, *purpose).integers(2**62))
+        torch.manual_seed(derived_seed)
+        numpy_state = np.random.get_state()
+        np.random.seed(derived_seed % 2**32)
         try:
             yield
         finally:
-            np.random.set_state(before)
+            np.random.set_state(numpy_state)
 
 
 def choose(params: MachineSettings) -> torch.device:
-    """The device that `device` names; auto is CUDA where there is a GPU. Raises InputError where it is absent.
+    """Return the device that `device` names; `auto` is CUDA where there is a GPU. Raises InputError where it is absent.
 
-    Also sets float32 to mean float32: no TF32, as images on a decision boundary flip otherwise; and deterministic
-    algorithms where `deterministic` asks for them. An operation that has none warns, and runs as it is.
+    This also turns TF32 off, which flips images on a decision boundary, and turns deterministic algorithms on where
+    `deterministic` says so. An operation that has no deterministic algorithm warns, and runs as it is.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it, before its first use
-    # Only where it changes something, as it imports torch's compiler: two seconds of every stage.
+    # Called only where it changes something: it imports torch's compiler, which takes every stage two seconds.
     if params.deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(params.deterministic, warn_only=True)
     torch.backends.cudnn.deterministic = params.deterministic
@@ -74,7 +80,7 @@ def choose(params: MachineSettings) -> torch.device:
 
 
 def precision(params: Params, device: torch.device) -> torch.dtype:
-    """The dtype of training's matrix work; `auto` is bfloat16 where the hardware has units for it."""
+    """Return the dtype of the matrix products in training; `auto` is bfloat16 where the hardware has units for it."""
     if params.precision != "auto":
         return getattr(torch, params.precision)
     if device.type == "cuda":
@@ -85,25 +91,25 @@ def precision(params: Params, device: torch.device) -> torch.dtype:
 
 
 def cpu_flags() -> set[str]:
-    """What the processor can do, in the words of /proc/cpuinfo; nothing where there is no such file."""
+    """Return the processor's flags from /proc/cpuinfo, or the empty set where there is no such file."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return {flag for line in lines if line.startswith("flags") for flag in line.split()}
 
 
 def channels_last(net: Net, device: torch.device) -> Net:
-    """The net on the device, its convolutions in the layout in which the stores hold the images."""
+    """Move the net to the device, its convolutions in the memory layout in which the stores hold the images."""
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """An array as a tensor on the device. A GPU need not have finished what it does: the copy waits in its queue."""
+    """Copy an array to the device. The copy to a GPU waits in its queue, so the caller does not wait for it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def hardware(device: torch.device) -> str:
-    """What the run ran on, in words, for the report."""
+    """Name the GPU, or the processor with its threads and cores, for the report."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()

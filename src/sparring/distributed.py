@@ -1,7 +1,7 @@
-"""Training on several devices: a process each, started by torchrun, on PyTorch's DistributedDataParallel (DDP).
+"""Training runs on several devices by PyTorch's DistributedDataParallel (DDP). torchrun starts a process for each.
 
 Every process makes all draws for the whole batch and takes its slice of the rows, so that what is drawn does not depend
-on the number of processes. With one process every function here hands back what it was given.
+on the number of processes. With one process every function here returns its argument.
 """
 
 import logging
@@ -26,13 +26,13 @@ from sparring.params import Params
 from sparring.params.errors import InputError
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
-LEAST = 2  # images of a batch that each process gets: BatchNorm has nothing to average over one, where a map is 1×1
-PERIOD = 0.5  # seconds between two questions of the processes to each other
+LEAST = 2  # the fewest images of a batch for a process: BatchNorm cannot average over one image where a map is 1×1
+PERIOD = 0.5  # seconds from one exchange of an Agreement to the next
 PARENT = os.getppid()
 
 
 def size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -41,12 +41,12 @@ def rank() -> int:
 
 
 def first() -> bool:
-    """Whether this is the process that writes files and shows progress."""
+    """Tell whether this is the process that writes files and shows progress."""
     return rank() == 0
 
 
 def mine(rows: Rows) -> Rows:
-    """Of something (N, …) of a whole batch, the rows of this process."""
+    """Return this process's slice of the rows (N, …) of a whole batch."""
     return rows if size() == 1 else rows[_start(rank(), len(rows)) : _start(rank() + 1, len(rows))]
 
 
@@ -55,8 +55,8 @@ def _start(number: int, count: int) -> int:
 
 
 def parallel(net: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward`, which uses the net in any way to compute a loss, as DDP calls it: its backward pass leaves in every
-    process the average of all processes' gradients.
+    """Wrap `forward`, which computes a loss with the net, in DDP. Its backward pass then leaves in every process the
+    average of all processes' gradients.
 
     On CUDA, the net's BatchNorm becomes SyncBatchNorm, which PyTorch has for GPUs only.
     """
@@ -64,7 +64,7 @@ def parallel(net: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward
     if next(net.parameters()).device.type == "cuda":
         sync_norms(net)
-    # Buffers are averaged as it is; to send them at each forward pass would change those of a pass that came before.
+    # `average_norms` averages the buffers. Sending them at each forward pass would change those of an earlier pass.
     return DistributedDataParallel(_Forward(net, forward), broadcast_buffers=False)
 
 
@@ -79,7 +79,7 @@ class _Forward(nn.Module):
 
 
 def sync_norms(net: nn.Module) -> None:
-    """Make every BatchNorm of the net a SyncBatchNorm; parameters, names and hooks, which note maps, stay."""
+    """Make every BatchNorm of the net a SyncBatchNorm. Parameters, names and the hooks that keep feature maps stay."""
     hooks = {name: module._forward_hooks for name, module in net.named_modules()}
     nn.SyncBatchNorm.convert_sync_batchnorm(net)
     for name, module in net.named_modules():
@@ -87,15 +87,18 @@ def sync_norms(net: nn.Module) -> None:
 
 
 def weighted(loss: Tensor, whole: int) -> Tensor:
-    """A mean over this process's rows, so weighted that the average over processes, which DDP takes of gradients, is
-    the mean over the whole batch of `whole` rows, also where the slices are not of one size."""
+    """Weight a mean over this process's rows so that the average over the processes is the mean over the whole batch.
+
+    DDP gives the gradients of all processes the same weight, although their slices may differ in size.
+    whole: the number of rows of the whole batch.
+    """
     if size() == 1:
         return loss
     return loss * ((_start(rank() + 1, whole) - _start(rank(), whole)) * size() / whole)
 
 
 def average_norms(net: nn.Module) -> None:
-    """On the CPU, average BatchNorm's running averages over the processes, each of which has those of its slices."""
+    """On the CPU, average BatchNorm's running averages over the processes, as each has seen its own slices only."""
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
     if size() == 1 or not buffers or buffers[0].device.type == "cuda":
         return
@@ -106,7 +109,7 @@ def average_norms(net: nn.Module) -> None:
 
 
 def total(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums over all processes."""
+    """Add up each of the tensors over all processes, in place."""
     if size() > 1:
         for value in sums.values():
             dist.all_reduce(value)
@@ -114,68 +117,75 @@ def total(sums: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gather(tensor: Tensor) -> list[Tensor]:
-    """The tensors of all processes, of one shape, by rank."""
+    """Return the tensors of all processes, which are of one shape, in the order of their ranks."""
     if size() == 1:
         return [tensor]
-    found = [torch.empty_like(tensor, device="cpu") for _ in range(size())]
-    dist.all_gather(found, tensor.cpu())
-    return found
+    tensors = [torch.empty_like(tensor, device="cpu") for _ in range(size())]
+    dist.all_gather(tensors, tensor.cpu())
+    return tensors
 
 
 def all_rows(rows: Tensor, whole: int) -> Tensor:
-    """The slices (n, …) of all processes as the whole batch (N, …).  whole: N."""
+    """Join the slices (n, …) of all processes to the whole batch (N, …).
+
+    whole: N.
+    """
     if size() == 1:
         return rows
     slices = [slice(_start(number, whole), _start(number + 1, whole)) for number in range(size())]
     lengths = [part.stop - part.start for part in slices]
-    # Bytes of one length, as that is what every backend gathers.
+    # Every backend can gather bytes of one length.
     sent = rows.new_zeros(max(lengths), *rows.shape[1:])
     sent[: len(rows)] = rows
-    found = [torch.empty_like(sent).view(torch.uint8) for _ in slices]
-    dist.all_gather(found, sent.view(torch.uint8))
-    return torch.cat([part.view(rows.dtype)[:length] for part, length in zip(found, lengths, strict=True)])
+    gathered = [torch.empty_like(sent).view(torch.uint8) for _ in slices]
+    dist.all_gather(gathered, sent.view(torch.uint8))
+    return torch.cat([part.view(rows.dtype)[:length] for part, length in zip(gathered, lengths, strict=True)])
 
 
 def wait() -> None:
-    """For all processes."""
+    """Wait until all processes have come here."""
     if size() > 1:
         dist.all_reduce(torch.zeros(1))
 
 
 class Agreement:
-    """Lets all processes do the same thing at the same batch, as saving and stopping need."""
+    """An agreement lets all processes act at the same batch, as saving and stopping need."""
 
     def __init__(self) -> None:
-        self._asked = time.monotonic()
+        self._last_question = time.monotonic()
         self._batches = self._left = 1
 
     def __call__(self, *wishes: bool, now: bool = False) -> list[bool]:
-        """Which of these any process wishes; to be called by all, at the same batches. As asking makes them wait for
-        each other, they do it about twice a second, and `now`; in between nobody's wish counts."""
+        """Tell for each wish whether any process has it. All processes must call this at the same batches.
+
+        An exchange makes the processes wait for each other, so there is one about every PERIOD seconds, and one where
+        `now` is true. Between the exchanges every answer is False.
+        """
         if size() == 1:
             return list(wishes)
         self._left -= 1
         if self._left > 0 and not now:
             return [False] * len(wishes)
         batches, time_now = self._batches - self._left, time.monotonic()
-        pace = min(PERIOD * batches / max(time_now - self._asked, 1e-6), 1e4)
-        told = torch.tensor([*map(float, wishes), pace])  # on the CPU, so that no GPU has to finish what it is at
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        self._asked, self._batches = time.monotonic(), max(1, int(told[-1]))
+        pace = min(PERIOD * batches / max(time_now - self._last_question, 1e-6), 1e4)
+        answers = torch.tensor([*map(float, wishes), pace])  # on the CPU, so that no GPU has to finish what it is at
+        dist.all_reduce(answers, dist.ReduceOp.MAX)
+        self._last_question, self._batches = time.monotonic(), max(1, int(answers[-1]))
         self._left = self._batches
-        return [bool(wish) for wish in told[:-1]]
+        return [bool(wish) for wish in answers[:-1]]
 
 
 def orphaned() -> bool:
-    """Whether what started the processes is gone, as after SIGKILL, so that nobody waits for them any more."""
+    """Tell whether the process that started these has ended, as after SIGKILL, so that nobody waits for them."""
     return size() > 1 and os.getppid() != PARENT
 
 
 def run(params: Params, work: Callable[[], None]) -> None:
-    """Do the work in as many processes as `training.devices` says: here, or, where that is more than one, in processes
-    that torchrun starts with this one's command line, which come here again and work together.
+    """Do the work in as many processes as `training.devices` says.
 
-    Raises InputError for devices that there are not; SystemExit where the processes failed, who have said why.
+    One process works here. More are started by torchrun with this process's command line; each then calls this function
+    again, and they work together.
+    Raises InputError for devices that do not exist, and SystemExit where the processes failed and have said why.
     """
     processes = count(params)
     if processes == 1:
@@ -187,19 +197,19 @@ def run(params: Params, work: Callable[[], None]) -> None:
 
 
 def count(params: Params) -> int:
-    """How many processes `training.devices` asks for, or torchrun has started. Raises InputError as `run` does."""
-    device, wanted = choose(params), params.training.devices
+    """Return how many processes `training.devices` asks for, or torchrun has started. Raises InputError as `run`."""
+    device, devices = choose(params), params.training.devices
     gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
-    processes = wanted if isinstance(wanted, int) else gpus
-    if device.type == "cpu" and wanted == "auto":
+    processes = devices if isinstance(devices, int) else gpus
+    if device.type == "cpu" and devices == "auto":
         processes = 1
     if "LOCAL_RANK" in os.environ:
         processes = int(os.environ["WORLD_SIZE"])
-        if wanted not in ("auto", processes):
-            raise InputError(f"params.yaml: training.devices is {wanted}; torchrun has started {processes}; use auto")
+        if devices not in ("auto", processes):
+            raise InputError(f"params.yaml: training.devices is {devices}; torchrun has started {processes}; use auto")
     if device.type == "cuda" and processes > gpus:
         raise InputError(
-            f"params.yaml: training.devices is {wanted}; device {params.device} has {gpus} CUDA GPUs for {processes} "
+            f"params.yaml: training.devices is {devices}; device {params.device} has {gpus} CUDA GPUs for {processes} "
             "processes; use auto"
         )
     if processes > 1 and params.training.batch_size < LEAST * processes:
@@ -215,11 +225,11 @@ def _launch(processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.ERROR)  # torchrun's own account of a failure that the processes have told in one line
+    logging.disable(logging.ERROR)  # torchrun would report again a failure that the processes have reported in one line
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # for the last batch and the checkpoint
     if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nobody else on the network is to join
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # so that nobody else on the network can join
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -245,17 +255,17 @@ def _launch(processes: int) -> None:
 
 
 def _work_together(device: torch.device, work: Callable[[], None]) -> None:
-    """Join the other processes and work. Of all that end in the same error, or in consequence of one, one tells."""
+    """Join the other processes and work. Where several fail, for the same reason or because one did, one reports it."""
     from torch.distributed.rendezvous import rendezvous
 
-    def leave(number: int, frame: object) -> None:
+    def stop(number: int, frame: object) -> None:
         raise SystemExit("stopped")
 
-    def heed(handler: Callable[[int, object], None] | signal.Handlers) -> None:
+    def handle_stop_signals(handler: Callable[[int, object], None] | signal.Handlers) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, handler)
 
-    heed(leave)
+    handle_stop_signals(stop)
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -266,13 +276,14 @@ def _work_together(device: torch.device, work: Callable[[], None]) -> None:
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if first() else nowhere):
             work()
     except BaseException as error:
-        heed(signal.SIG_IGN)  # torchrun ends the others as soon as one has ended, and they may yet have to tell
-        # Where who launched this process is gone, so are the store of what is told and whoever would read it.
-        told = orphaned() or store.add("told", 1) > 1
+        # torchrun stops the others as soon as one has ended, and this one may still have to report.
+        handle_stop_signals(signal.SIG_IGN)
+        # Without the launcher there is neither the store that counts the reports nor anybody who would read one.
+        another_told = orphaned() or store.add("told", 1) > 1
         if isinstance(error, InputError | SystemExit):
             dist.destroy_process_group()
-        if told:
+        if another_told:
             raise SystemExit(1) from None
         raise
-    heed(signal.SIG_IGN)  # all is done
+    handle_stop_signals(signal.SIG_IGN)  # The work is done.
     dist.destroy_process_group()

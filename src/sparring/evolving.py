@@ -1,4 +1,4 @@
-"""The study of opponents that follow the net: nets trained with them and with what is known, then attacked."""
+"""This study trains nets with evolving opponents, and with known methods, and then attacks them."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ COLUMNS += ["passes_per_image", "processor", "tested", "shown"]
 
 
 def make_source(study: Study, layout: Layout = HERE) -> None:
-    """Prepare the images, train the net that the stored attacks are made against, and make them."""
+    """Prepare the images, train the source net of the stored attacks, and make these attacks."""
     params, place = net_params(study), _source(layout)
     prepare.prepare(params, place)
     pretrain(params, place)
@@ -40,9 +40,9 @@ def make_row(study: Study, name: str, layout: Layout = HERE) -> None:
     train(params, method, place)
     predict.evaluate(params, method, place)
     whitebox.attack_structure(params, method, place, SPLIT)
-    stored = pd.read_parquet(place.predictions(method))
-    stored = stored[stored["split"] == SPLIT]
-    aimed = pd.read_parquet(place.whitebox(method))
+    predictions = pd.read_parquet(place.predictions(method))
+    predictions = predictions[predictions["split"] == SPLIT]
+    attacked = pd.read_parquet(place.whitebox(method))
     timing = json.loads((place.timings / f"train-{method}.json").read_text())
     row = {
         "training": name,
@@ -51,15 +51,15 @@ def make_row(study: Study, name: str, layout: Layout = HERE) -> None:
         "seed": training.seed,
         "images": timing["images"] // training.epochs,
         "epochs": training.epochs,
-        "clean": _accuracy(stored[stored["attack"] == CLEAN]),
-        "pgd50": _accuracy(aimed[aimed["attack"] == REFERENCE]),
-        "autoattack": _accuracy(aimed[aimed["attack"] == AUTOATTACK]),
-        "stored": _accuracy(stored[stored["attack"] != CLEAN]),
+        "clean": _accuracy(predictions[predictions["attack"] == CLEAN]),
+        "pgd50": _accuracy(attacked[attacked["attack"] == REFERENCE]),
+        "autoattack": _accuracy(attacked[attacked["attack"] == AUTOATTACK]),
+        "stored": _accuracy(predictions[predictions["attack"] != CLEAN]),
         "seconds": timing["seconds"],
         "passes_per_image": params.passes(method),
         "processor": timing["hardware"],
-        "tested": int((aimed["attack"] == REFERENCE).sum()),
-        "shown": int((stored["attack"] == CLEAN).sum()),
+        "tested": int((attacked["attack"] == REFERENCE).sum()),
+        "shown": int((predictions["attack"] == CLEAN).sum()),
     }
     folder = layout.root / _folder(name)
     shutil.copyfile(place.history(method), folder / "history.csv")
@@ -68,20 +68,20 @@ def make_row(study: Study, name: str, layout: Layout = HERE) -> None:
 
 
 def rows(study: Study, layout: Layout = HERE) -> pd.DataFrame:
-    """A row of each training that was made, in the order of params.yaml."""
+    """Return the row of each finished training, in the order of params.yaml."""
     paths = [layout.root / _folder(name) / "row.csv" for name in study.trainings]
-    made = [pd.read_csv(path) for path in paths if path.exists()]
-    return pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=COLUMNS)
+    frames = [pd.read_csv(path) for path in paths if path.exists()]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
 
 
 def histories(study: Study, layout: Layout = HERE) -> dict[str, pd.DataFrame]:
-    """The training curve of each training that was made, by its name."""
+    """Return the training curve of each finished training, by its name."""
     paths = {name: layout.root / _folder(name) / "history.csv" for name in study.trainings}
     return {name: pd.read_csv(path) for name, path in paths.items() if path.exists()}
 
 
 def _accuracy(rows: pd.DataFrame) -> float:
-    """Of rows of predictions; NaN without any."""
+    """Return the accuracy of rows of predictions, or NaN where there are none."""
     return float((rows["prediction"] == rows["label"]).mean())
 
 

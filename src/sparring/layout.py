@@ -1,4 +1,4 @@
-"""Where the stages keep their files, and how a file is written."""
+"""This module says where the stages keep their files, and replaces a file whole or not at all."""
 
 import errno
 import os
@@ -10,16 +10,16 @@ from pathlib import Path
 from sparring.params import Params
 from sparring.params.errors import InputError
 
-PARTIAL = Path("data/partial")  # of interrupted stages, in the main repository; DVC does not know it
+PARTIAL = Path("data/partial")  # the work of interrupted stages, in the main repository; DVC does not track it
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the stages keep their files.
+    """A layout holds the folders in which the stages keep their files.
 
-    root: the folder that all the files are below.
+    root: the folder above all the files.
     images: the folder of the clean and attacked images, below root.
-    results: the folder below root that has what trainings and evaluations leave; a row of a study has one of its own.
+    results: the folder of the results of trainings and evaluations, below root; each row of a study has its own.
     nets: the folder of the pretrained net, below root.
     """
 
@@ -30,7 +30,7 @@ class Layout:
 
     @property
     def source(self) -> Path:
-        """What the stage `watch` writes."""
+        """Return the file that the stage `watch` writes."""
         return self.root / "data/source.json"
 
     @property
@@ -43,11 +43,11 @@ class Layout:
 
     @property
     def unseen(self) -> Path:
-        """The images of attacks that nobody trains on, in a folder that training does not depend on."""
+        """Return the folder of the attacks that no structure trains on. No stage of training depends on it."""
         return self.root / self.images / "unseen"
 
     def attacked(self, params: Params, attack: str) -> Path:
-        """The folder of an attack's images."""
+        """Return the folder of an attack's images."""
         return (self.adversarial if attack in params.attacks else self.unseen) / attack
 
     @property
@@ -64,7 +64,7 @@ class Layout:
         return self.models(structure) / f"{seed}.detector.safetensors"
 
     def history(self, net: str) -> Path:
-        """The training curve of a structure, or of `pretrained`."""
+        """Return the file of the training curve of a structure, or of `pretrained`."""
         return self.root / self.results / "data/history" / f"{net}.csv"
 
     def predictions(self, structure: str) -> Path:
@@ -91,19 +91,19 @@ class Layout:
         return self.root / "reports"
 
     def row(self, study: str, name: str) -> "Layout":
-        """The same, but for the results, which are those of a row of a study: studies/<study>/rows/<name>."""
+        """Return this layout with the results of a row of a study: studies/<study>/rows/<name>."""
         return replace(self, results=Path("studies", study, "rows", name))
 
     def study_reports(self, study: str) -> Path:
         return self.root / "studies" / study / "reports"
 
 
-HERE = Layout()  # in the folder that a stage runs in
+HERE = Layout()  # the layout in the current folder, in which a stage runs
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well and is removed when it does not.
+    """Yield a temporary path beside `path`. It replaces `path` when the block ends well, and is removed otherwise.
 
     Raises InputError where the disk is full.
     """
@@ -121,9 +121,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def main_repository() -> Path:
-    """The main repository, also from the copy below .dvc/tmp in which DVC runs queued experiments."""
-    here = Path.cwd()
-    for folder in here.parents:
+    """Return the main repository, also from the copy below .dvc/tmp in which DVC runs a queued experiment."""
+    current = Path.cwd()
+    for folder in current.parents:
         if folder.name == ".dvc" and (folder / "config").exists():
             return folder.parent
-    return here
+    return current

@@ -1,4 +1,4 @@
-"""Named sets of parameters: profiles/digits.yaml holds every key, the other profiles hold what they change in it."""
+"""A profile is a named set of parameters. profiles/digits.yaml holds every key, the others what they change in it."""
 
 import difflib
 import io
@@ -20,41 +20,41 @@ from sparring.params.names import BASELINE, PARAMS_FILE, structure_entry
 FOLDER = Path("profiles")
 DEFAULT = "digits"
 FREE_NAMES = ("attacks", "unseen_attacks", "structures", "whitebox.attacks", "sampler.weights", "fixed.weights")
-"""The sections whose keys are the user's to choose, so that a setting may add one."""
+"""These are the sections whose keys the user chooses, so that a setting may add one."""
 
 
-def _of_attack(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _implied_by_attack(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     return {"loss": "cross_entropy"} if entry.get("method", name) == "pgd" else {}
 
 
-def _of_structure(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _implied_by_structure(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     return structure_entry("pretrained" if name == BASELINE else "none")
 
 
-# What an entry of such a section had before it had to say it: (name, entry) → the words and their values.
-WORDS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
-    "attacks": _of_attack,
-    "unseen_attacks": _of_attack,
-    "whitebox.attacks": _of_attack,
-    "structures": _of_structure,
+# By section, a function of an entry's name and content: keys that it must have today, with the values implied before.
+IMPLIED: dict[str, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
+    "attacks": _implied_by_attack,
+    "unseen_attacks": _implied_by_attack,
+    "whitebox.attacks": _implied_by_attack,
+    "structures": _implied_by_structure,
 }
 
 
 def apply(name: str, settings: Sequence[str] = (), path: Path = Path(PARAMS_FILE)) -> list[str]:
-    """Write profile `name`, changed by the `key=value` settings, to `path`; the comments of the default profile stay.
+    """Write profile `name`, changed by the `key=value` settings, to `path`, with the default profile's comments.
 
     Returns a line `key: old → new` for every value that is not what the file held before.
     Raises InputError, and leaves the file as it is, for an unknown profile or key or a value that is not valid.
     """
     values = _default()
-    known = sorted(profile.stem for profile in FOLDER.glob("*.yaml"))
-    if name not in known:
-        raise InputError(f"profile {name} does not exist; use {', '.join(known)}")
+    profile_names = sorted(profile.stem for profile in FOLDER.glob("*.yaml"))
+    if name not in profile_names:
+        raise InputError(f"profile {name} does not exist; use {', '.join(profile_names)}")
     yaml = _round_trip()
     if name != DEFAULT:
         _merge(values, params.read(FOLDER / f"{name}.yaml"))
     for setting in settings:
-        _set(values, setting)
+        _apply_setting(values, setting)
     for keys, value in list(_missing(values, values, ())):
         section = values
         for key in keys[:-1]:
@@ -73,34 +73,35 @@ def apply(name: str, settings: Sequence[str] = (), path: Path = Path(PARAMS_FILE
 
 
 def missing(values: Any) -> dict[str, Any]:
-    """What a parameter file of an older version lacks, by dotted key, with the value that changes nothing.
+    """Return the keys, dotted, that a parameter file of an older version lacks, with values that change no result.
 
-    values: as the file holds them. The value is that of the default profile; of an entry that the user named, the one
-    of WORDS.
+    values: the content of the file. The new values are those of the default profile, and in an entry that the user
+    named, those of IMPLIED.
     """
     return {".".join(keys): _plain(value) for keys, value in _missing(values, _default(), ())}
 
 
 def fill(path: Path = Path(PARAMS_FILE)) -> list[str]:
-    """Add to a parameter file what `missing` finds, with the default profile's comments; a line `key: value` for each.
+    """Add the keys of `missing` to a parameter file, with the default profile's comments.
 
-    All else stays as it is. Raises InputError, and leaves the file as it is, where it is not valid even so.
+    All else stays as it is. Returns a line `key: value` for each key. Raises InputError, and leaves the file as it is,
+    where the result is not valid.
     """
     yaml = _round_trip()
-    params.read(path)  # tells in one line what is wrong with the file itself
+    params.read(path)  # raises InputError, in one line, where the file cannot be read
     values, default = yaml.load(path), _default()
-    found = list(_missing(values, default, ()))
-    for keys, value in found:
-        section, model = values, default
+    additions = list(_missing(values, default, ()))
+    for keys, value in additions:
+        section, defaults = values, default
         for key in keys[:-1]:
-            section, model = section[key], model.get(key, {})
-        _insert(section, model, keys[-1], value)
+            section, defaults = section[key], defaults.get(key, {})
+        _insert(section, defaults, keys[-1], value)
     buffer = io.StringIO()
     yaml.dump(values, buffer)
     params.validate(YAML(typ="safe").load(buffer.getvalue()), str(path))
     with replacing(path) as temporary:
         temporary.write_text(buffer.getvalue(), encoding="utf-8")
-    return [f"{'.'.join(keys)}: {_shown(_plain(value))}" for keys, value in found]
+    return [f"{'.'.join(keys)}: {_as_text(_plain(value))}" for keys, value in additions]
 
 
 def _default() -> CommentedMap:
@@ -118,25 +119,25 @@ def _missing(values: Any, default: Any, above: tuple[str, ...]) -> Iterator[tupl
         if section == "structures" and BASELINE not in values and BASELINE in default:
             yield (*above, BASELINE), default[BASELINE]
         for name, entry in values.items():
-            words = {} if not isinstance(entry, dict) else WORDS.get(section, lambda name, entry: {})(name, entry)
-            yield from (((*above, name, key), value) for key, value in words.items() if key not in entry)
+            implied = {} if not isinstance(entry, dict) else IMPLIED.get(section, lambda name, entry: {})(name, entry)
+            yield from (((*above, name, key), value) for key, value in implied.items() if key not in entry)
         return
     for key, value in default.items():
         if key not in values:
-            # Which keys a network has depends on its name: those of the default profile's are not another's.
+            # A network's keys depend on its name, so another network does not take those of the default profile.
             if above != ("network",):
                 yield (*above, key), value
         elif isinstance(value, dict):
             yield from _missing(values[key], value, (*above, key))
 
 
-def _insert(section: CommentedMap, model: Any, key: str, value: Any) -> None:
-    """Put a key behind the one that it follows in the default profile, with its comment."""
-    order = list(model)
-    before = [name for name in order[: order.index(key)] if name in section] if key in order else list(section)
-    section.insert(list(section).index(before[-1]) + 1 if before else 0, key, value)
-    if key in order and key in model.ca.items:
-        section.ca.items[key] = model.ca.items[key]
+def _insert(section: CommentedMap, default: Any, key: str, value: Any) -> None:
+    """Insert a key where the default profile has it, with its comment there."""
+    order = list(default)
+    predecessors = [name for name in order[: order.index(key)] if name in section] if key in order else list(section)
+    section.insert(list(section).index(predecessors[-1]) + 1 if predecessors else 0, key, value)
+    if key in order and key in default.ca.items:
+        section.ca.items[key] = default.ca.items[key]
 
 
 def _plain(value: Any) -> Any:
@@ -156,17 +157,17 @@ def _round_trip() -> YAML:
 def _merge(into: CommentedMap, changes: dict[str, Any]) -> None:
     for key, value in changes.items():
         old = into.get(key)
-        # A network of another name has other keys, so nothing of the old one stays.
-        same = (
+        # A network of another name has other keys, so it replaces the old one whole.
+        is_same_section = (
             isinstance(value, dict) and isinstance(old, CommentedMap) and value.get("name") in (None, old.get("name"))
         )
-        if same:
+        if is_same_section:
             _merge(old, value)
         else:
             into[key] = _in_one_line(value)
 
 
-def _set(values: CommentedMap, setting: str) -> None:
+def _apply_setting(values: CommentedMap, setting: str) -> None:
     key, equals, text = setting.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
@@ -179,7 +180,7 @@ def _set(values: CommentedMap, setting: str) -> None:
     for depth, part in enumerate(parts):
         above = ".".join(parts[:depth])
         if not isinstance(section, dict):
-            raise InputError(f"--set {key}: {above} is {_shown(section)}, not a section with keys")
+            raise InputError(f"--set {key}: {above} is {_as_text(section)}, not a section with keys")
         if part not in section:
             if not any(f"{above}.".startswith(f"{free}.") for free in FREE_NAMES):
                 close = difflib.get_close_matches(part, section, 1)
@@ -225,15 +226,15 @@ def _leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, dict):
             yield from _leaves(value, f"{above}{key}.")
         else:
-            yield f"{above}{key}", _shown(value)
+            yield f"{above}{key}", _as_text(value)
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes null as `null`; ruamel.yaml leaves the place empty."""
+    """This representer writes null as `null`; ruamel.yaml's own writes nothing."""
 
     def represent_none(self, value: None) -> Any:
         return self.represent_scalar("tag:yaml.org,2002:null", "null")

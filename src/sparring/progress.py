@@ -1,4 +1,4 @@
-"""What a long run shows while it runs, and the one line and the timing file that it leaves."""
+"""This module shows the progress of a long run, and prints and writes its time at the end."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ class Advance(Protocol):
 
 
 class Done(Protocol):
-    def __call__(self, images: int, what: str, earlier: float = 0.0) -> None: ...
+    def __call__(self, images: int, summary: str, earlier: float = 0.0) -> None: ...
 
 
 class _Rate(ProgressColumn):
@@ -30,18 +30,18 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def bar(what: str, total: int, shown: bool = True) -> Iterator[Advance]:
-    """A bar with rate and remaining time on standard error; silent where that is not a terminal, or not `shown`.
+def bar(title: str, total: int, visible: bool = True) -> Iterator[Advance]:
+    """Show a bar with rate and remaining time on standard error; nothing where that is no terminal, or not `visible`.
 
-    Yields a function to call with the number of items done since the last call, and what to note beside the name.
+    Yields a function. Its arguments are the number of items done since its last call and a note beside the title.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
-        task = progress.add_task(what, total=total)
+    with Progress(*columns, console=console, disable=not (visible and console.is_terminal), transient=True) as progress:
+        task = progress.add_task(title, total=total)
 
         def advance(done: int, note: str = "") -> None:
-            progress.update(task, advance=done, description=f"{what}, {note}" if note else None)
+            progress.update(task, advance=done, description=f"{title}, {note}" if note else None)
 
         yield advance
 
@@ -50,13 +50,13 @@ def bar(what: str, total: int, shown: bool = True) -> Iterator[Advance]:
 def timed(
     layout: Layout, stage: str, on: torch.device, precision: torch.dtype = torch.float32, processes: int = 1
 ) -> Iterator[Done]:
-    """Time a stage. Yields a function to call once, at the end, with the number of images handled, what was done, and
-    the seconds that interrupted runs had spent on it before; it prints the stage's one line and writes
-    data/timings/<stage>.json (`@` becomes `-`), which only the report reads.
+    """Time a stage. Yields a function to call once, at the end, which prints the stage's one line and writes
+    data/timings/<stage>.json (`@` becomes `-`) for the report. Its arguments are the number of images, a summary of
+    the work, and the seconds that earlier, interrupted runs spent on it.
     """
     start = time.perf_counter()
 
-    def done(images: int, what: str, earlier: float = 0.0) -> None:
+    def done(images: int, summary: str, earlier: float = 0.0) -> None:
         seconds = time.perf_counter() - start + earlier
         rate = images / seconds
         facts = {
@@ -71,6 +71,6 @@ def timed(
         }
         with replacing(layout.timings / f"{stage.replace('@', '-')}.json") as path:
             path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
-        print(f"{stage}: {what} in {seconds:.1f} s ({rate:,.0f} images/s)", flush=True)
+        print(f"{stage}: {summary} in {seconds:.1f} s ({rate:,.0f} images/s)", flush=True)
 
     yield done

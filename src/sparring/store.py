@@ -1,10 +1,10 @@
-"""The Parquet image store: one row an image, read back without a copy.
+"""The image store is a Parquet file with one row an image, which is read without a copy.
 
-Columns: `index` (row in the source data set), `label`, `image` (fixed_size_binary of height × width × channel, in
-levels from 0 to 255: uint8, or float16 where `store.dtype` says so, which the column's width tells); an adversarial
-store adds the source model's `prediction` (on the stored image), `prediction_float` and `prediction_rounded` (on the
-image as the attack left it, and after mere rounding), `l2` and `linf` (stored minus clean image, in [0, 1] units). The
-file's metadata (key `sparring`, JSON) tells shape, classes and origin.
+Its columns are `index` (row in the source data set), `label` and `image` (fixed_size_binary of height × width ×
+channel, in levels from 0 to 255: uint8, or float16 where `store.dtype` says so; the column's width distinguishes them).
+An adversarial store adds the source model's `prediction` (on the stored image), `prediction_float` and
+`prediction_rounded` (on the image as the attack left it, and after mere rounding), and `l2` and `linf` (norms of stored
+minus clean image, in [0, 1] units). The file's metadata (key `sparring`, JSON) holds shape, classes and origin.
 """
 
 import json
@@ -36,8 +36,10 @@ COLUMN_TYPES = {
 
 @dataclass(frozen=True)
 class Images:
-    """Rows of a store. image: (N, H, W, C) uint8 or float16, in levels from 0 to 255; index, label: (N,) int64; the
-    rest by name, (N,) each.
+    """These are N rows of a store.
+
+    index, label: (N,) int64.  image: (N, H, W, C) uint8 or float16, in levels from 0 to 255.
+    columns: the other columns by name, (N,) each.
     """
 
     index: np.ndarray
@@ -55,10 +57,10 @@ class Images:
 
 
 def write(path: Path, shards: Iterable[Images], metadata: dict[str, Any]) -> int:
-    """Write shards one after another, a row group each, so that memory holds one at a time; returns the rows written.
+    """Write shards one after another, a row group each, so that memory holds one at a time. Returns the number of rows.
 
-    metadata must hold `shape` [height, width, channels]; the whole of it is stored as JSON with sorted keys.
-    The file appears under its name only when it is complete.
+    metadata: must hold `shape` [height, width, channels]; all of it is stored as JSON with sorted keys.
+    The file appears under its name only when it is complete. Raises ValueError where there is no shard.
     """
     size = int(np.prod(metadata["shape"]))
     schema, rows = None, 0
@@ -92,13 +94,13 @@ def _binary(image: np.ndarray, size: int) -> pa.Array:
 
 
 def in_shards(images: Images, size: int) -> Iterator[Images]:
-    """Slices of at most `size` rows; one empty slice where there are no rows."""
+    """Yield slices of at most `size` rows; one empty slice where there are no rows."""
     for start in range(0, max(len(images), 1), size):
         yield images[start : start + size]
 
 
 def is_store(path: Path) -> bool:
-    """Whether a Parquet file holds images as the pipeline stores them."""
+    """Tell whether a file is a store, and not another Parquet file or none."""
     try:
         return METADATA_KEY in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
@@ -106,7 +108,7 @@ def is_store(path: Path) -> bool:
 
 
 def joined(parts: Sequence[Images]) -> Images:
-    """The rows of several stores, at least one, in their order; columns and metadata are those of the first."""
+    """Concatenate the rows of one store or more, in their order. The first one decides columns and metadata."""
     index, label, image = (
         np.concatenate([getattr(part, key) for part in parts]) for key in ("index", "label", "image")
     )
@@ -115,15 +117,15 @@ def joined(parts: Sequence[Images]) -> Images:
 
 
 def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
-    """Read a store; `columns` limits what is read beside index and label (`image` is (0, …) where not asked for).
+    """Read a store. `columns` names what to read beside index and label; without `image` in it, `image` is (0, …).
 
-    Raises InputError for a file that is missing, is not Parquet, or is not one of our stores.
+    Raises InputError for a file that is missing, is not Parquet, or is not a store.
     """
-    wanted = None if columns is None else ["index", "label", *columns]
-    with _told(path):
+    names = None if columns is None else ["index", "label", *columns]
+    with _input_errors(path):
         schema = pq.read_schema(path)
         metadata = _metadata(path, schema)
-        table = pq.read_table(path, columns=wanted, memory_map=True, partitioning=None)
+        table = pq.read_table(path, columns=names, memory_map=True, partitioning=None)
     height, width, channels = metadata["shape"]
     image = np.empty((0, height, width, channels), np.uint8)
     if "image" in table.column_names:
@@ -131,44 +133,44 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
         image = image.astype(dtype)
         chunks = [_pixels(chunk, (height, width, channels), dtype) for chunk in table["image"].chunks]
         image = chunks[0] if len(chunks) == 1 else np.concatenate([image, *chunks])
-    rest = [name for name in table.column_names if name not in ("index", "label", "image")]
+    others = [name for name in table.column_names if name not in ("index", "label", "image")]
     return Images(
         table["index"].to_numpy(),
         table["label"].to_numpy().astype(np.int64),
         image,
-        {name: table[name].to_numpy() for name in rest},
+        {name: table[name].to_numpy() for name in others},
         metadata,
     )
 
 
 class Groups:
-    """A store's images, read a row group at a time.
+    """This class reads a store's images a row group at a time.
 
-    rows, starts: of each row group, its number of images and the first one's row.
+    rows, starts: for each row group, the number of its images and the row of the first one.
     shape: (height, width, channels).  dtype: uint8 or float16.
     Raises InputError as `store.read` does.
     """
 
     def __init__(self, path: Path) -> None:
-        with _told(path):
+        with _input_errors(path):
             self._file = pq.ParquetFile(path, memory_map=True)
             schema = self._file.schema_arrow
             metadata = _metadata(path, schema)
-            found = self._file.metadata
-            self.rows = np.array([found.row_group(number).num_rows for number in range(found.num_row_groups)], int)
+            parquet = self._file.metadata
+            self.rows = np.array([parquet.row_group(number).num_rows for number in range(parquet.num_row_groups)], int)
         self.starts = np.cumsum(self.rows) - self.rows
         height, width, channels = metadata["shape"]
         self.path, self.shape, self.dtype = path, (height, width, channels), _dtype(schema, metadata)
 
     def read(self, number: int) -> np.ndarray:
-        """The images (N, H, W, C) of one row group."""
-        with _told(self.path):
+        """Read the images (N, H, W, C) of one row group."""
+        with _input_errors(self.path):
             (chunk,) = self._file.read_row_group(number, columns=["image"], use_threads=False)["image"].chunks
         return _pixels(chunk, self.shape, self.dtype)
 
 
 def mean_colour(path: Path) -> tuple[float, ...]:
-    """The mean of a store's images by channel, in [0, 1]; raises InputError as `read` does."""
+    """Return the mean of a store's images by channel, in [0, 1]. Raises InputError as `read` does."""
     groups = Groups(path)
     total = np.zeros(groups.shape[2])
     for number in range(len(groups.rows)):
@@ -178,7 +180,7 @@ def mean_colour(path: Path) -> tuple[float, ...]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _input_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
@@ -191,8 +193,8 @@ def _metadata(path: Path, schema: pa.Schema) -> dict[str, Any]:
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None or not {"index", "label"} <= set(schema.names):
         raise InputError(f"{path} is not a store of Sparring (no metadata or columns of one); run `dvc repro`")
-    found: dict[str, Any] = json.loads(raw)
-    return found
+    metadata: dict[str, Any] = json.loads(raw)
+    return metadata
 
 
 def _dtype(schema: pa.Schema, metadata: dict[str, Any]) -> type:
@@ -206,18 +208,17 @@ def _pixels(chunk: pa.Array, shape: tuple[int, int, int], dtype: type) -> np.nda
 
 
 def check_rows(clean: Images, other: Images, path: Path) -> None:
-    """Raise InputError unless `other` (read from `path`) holds the same images, in the same order, as the clean set,
-    and its labels mean the same classes."""
+    """Raise InputError unless `other`, read from `path`, has the rows of `clean` in their order, and its classes."""
     if len(other) != len(clean):
         raise InputError(f"{path} holds {len(other)} rows, the clean set {len(clean)}; delete it and run `dvc repro`")
-    wrong = np.flatnonzero((other.index != clean.index) | (other.label != clean.label))
-    if len(wrong):
-        row = int(wrong[0])
+    differing = np.flatnonzero((other.index != clean.index) | (other.label != clean.label))
+    if len(differing):
+        row = int(differing[0])
         raise InputError(
             f"{path}: row {row} has index {other.index[row]} and label {other.label[row]}, the clean set "
             f"{clean.index[row]} and {clean.label[row]}; delete it and run `dvc repro`"
         )
-    for number, names in enumerate(zip(*(each.metadata.get("classes", []) for each in (other, clean)), strict=False)):
+    for number, names in enumerate(zip(*(store.metadata.get("classes", []) for store in (other, clean)), strict=False)):
         if names[0] != names[1]:
             raise InputError(
                 f"{path}: class {number} is {names[0]}, in the clean set {names[1]}; delete it and run `dvc repro`"
@@ -225,7 +226,7 @@ def check_rows(clean: Images, other: Images, path: Path) -> None:
 
 
 def check_source(images: Images, digest: str, path: Path) -> None:
-    """Raise InputError unless the adversarial store was made against the model with this digest of its tensors."""
-    found = images.metadata.get("source_model")
-    if found != digest:
-        raise InputError(f"{path} was made against model {found}, not {digest}; delete it and run `dvc repro`")
+    """Raise InputError unless the adversarial store was made against the model whose tensors have this digest."""
+    source_digest = images.metadata.get("source_model")
+    if source_digest != digest:
+        raise InputError(f"{path} was made against model {source_digest}, not {digest}; delete it and run `dvc repro`")

@@ -56,15 +56,15 @@ def frozen(net: ResNet) -> nn.Module:
 
 
 @pytest.fixture
-def images(made: Path) -> Tensor:
-    """Return 460 digits, so that one image of half of them is less than half a point."""
-    parts = [store.read(made / HERE.clean / f"{split}.parquet").image for split in ("train", "test", "heldout")]
+def images(template: Path) -> Tensor:
+    """460 digits: enough that one of half of them is less than half a point."""
+    parts = [store.read(template / HERE.clean / f"{split}.parquet").image for split in ("train", "test", "heldout")]
     return classifier.to_images(np.concatenate(parts), CPU).contiguous()
 
 
 @pytest.fixture
-def labels(made: Path) -> Tensor:
-    parts = [store.read(made / HERE.clean / f"{split}.parquet").label for split in ("train", "test", "heldout")]
+def labels(template: Path) -> Tensor:
+    parts = [store.read(template / HERE.clean / f"{split}.parquet").label for split in ("train", "test", "heldout")]
     return torch.from_numpy(np.concatenate(parts))
 
 

@@ -80,7 +80,7 @@ def attacked(params: Params, net: ResNet, images: Images) -> Images:
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_is_read_or_refused_in_one_line(name: str, opponent: Opponent) -> None:
     if name not in demands.REFUSED:
-        assert opponent(name).attacks["it"].of_library == name
+        assert opponent(name).attacks["it"].library_class == name
         return
     with pytest.raises(InputError) as caught:
         opponent(name)

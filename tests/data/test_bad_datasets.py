@@ -1,4 +1,4 @@
-"""Each kind of bad input is one line, and leaves the files as they were."""
+"""Each kind of bad input is reported in one line, and leaves the files as they were."""
 
 import io
 import json
@@ -148,10 +148,10 @@ def test_the_stage_fails_in_one_line(kind: str) -> None:
     old = Path("data/clean/train.parquet")
     old.parent.mkdir(parents=True)
     old.write_text("as it was")
-    ran = stage("prepare")
-    assert ran.returncode == 1
-    assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1
-    assert [each.name for each in old.parent.iterdir()] == ["train.parquet"] and old.read_text() == "as it was"
+    result = stage("prepare")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert [entry.name for entry in old.parent.iterdir()] == ["train.parquet"] and old.read_text() == "as it was"
 
 
 def test_a_failed_write_leaves_the_old_files(monkeypatch: pytest.MonkeyPatch) -> None:

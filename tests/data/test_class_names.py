@@ -1,4 +1,4 @@
-"""The same integer, another class: names are compared wherever a model meets images."""
+"""Class names are compared wherever a model meets images, as the same integer may mean another class."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ MIXED = [DIGITS[number] for number in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
 
 
 def renamed(classes: list[str], path: Path = Path("mine.safetensors")) -> Path:
-    """The pretrained net as one that was trained with its classes in this order."""
+    """Save the pretrained net as one that was trained with its classes in this order."""
     tensors, facts = load_file(HERE.pretrained), model_files.facts(HERE.pretrained)
     order = [DIGITS.index(name) if name in DIGITS else number for number, name in enumerate(classes)]
     net = sparring.load(HERE.pretrained)
@@ -59,10 +59,10 @@ def test_other_classes_are_one_line(project: Path, classes: list[str], program: 
     )
 
 
-@pytest.mark.parametrize("noted", [b"no JSON", b"[1]"])
-def test_what_a_program_notes_has_to_be_readable(project: Path, noted: bytes) -> None:
+@pytest.mark.parametrize("facts", [b"no JSON", b"[1]"])
+def test_what_a_program_notes_has_to_be_readable(project: Path, facts: bytes) -> None:
     program = torch.export.export(Linear(), (torch.rand(2, 3, 16, 16),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-    torch.export.save(program, "mine.pt2", extra_files={programs.FACTS: noted.decode()})
+    torch.export.save(program, "mine.pt2", extra_files={programs.FACTS: facts.decode()})
     refused(r"^mine\.pt2: its sparring\.json cannot be read \(.+\); export it again", "mine.pt2")
 
 
@@ -80,8 +80,8 @@ def test_the_stages_compare_names_too(
     assert (
         "note: models/pretrained.safetensors calls class 0 3, the stored images call it 0;" in capsys.readouterr().err
     )
-    found = networks.load(tiny().network, DIGITS, 16, HERE.pretrained)
-    assert model_files.digest(found) == model_files.digest(original)
+    reordered = networks.load(tiny().network, DIGITS, 16, HERE.pretrained)
+    assert model_files.digest(reordered) == model_files.digest(original)
     model_files.save_model(original, HERE.pretrained, {"classes": [*DIGITS[:9], "nine"]})
     with pytest.raises(InputError, match=r"calls class 9 nine, the stored images call it 9; delete it and run `dvc"):
         predict.evaluate(tiny(), "baseline")
@@ -99,8 +99,8 @@ def test_any_last_layer_is_put_in_another_order(name: str, tmp_path: Path) -> No
     for tensor in [*net.parameters()][-2:]:
         nn.init.normal_(tensor, 0, 0.1)  # torchvision's is 0 in some nets
     model_files.save_model(net, tmp_path / "net.safetensors", {"classes": MIXED})
-    found = networks.load(network, DIGITS, 32, tmp_path / "net.safetensors")
+    reordered = networks.load(network, DIGITS, 32, tmp_path / "net.safetensors")
     images = torch.rand(2, 3, 32, 32)
     wanted = net.eval()(images)[:, [MIXED.index(digit) for digit in DIGITS]]
     assert not torch.allclose(wanted, net(images))
-    torch.testing.assert_close(found.eval()(images), wanted)
+    torch.testing.assert_close(reordered.eval()(images), wanted)

@@ -1,4 +1,4 @@
-"""Every source of images, what the user is warned of, and real images."""
+"""Every source of images is read, with its warnings for the user, and so are real images."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def test_empty_split_is_a_file_without_rows() -> None:
 
 
 class FakeCIFAR10:
-    """As large as a test needs: the class that torchvision has, without its download."""
+    """This class is as torchvision's, without a download and as large as a test needs."""
 
     url = "https://example.org/cifar.tar.gz"
 
@@ -243,17 +243,17 @@ def test_orl() -> None:
     path = str(Path(str(REAL)) / "orl.parquet")
     splits = prepare(source="parquet", path=path, image_size=32, train=240, validation=40, test=80, heldout=40)
     assert sizes(splits) == [240, 40, 80, 40]
-    for name, each in (("train", 6), ("validation", 1), ("test", 2), ("heldout", 1)):
-        assert (np.bincount(splits[name].label, minlength=40) == each).all()
+    for name, count in (("train", 6), ("validation", 1), ("test", 2), ("heldout", 1)):
+        assert (np.bincount(splits[name].label, minlength=40) == count).all()
     assert 90 < splits["train"].image.mean() < 130
 
 
 @real_data
 def test_gtsrb_tracks() -> None:
     path = str(Path(str(REAL)) / "gtsrb.parquet")
-    asked = {"train": 1000, "validation": 100, "test": 370, "heldout": 300}
-    splits = prepare(source="parquet", path=path, image_size=32, group_pattern="^(.*)_", **asked)
-    assert sizes(splits) == list(asked.values())
+    split_sizes = {"train": 1000, "validation": 100, "test": 370, "heldout": 300}
+    splits = prepare(source="parquet", path=path, image_size=32, group_pattern="^(.*)_", **split_sizes)
+    assert sizes(splits) == list(split_sizes.values())
     with pq.ParquetFile(path) as file:
         table = file.read(["image.path", "label", "split"]).flatten()
     assert table["split"].to_pylist()[:39209] == ["train"] * 39209  # so the index is the row of the file

@@ -1,4 +1,4 @@
-"""What encoded images become: every kind of pixel in its range, transparency on a background, or one line."""
+"""Every kind of pixel is decoded in its range, transparency gets a background, and other images are refused."""
 
 import io
 import struct
@@ -81,7 +81,7 @@ def test_integers_of_no_known_range() -> None:
 
 
 def half_transparent(mode: str) -> Image.Image:
-    """Red on the left; on the right fully transparent, black below the transparency."""
+    """Make an image that is red on the left and fully transparent on the right, over black."""
     image = Image.new("RGBA", (8, 8), (*RED, 255))
     image.paste((0, 0, 0, 0), (4, 0, 8, 8))
     return image.convert(mode)
@@ -90,8 +90,8 @@ def half_transparent(mode: str) -> Image.Image:
 @pytest.mark.parametrize(("background", "colour"), [("white", WHITE), ("#0000ff", (0, 0, 255)), ("black", (0, 0, 0))])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 def test_transparency(kind: str, background: str, colour: tuple[int, int, int]) -> None:
-    how: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
-    pixels = decoded(encoded(half_transparent("RGBA"), kind, **how), background=background)
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    pixels = decoded(encoded(half_transparent("RGBA"), kind, **options), background=background)
     assert (pixels[:, :4] == RED).all() and (pixels[:, 4:] == colour).all()
 
 
@@ -101,8 +101,8 @@ def test_a_bitmap_with_alpha() -> None:
     masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     header = struct.pack("<IiiHHIIiiII", 108, 8, 8, 1, 32, 3, len(pixels), 0, 0, 0, 0) + masks + b"BGRs" + bytes(48)
     content = struct.pack("<2sIII", b"BM", 14 + 108 + len(pixels), 0, 14 + 108) + header + pixels
-    found = decoded(content, background="lime")
-    assert (found[:, :4] == RED).all() and (found[:, 4:] == (0, 255, 0)).all()
+    pixels_on_lime = decoded(content, background="lime")
+    assert (pixels_on_lime[:, :4] == RED).all() and (pixels_on_lime[:, 4:] == (0, 255, 0)).all()
     plain = decoded(encoded(half_transparent("RGBA"), "BMP"))
     assert (plain[:, :4] == RED).all() and (plain[:, 4:] == 0).all()
 
@@ -173,15 +173,15 @@ def test_frames_and_pages(capsys: pytest.CaptureFixture[str]) -> None:
         (top / "cat" / name).write_bytes(encoded(grey, kind, save_all=True, append_images=[black]))
     splits = prepare(source="folder", path="pictures", train=80)
     image = np.concatenate([part.image for part in splits.values()])
-    assert sum((each == 200).all() for each in image) == 2
-    assert not any((each == 0).all() for each in image)
+    assert sum((pixels == 200).all() for pixels in image) == 2
+    assert not any((pixels == 0).all() for pixels in image)
     error = capsys.readouterr().err
     assert "several frames or pages, of which the first is taken" in error
     assert "cat/000.gif" in error and "cat/001.tif" in error
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Waves of many lengths and directions, in three colours."""
+    """Make an image of waves of many lengths and directions, in three colours."""
     y, x = np.mgrid[:height, :width] / width
     waves = [0 * x, 0 * x, 0 * x]
     for channel in range(3):

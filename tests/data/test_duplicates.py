@@ -1,4 +1,4 @@
-"""Equal images: in one split, counted, and what official test images share with the training images."""
+"""Equal images go into one split and are counted, and so are official test images that equal training images."""
 
 import io
 import os
@@ -26,19 +26,19 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def shared(parts: dict[str, store.Images], *names: str) -> int:
-    """Images that lie in more than one of the splits."""
-    pictures = [{each.tobytes() for each in parts[name].image} for name in names or SPLITS]
+    """Count the images that lie in more than one of the splits."""
+    pictures = [{image.tobytes() for image in parts[name].image} for name in names or SPLITS]
     return sum(len(one & other) for i, one in enumerate(pictures) for other in pictures[:i])
 
 
-def copies(top: str | Path, each: int, times: int, kinds: tuple[str, ...] = ("PNG",)) -> Path:
-    """Two classes of so many pictures, each of them there a number of times under other names."""
+def copies(top: str | Path, pictures: int, times: int, kinds: tuple[str, ...] = ("PNG",)) -> Path:
+    """Write two classes of so many pictures, and each picture several times under other names."""
     for number, name in enumerate(("cat", "dog")):
         (Path(top) / name).mkdir(parents=True)
-        for i in range(each):
+        for i in range(pictures):
             for copy in range(times):
                 kind = kinds[copy % len(kinds)]
-                content = encoded(noise(number * each + i), kind)
+                content = encoded(noise(number * pictures + i), kind)
                 (Path(top) / name / f"{copy}_{i:03}.{kind.lower()}").write_bytes(content)
     return Path(top)
 

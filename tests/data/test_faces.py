@@ -1,4 +1,4 @@
-"""ORL and Yale: a person a class, in numeric order; Yale's copies are left out."""
+"""ORL and Yale have a class for each person, in numeric order, and Yale's copies are left out."""
 
 import os
 from io import BytesIO
@@ -40,10 +40,10 @@ def grey(seed: int) -> Image.Image:
     return noise(seed, (14, 12)).convert("L")
 
 
-def orl(top: str, persons: list[str], each: int = 10, suffix: str = "pgm") -> Path:
+def orl(top: str, persons: list[str], count: int = 10, suffix: str = "pgm") -> Path:
     for place, person in enumerate(persons):
         (Path(top) / person).mkdir(parents=True)
-        for number in range(1, each + 1):
+        for number in range(1, count + 1):
             file = Path(top) / person / f"{number}.{suffix}"
             file.write_bytes(encoded(grey(100 * place + number), "PPM"))
     return Path(top)
@@ -123,7 +123,7 @@ def test_no_faces() -> None:
 
 
 def test_groups_of_orl_can_be_told() -> None:
-    orl("faces", ["s1", "s2"], each=20)
+    orl("faces", ["s1", "s2"], count=20)
     parts = prepare(**ORL, group_pattern=r"(s[0-9]+/[12]?)", train=20, validation=0, test=8, heldout=0)
     assert len(parts["train"]) + len(parts["test"]) > 20
 
@@ -141,7 +141,7 @@ def test_yale_with_and_without_suffixes(suffix: str, kind: str, capsys: pytest.C
     parts = prepare(**YALE, image_size=16, train=21)
     assert parts["train"].metadata["classes"] == ["subject01", "subject02", "subject03"]
     assert sum(len(part) for part in parts.values()) == 33
-    stored = {each[..., 0].tobytes() for part in parts.values() for each in part.image}
+    stored = {image[..., 0].tobytes() for part in parts.values() for image in part.image}
     assert grey(100).resize((16, 16), Image.Resampling.BILINEAR).tobytes() in stored
     assert "left out" not in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Folders as classes: which are read, in what order, what is left out, and what cannot be told."""
+"""Folders are classes: these tests check which are read, in what order, what is left out, and what is ambiguous."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def classes(**data: Any) -> list[str]:
 
 
 def loose(top: str | Path, count: int, first: int = 900) -> Path:
-    """Images directly in a folder."""
+    """Write images directly into a folder."""
     Path(top).mkdir(parents=True, exist_ok=True)
     for i in range(count):
         (Path(top) / f"{i:03}.png").write_bytes(encoded(noise(first + i)))
@@ -38,8 +38,8 @@ def test_numbers_in_their_own_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert parts["train"].metadata["classes"] == [str(number) for number in range(12)]
     for number in range(12):
         pictures = {noise(4 * number + i).tobytes() for i in range(4)}
-        mine = {each.tobytes() for part in parts.values() for each in part.image[part.label == number]}
-        assert mine and mine <= pictures
+        class_images = {image.tobytes() for part in parts.values() for image in part.image[part.label == number]}
+        assert class_images and class_images <= pictures
     assert "the outputs of a classifier are 0 0, 1 1, 2 2, 3 3, 4 4, 5 5" in capsys.readouterr().out
 
 
@@ -121,7 +121,7 @@ def test_a_class_that_holds_only_folders() -> None:
     fails(r"pictures/cat has no images, only folders \(persian, siamese\), so it may be no class", **DATA)
     folder("pictures/cow/cow", {"brown": 10, "black": 10}, first=90)
     fails(r"pictures/cat has no images", **DATA)
-    pattern = "^([a-z]+/[a-z]+)/"  # whoever names groups says what the folders within a class are
+    pattern = "^([a-z]+/[a-z]+)/"  # A group pattern says what the folders within a class are.
     assert classes(group_pattern=pattern, train=40) == ["cat", "cow", "dog"]
 
 

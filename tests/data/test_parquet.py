@@ -1,4 +1,4 @@
-"""Parquet files as a source: what their numbers mean, and files that cannot be read as images."""
+"""Parquet files are read: these tests check what their numbers mean, and files that cannot be read as images."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def table(path: str, label: list[int], names: list[str] | None = None, first: int = 0, **columns: Any) -> Path:
-    """A file in the Hugging Face layout, each picture its own, with class names in its metadata."""
+    """Write a file in the Hugging Face layout, with a different picture in each row and class names in its metadata."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     images = [{"bytes": encoded(noise(first + i)), "path": f"a/b/{first + i}.png"} for i in range(len(label))]
     content = pa.table({"image": pa.array(images, HF), "label": label, **columns})
@@ -39,10 +39,10 @@ def test_the_same_names_in_another_order() -> None:
     table("set/train.parquet", [0, 1, 2] * 20, ["cat", "dog", "emu"])
     parts = prepare(**DATA, heldout=12)
     names = parts["train"].metadata["classes"]
-    for name, first, mine in (("heldout", 100, ["dog", "emu", "emu", "cat"]), ("train", 0, ["cat", "dog", "emu"])):
-        of_picture = {noise(first + i).tobytes(): mine[i % len(mine)] for i in range(60)}
-        told = [names[label] for label in parts[name].label]
-        assert told == [of_picture[image.tobytes()] for image in parts[name].image]
+    for name, first, by_label in (("heldout", 100, ["dog", "emu", "emu", "cat"]), ("train", 0, ["cat", "dog", "emu"])):
+        of_picture = {noise(first + i).tobytes(): by_label[i % len(by_label)] for i in range(60)}
+        class_names = [names[label] for label in parts[name].label]
+        assert class_names == [of_picture[image.tobytes()] for image in parts[name].image]
     assert set(names) == {"cat", "dog", "emu"}
 
 
@@ -102,7 +102,7 @@ def test_kinds_of_binary(kind: pa.DataType, in_struct: bool) -> None:
         images = pa.StructArray.from_arrays([images, pa.array([None] * 40, pa.string())], ["bytes", "path"])
     pq.write_table(pa.table({"image": images, "label": [0, 1] * 20}), "set.parquet")
     train = prepare(source="parquet", path="set.parquet")["train"]
-    assert all(np.array_equal(each, noise(int(row))) for row, each in zip(train.index, train.image, strict=True))
+    assert all(np.array_equal(pixels, noise(int(row))) for row, pixels in zip(train.index, train.image, strict=True))
 
 
 def test_groups_of_nested_paths() -> None:

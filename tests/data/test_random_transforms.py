@@ -1,4 +1,4 @@
-"""Random transforms of structures: what they hide, where they place, and on what their draws depend."""
+"""Random transforms are tested for what they hide, where they place images, and what their draws depend on."""
 
 import math
 from typing import Any
@@ -41,9 +41,9 @@ def transform(word: str, **changes: Any) -> RandomTransform:
     return RandomTransform(word, section.model_validate(values | USED | changes), MEAN)
 
 
-def applied(made: RandomTransform, images: Tensor, epoch: int = 0, numbers: np.ndarray | None = None) -> Tensor:
+def applied(drawer: RandomTransform, images: Tensor, epoch: int = 0, numbers: np.ndarray | None = None) -> Tensor:
     numbers = np.arange(len(images)) if numbers is None else numbers
-    return made.draw(tuple(images.shape[1:]), numbers, 0, "transform", epoch)(images)
+    return drawer.draw(tuple(images.shape[1:]), numbers, 0, "transform", epoch)(images)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -60,7 +60,7 @@ def test_exactly_the_share_of_the_units_is_masked(
     images = torch.ones(5, 3, *size)
     hidden = applied(transform("mask", share=share, unit=unit, patch=patch), images, epoch) == 0
     if unit == "channel":
-        units, found = 3 * math.prod(size), hidden.flatten(1).sum(1)
+        units, hidden_units = 3 * math.prod(size), hidden.flatten(1).sum(1)
     else:
         assert (hidden == hidden[:, :1]).all()  # all channels of a position together
         side = patch if unit == "patch" else 1
@@ -69,8 +69,8 @@ def test_exactly_the_share_of_the_units_is_masked(
         corners = hidden[:, 0, ::side, ::side]
         whole = corners.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, : size[0], : size[1]]
         assert torch.equal(whole, hidden[:, 0])  # and all of a patch
-        found = corners.flatten(1).sum(1)
-    assert (found == min(round(share * units), units - 1)).all()
+        hidden_units = corners.flatten(1).sum(1)
+    assert (hidden_units == min(round(share * units), units - 1)).all()
 
 
 def test_every_position_is_masked_equally_often_and_independently_of_the_others() -> None:
@@ -100,13 +100,13 @@ def test_the_mean_colour_fills_what_is_hidden_and_the_rest_stays(word: str) -> N
 
 
 def canvas(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """An image (3, H, W) on a black canvas, padded by torch.  box: rows above and below, columns left and right."""
+    """Pad an image (3, H, W) with black by torch.  box: rows above and below, columns left and right."""
     above, below, left, right = box
     return F.pad(image, (left, right, above, below))
 
 
 def distances(images: Tensor, others: Tensor) -> Tensor:
-    """Of each image from each of the others; by differences, as products would round too coarsely."""
+    """Return each image's distance from each of the others, by differences, as products would round too coarsely."""
     return torch.cdist(images.flatten(1), others.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -114,7 +114,7 @@ def distances(images: Tensor, others: Tensor) -> Tensor:
 def test_padding_is_a_canvas_of_every_size_and_place_scaled_by_torch(most: int) -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 3, 9, 7).expand(600, -1, -1, -1)
-    found = applied(transform("padding", most=most), images)
+    padded = applied(transform("padding", most=most), images)
     boxes = [
         (above, tall - above, left, wide - left)
         for tall in range(most + 1)
@@ -126,7 +126,7 @@ def test_padding_is_a_canvas_of_every_size_and_place_scaled_by_torch(most: int) 
     scaled = [
         F.interpolate(canvas(images[0], box)[None], (9, 7), mode="bilinear", align_corners=False) for box in boxes
     ]
-    least, which = distances(found, torch.cat(scaled)).min(1)
+    least, which = distances(padded, torch.cat(scaled)).min(1)
     assert least.max() < 1e-4
     drawn = {boxes[number] for number in which.tolist()}
     heights, widths = {box[0] + box[1] for box in drawn}, {box[2] + box[3] for box in drawn}
@@ -138,7 +138,7 @@ def test_padding_is_a_canvas_of_every_size_and_place_scaled_by_torch(most: int) 
 def test_resizing_is_the_smaller_image_of_torch_on_a_canvas() -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 3, 8, 8).expand(400, -1, -1, -1)
-    found = applied(transform("resizing", most=2), images)
+    resized = applied(transform("resizing", most=2), images)
     wanted, boxes = [], []
     for tall in (6, 7, 8):
         for wide in (6, 7, 8):
@@ -147,7 +147,7 @@ def test_resizing_is_the_smaller_image_of_torch_on_a_canvas() -> None:
                 for left in range(9 - wide):
                     boxes.append((tall, wide, above, left))
                     wanted.append(canvas(small, (above, 8 - tall - above, left, 8 - wide - left)))
-    least, which = distances(found, torch.stack(wanted)).min(1)
+    least, which = distances(resized, torch.stack(wanted)).min(1)
     assert least.max() < 1e-4
     assert {boxes[number] for number in which.tolist()} == set(boxes)
 
@@ -165,7 +165,7 @@ def test_noise_is_standard_normal_times_std() -> None:
 
 
 def hidden_boxes(images: Tensor) -> np.ndarray:
-    """Top, left, height and width of each black box; images (N, 3, H, W) of ones elsewhere."""
+    """Return top, left, height and width of the black box in each image (N, 3, H, W), which is one elsewhere."""
     boxes = []
     for hidden in (images[:, 0] == 0).numpy():
         rows, columns = np.flatnonzero(hidden.any(1)), np.flatnonzero(hidden.any(0))
@@ -200,14 +200,14 @@ def test_erasing_draws_the_boxes_of_torchvision() -> None:
 @settings(deadline=None, max_examples=10, derandomize=True)
 @given(st.permutations(range(12)), st.integers(1, 11), st.integers(0, 3))
 def test_a_draw_depends_on_seed_epoch_and_image_alone(word: str, order: list[int], cut: int, epoch: int) -> None:
-    images, made = torch.rand(12, 3, 10, 10, generator=torch.Generator().manual_seed(1)), transform(word)
+    images, drawer = torch.rand(12, 3, 10, 10, generator=torch.Generator().manual_seed(1)), transform(word)
     numbers = np.array(order) + 500
-    whole = applied(made, images, epoch, np.arange(12) + 500)
-    parts = [applied(made, images[order][rows], epoch, numbers[rows]) for rows in (slice(0, cut), slice(cut, None))]
+    whole = applied(drawer, images, epoch, np.arange(12) + 500)
+    parts = [applied(drawer, images[order][rows], epoch, numbers[rows]) for rows in (slice(0, cut), slice(cut, None))]
     assert torch.equal(torch.cat(parts), whole[order])
-    other = made.draw((3, 10, 10), np.arange(12) + 500, 0, "transform", epoch + 1)(images)
+    other = drawer.draw((3, 10, 10), np.arange(12) + 500, 0, "transform", epoch + 1)(images)
     assert not torch.equal(other, whole)
-    assert not torch.equal(made.draw((3, 10, 10), np.arange(12) + 500, 1, "transform", epoch)(images), whole)
+    assert not torch.equal(drawer.draw((3, 10, 10), np.arange(12) + 500, 1, "transform", epoch)(images), whole)
 
 
 @pytest.mark.parametrize("word", SECTIONS)
@@ -231,17 +231,17 @@ def test_the_mask_comes_before_the_padding() -> None:
 
 def test_words_are_those_of_philox_as_numpy_counts() -> None:
     draws = Draws(3, "purpose", 7)
-    found = draws.words(np.array([5, 0, 5]), 8)
+    words = draws.words(np.array([5, 0, 5]), 8)
     state = np.random.Philox(key=draws._bits.state["state"]["key"], counter=[0, 0, 5, 0])
-    assert np.array_equal(found[0], state.random_raw(8)) and np.array_equal(found[0], found[2])
-    assert len(np.unique(found[:2])) == 16
+    assert np.array_equal(words[0], state.random_raw(8)) and np.array_equal(words[0], words[2])
+    assert len(np.unique(words[:2])) == 16
 
 
 def test_uniform_numbers_are_uniform() -> None:
-    drawn = Draws(0, "uniform").uniform(np.arange(5000), 3)
-    assert drawn.min() >= 0 and drawn.max() < 1
-    assert kstest(drawn.ravel(), "uniform").pvalue > 1e-3
-    assert np.abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.06
+    numbers = Draws(0, "uniform").uniform(np.arange(5000), 3)
+    assert numbers.min() >= 0 and numbers.max() < 1
+    assert kstest(numbers.ravel(), "uniform").pvalue > 1e-3
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.06
 
 
 def test_normal_numbers_are_normal_to_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""GTSRB and BelgiumTS in their official layouts: classes, regions of interest, tracks, and CSV files that are odd."""
+"""GTSRB and BelgiumTS are read in their official layouts: classes, regions of interest, tracks, and odd CSV files."""
 
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def seed_of(number: int, name: str) -> int:
-    """Of the picture: another one for each class and name."""
+    """Return the seed of a picture: a different one for each class and name."""
     return number * 10**9 + int(name.partition(".")[0].replace("_", ""))
 
 
 def write(folder: Path, number: int, names: list[str]) -> list[str]:
-    """Images of 12×12 of a class, and their lines for the CSV file."""
+    """Write images of 12×12 pixels of a class, and return their lines for the CSV file."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).write_bytes(encoded(noise(seed_of(number, name), (12, 12)), "PPM"))
@@ -41,22 +41,22 @@ def table(file: Path, lines: list[str], header: str = HEADER, end: str = "\n", s
     file.write_bytes((start + end.join([header, *lines, ""])).encode())
 
 
-def class_folder(top: Path, number: int, tracks: dict[int, int], **how: str) -> Path:
-    """A class with so many frames of each track."""
+def class_folder(top: Path, number: int, tracks: dict[int, int], **options: str) -> Path:
+    """Write a class with so many frames of each track."""
     folder = top / f"{number:05}"
     names = [f"{track:05}_{frame:05}.ppm" for track, frames in tracks.items() for frame in range(frames)]
-    table(folder / f"GT-{number:05}.csv", write(folder, number, names), **how)
+    table(folder / f"GT-{number:05}.csv", write(folder, number, names), **options)
     return folder
 
 
-def official(classes: tuple[int, ...] = (0, 1, 2), test: int = 4, training: Path = TRAINING, **how: str) -> None:
-    """Some tracks of each class, and so many test images of each in the folder of the official archives."""
+def official(classes: tuple[int, ...] = (0, 1, 2), test: int = 4, training: Path = TRAINING, **options: str) -> None:
+    """Write some tracks of each class, and so many test images of each in the folder of the official archives."""
     for number in classes:
-        class_folder(training, number, {0: 12, 1: 5, 2: 1, 3: 9, 7: 6}, **how)
+        class_folder(training, number, {0: 12, 1: 5, 2: 1, 3: 9, 7: 6}, **options)
     lines: list[str] = []
     for number in classes:
         lines += write(TEST, number, [f"{900 + 10 * number + i:05}.ppm" for i in range(test)])
-    table(TEST / "GT-final_test.csv", lines, **how)
+    table(TEST / "GT-final_test.csv", lines, **options)
 
 
 def cut(seed: int) -> bytes:
@@ -69,10 +69,10 @@ def test_classes_regions_and_the_official_test_set() -> None:
     parts = prepare(**DATA, train=60, heldout=12)
     assert parts["train"].metadata["classes"] == ["0", "1", "2"]
     assert parts["train"].metadata["source"] == "gtsrb"
-    held = parts["heldout"]
+    heldout = parts["heldout"]
     wanted = [(number, cut(seed_of(number, f"{900 + 10 * number + i}"))) for number in range(3) for i in range(4)]
-    assert [(int(label), image.tobytes()) for label, image in zip(held.label, held.image, strict=True)] == wanted
-    assert held.index.tolist() == list(range(99, 111))
+    assert [(int(label), image.tobytes()) for label, image in zip(heldout.label, heldout.image, strict=True)] == wanted
+    assert heldout.index.tolist() == list(range(99, 111))
 
 
 @pytest.mark.parametrize("source", ["gtsrb", "belgium"])
@@ -89,7 +89,7 @@ def test_no_track_is_torn_apart(source: str) -> None:
     }
     for train in range(60, 160, 20):  # each another draw
         parts = prepare(source=source, path=source, train=train, validation=20, test=40, heldout=40)
-        owners = {(track_of[each.tobytes()], name) for name in SPLITS for each in parts[name].image}
+        owners = {(track_of[image.tobytes()], name) for name in SPLITS for image in parts[name].image}
         assert len(owners) == len({track for track, _ in owners})
         assert all(len(parts[name]) for name in SPLITS)
 
@@ -163,14 +163,14 @@ def test_a_wrong_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [{"end": "\r\n"}, {"start": "\ufeff"}, {"header": HEADER + "\r", "start": "\ufeff"}],
     ids=["Windows", "byte order mark", "both, mixed"],
 )
-def test_csv_files_of_other_systems(how: dict[str, str]) -> None:
+def test_csv_files_of_other_systems(options: dict[str, str]) -> None:
     official()
     plain = prepare(**DATA, train=60)
-    official(**how)
+    official(**options)
     other = prepare(**DATA, train=60)
     assert all(np.array_equal(plain[name].image, other[name].image) for name in SPLITS)
 
@@ -187,7 +187,7 @@ FIRST = "00000_00000.ppm;12;12;2;3;10;11;0"
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "problem"),
     [
         (
             HEADER,
@@ -215,11 +215,11 @@ FIRST = "00000_00000.ppm;12;12;2;3;10;11;0"
         (FIRST, f"{FIRST}\n{FIRST.replace(';2;3;', ';1;3;')}", "line 3: 00000_00000.ppm has another line, with other"),
     ],
 )
-def test_broken_lines(old: str, new: str, said: str) -> None:
+def test_broken_lines(old: str, new: str, problem: str) -> None:
     official()
     file = TRAINING / "00000" / "GT-00000.csv"
     file.write_text(file.read_text().replace(old, new))
-    fails(said, **DATA, train=99, validation=0, test=0)
+    fails(problem, **DATA, train=99, validation=0, test=0)
 
 
 def test_broken_and_missing_csv_files() -> None:
@@ -246,9 +246,9 @@ def test_what_is_left_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     (TRAINING / "more").mkdir()
     parts = prepare(**DATA, train=200, validation=0, test=0, heldout=12)
     assert len(parts["train"]) == 98
-    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert len(told) == 1
-    assert told[0].endswith(
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(warnings) == 1
+    assert warnings[0].endswith(
         "GTSRB: left out 1 lines of CSV files without their image (Final_Training/Images/00001/GT-00001.csv: "
         "00007_00005.ppm), 1 images without their line in a CSV file (Final_Training/Images/00001/00050_00000.ppm), "
         "1 files that are none of its images (Final_Training/Images/00001/notes.doc), "

@@ -1,4 +1,4 @@
-"""The stage `watch`: a change among the files that data.path names changes what `prepare` depends on."""
+"""The stage `watch` notices changes among the files that data.path names, so that `prepare` runs again."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from sparring.params.errors import InputError
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two class folders of two images each, below the current folder, which is also the repository's."""
+    """Write two class folders of two images each below the current folder, which is also the repository's."""
     monkeypatch.chdir(tmp_path)
     for number in range(4):
         path = Path("images", "ab"[number % 2], f"{number}.png")
@@ -37,7 +37,7 @@ def watched(tiny: Callable[..., Params]) -> Callable[..., dict[str, Any]]:
 
 
 def changed_bytes(images: Path) -> None:
-    """Of the same number, as a picture that was retouched may have."""
+    """Change a file but not its size, as retouching a picture may."""
     path = images / "a" / "0.png"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
 
@@ -77,14 +77,14 @@ def test_files_that_have_not_changed_are_not_read_again(
     images: Path, watched: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = watched()
-    read = []
-    whole = watch._digest
-    monkeypatch.setattr(watch, "_digest", lambda path: read.append(path) or whole(path))
-    assert watched() == before and not read
+    paths = []
+    digest = watch._digest
+    monkeypatch.setattr(watch, "_digest", lambda path: paths.append(path) or digest(path))
+    assert watched() == before and not paths
     os.utime(images / "b" / "1.png", (1, 1))
-    assert watched() == before and [Path(path).name for path in read] == ["1.png"]
+    assert watched() == before and [Path(path).name for path in paths] == ["1.png"]
     (PARTIAL / "watch.json").write_text("[cut sh")
-    assert watched() == before and len(read) == 1 + 4
+    assert watched() == before and len(paths) == 1 + 4
 
 
 def test_a_link_to_a_folder_above_ends(images: Path, watched: Callable[..., dict[str, Any]]) -> None:
@@ -122,26 +122,26 @@ def test_a_missing_path_is_one_line_and_keeps_what_was_noted(
 
 
 def test_a_path_of_a_study_may_be_absent_and_come_later(images: Path) -> None:
-    def noted(path: str | None, name: str = "one") -> dict[str, Any]:
+    def facts_on(path: str | None, name: str = "one") -> dict[str, Any]:
         target = Path("watched", f"{name}.json")
         watch.watch_path(path, target)
         return json.loads(target.read_text())
 
-    assert noted("later") == {"path": "later", "absent": True}
+    assert facts_on("later") == {"path": "later", "absent": True}
     shutil.copytree(images, "later")
-    there = noted("later")
-    assert there["files"] == 4 and "absent" not in there
+    facts = facts_on("later")
+    assert facts["files"] == 4 and "absent" not in facts
     changed_bytes(Path("later"))
-    assert noted("later")["digest"] != there["digest"]
-    assert noted(None) == {"path": None}
+    assert facts_on("later")["digest"] != facts["digest"]
+    assert facts_on(None) == {"path": None}
 
 
 def test_each_path_of_a_study_remembers_its_own_files(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(images, "second")
-    read = []
-    whole = watch._digest
-    monkeypatch.setattr(watch, "_digest", lambda path: read.append(path) or whole(path))
+    paths = []
+    digest = watch._digest
+    monkeypatch.setattr(watch, "_digest", lambda path: paths.append(path) or digest(path))
     for _ in range(2):
         for path in ("images", "second"):
             watch.watch_path(path, Path("watched", f"{path}.json"))
-    assert len(read) == 8
+    assert len(paths) == 8

@@ -37,11 +37,11 @@ torch.save({"one": net(torch.load(sys.argv[2])[:1]), "all": net(torch.load(sys.a
 
 
 @pytest.fixture(scope="module")
-def program(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pretrained net of the tiny project, exported by the command line."""
     target = tmp_path_factory.mktemp("exported") / "baseline.pt2"
     call = [sys.executable, "-m", "sparring", "export", "baseline", str(target)]
-    done = subprocess.run(call, cwd=made, capture_output=True, text=True, check=False)
+    done = subprocess.run(call, cwd=template, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{target}: baseline, from models/baseline/0.safetensors\n"
     return target
@@ -67,13 +67,13 @@ def test_a_model_file_is_loaded_without_parameters(project: Path, tiny: Callable
     assert torch.equal(net(images), wanted(images))
 
 
-def test_an_exported_program_runs_without_sparring(program: Path, made: Path, tmp_path: Path) -> None:
+def test_an_exported_program_runs_without_sparring(program: Path, template: Path, tmp_path: Path) -> None:
     images = torch.rand(7, 3, 16, 16)
     torch.save(images, tmp_path / "images")
     call = [sys.executable, "-c", ALONE, str(program), str(tmp_path / "images"), str(tmp_path / "logits")]
     subprocess.run(call, check=True, capture_output=True)
     results = torch.load(tmp_path / "logits")
-    wanted = sparring.load(made / HERE.pretrained)(images)
+    wanted = sparring.load(template / HERE.pretrained)(images)
     torch.testing.assert_close(results["all"], wanted)
     torch.testing.assert_close(results["one"], wanted[:1])
     assert json.loads(results["facts"]["sparring.json"])["image_size"] == 16

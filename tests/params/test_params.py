@@ -20,7 +20,7 @@ PGD = "torchattacks.PGD"
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """The good parameters with some values replaced; `__` separates the parts of a key."""
+    """Return the good parameters with some values replaced; `__` separates the parts of a key."""
     values = copy.deepcopy(GOOD)
     for key, value in changes.items():
         *sections, last = key.split("__")
@@ -178,9 +178,9 @@ def test_wrong_value(values: Any, expected: str) -> None:
     ],
 )
 def test_wrong_key(values: Any, expected: str) -> None:
-    found = message(values)
-    assert found.startswith(f"params.yaml: {expected}")
-    assert "\n" not in found
+    problem = message(values)
+    assert problem.startswith(f"params.yaml: {expected}")
+    assert "\n" not in problem
 
 
 def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
@@ -290,9 +290,9 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
     ],
 )
 def test_wrong_attack_or_name(values: Any, expected: str) -> None:
-    found = message(values)
-    assert found.startswith(f"params.yaml: {expected}")
-    assert "\n" not in found
+    problem = message(values)
+    assert problem.startswith(f"params.yaml: {expected}")
+    assert "\n" not in problem
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ FRACTION = "8/255"
 
 
 @pytest.mark.parametrize(
-    ("changes", "value"),
+    ("changes", "get"),
     [
         ({"attacks__fgsm__eps": FRACTION}, lambda read: read.attacks["fgsm"].arguments["eps"]),
         ({"attacks__bim__step": FRACTION}, lambda read: read.attacks["bim"].arguments["step"]),
@@ -343,11 +343,11 @@ FRACTION = "8/255"
         ({"mixture__adv_ratio": FRACTION}, lambda read: read.mixture.adv_ratio),
         ({"training__label_smoothing": FRACTION}, lambda read: read.training.label_smoothing),
     ],
-    ids=lambda value: None if callable(value) else next(iter(value)),
+    ids=lambda get: None if callable(get) else next(iter(get)),
 )
-def test_a_fraction_is_the_number_that_it_makes(changes: dict[str, Any], value: Callable[[params.Params], Any]) -> None:
-    found = value(params.validate(changed(**changes)))
-    assert type(found) is float and found == 8 / 255
+def test_a_fraction_is_the_number_that_it_makes(changes: dict[str, Any], get: Callable[[params.Params], Any]) -> None:
+    number = get(params.validate(changed(**changes)))
+    assert type(number) is float and number == 8 / 255
 
 
 SHARE_OF_RANGE = "an L∞ radius is a share of the pixel range, so 0 to 1"
@@ -378,10 +378,10 @@ SHARE_OF_RANGE = "an L∞ radius is a share of the pixel range, so 0 to 1"
     ],
 )
 def test_wrong_radius_or_fraction(changes: dict[str, Any], expected: str) -> None:
-    found = message(changed(**changes))
-    assert found.startswith(f"params.yaml: {expected}") and "\n" not in found
+    problem = message(changed(**changes))
+    assert problem.startswith(f"params.yaml: {expected}") and "\n" not in problem
     if "share" in expected:
-        assert found == f"params.yaml: {expected}" or "max_epsilon" in expected
+        assert problem == f"params.yaml: {expected}" or "max_epsilon" in expected
 
 
 def test_an_l2_radius_may_be_above_1() -> None:

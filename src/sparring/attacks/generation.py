@@ -195,7 +195,7 @@ def attack_batch(
         try:
             return engine.run(partial(function, **arguments), model, images, labels, extra)
         except Exception as error:
-            if not attack.of_library:
+            if not attack.library_class:
                 raise
             words = " ".join(f"{type(error).__name__} {error}".split())
             raise InputError(f"{params.describe(name, attack)}: {attack.method} failed: {words}") from error

@@ -1,4 +1,4 @@
-"""Encoded images in, pixels out: upright, opaque, RGB, 8 bits, at one size; what cannot be told is refused.
+"""This module decodes images to upright, opaque RGB of 8 bits at one size, and refuses what is ambiguous.
 
 Each kind of pixel has a known range (8, 12 and 16 bits: the whole of it; floats: 0 to 1) or is an error.
 """
@@ -19,34 +19,35 @@ from sparring.data.sources import Encoded, Region, some
 from sparring.params.errors import InputError, reason
 
 MOST_PIXELS = 50_000_000  # of one encoded image: a small file can claim to be a picture that fills the memory
-THREADS = min(4, os.cpu_count() or 1)  # more than there are cores only wait for each other
-TOGETHER = 16  # images that a thread is given at once: handing small ones over one by one takes longer than decoding
-NAMED = 10  # broken images that an error names
+THREADS = min(4, os.cpu_count() or 1)  # more threads than cores only wait for each other
+TOGETHER = 16  # images that a thread gets at once: handing small ones over one by one takes longer than decoding
+NAMED = 10  # the number of broken images that an error names
 STILL = ("MPO", "PSD")  # formats whose further frames are previews or layers of the one picture
 
-# The common formats are to be tried first. Listing all suffixes, as the sources do, would put some before them that
-# must read a whole header to see that it is not theirs: a PPM image then took twice as long.
+# This makes Pillow try the common formats first. Listing all suffixes, as the sources do, would put some formats before
+# them that read a whole header to see that it is not theirs: a PPM image then took twice as long.
 Image.preinit()
 
 
 class _Refused(Exception):
-    """Why one image cannot be read, and the mend."""
+    """This exception says why an image cannot be used, and the mend."""
 
 
 def decoded(
     batches: Iterator[list[tuple[str, Encoded]]], size: int, background: str, several: list[str]
 ) -> Iterator[np.ndarray]:
-    """Batches of images, (M, S, S, 3) uint8, from batches of M encoded ones, each with its name for an error.
+    """Decode batches of M images, each with its name for an error, to batches (M, S, S, 3) uint8.
 
-    background: what transparent images are put on, a colour that Pillow knows.
-    several: gets the names of images with several frames or pages, of which the first is taken.
+    size: S.
+    background: a colour that Pillow knows, behind transparent images.
+    several: a list to which this appends the names of images with several frames or pages, of which it takes the first.
 
-    Raises InputError, once all are read, that names the broken images: the first ten and their number.
+    Raises InputError, once all are read, with the names of the first ten broken images and their number.
     """
     broken: dict[str, list[str]] = {}
 
-    def read(named: list[tuple[str, Encoded]]) -> list[np.ndarray | _Refused]:
-        return [_decoded_or_refused(name, encoded, size, background, several) for name, encoded in named]
+    def read(part: list[tuple[str, Encoded]]) -> list[np.ndarray | _Refused]:
+        return [_decoded_or_refused(name, encoded, size, background, several) for name, encoded in part]
 
     with _strict_pillow(), ThreadPoolExecutor(THREADS) as pool:
         for batch in batches:
@@ -60,12 +61,12 @@ def decoded(
             if images and not broken:
                 yield np.stack(images)
     if broken:
-        raise InputError(_told(broken))
+        raise InputError(_error_message(broken))
 
 
 def native_size(encoded: Encoded) -> tuple[int, int] | None:
-    """Width and height in pixels of an image as it is seen, before it is brought to a size; None where it cannot be
-    read, which `decoded` tells of."""
+    """Return width and height in pixels of an image, upright and before scaling. Returns None where it cannot be read,
+    which `decoded` reports."""
     if isinstance(encoded, np.ndarray):
         return encoded.shape[1], encoded.shape[0]
     if isinstance(encoded, Region):
@@ -73,23 +74,23 @@ def native_size(encoded: Encoded) -> tuple[int, int] | None:
         return right - left, bottom - top
     try:
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else str(encoded)) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (image.height, image.width) if turned else image.size
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.height, image.width) if is_turned else image.size
     except Exception:  # whatever a broken file provokes
         return None
 
 
-def _told(broken: dict[str, list[str]]) -> str:
-    """One line on all broken images, by why they are: the names of the first ten, and their number."""
+def _error_message(broken: dict[str, list[str]]) -> str:
+    """Return one line on all broken images, by reason: the names of the first ten, and their number."""
     number = sum(len(names) for names in broken.values())
     if number == 1:
         return "".join(f"{names[0]} {why}" for why, names in broken.items())
-    line, room = [], NAMED
+    parts, names_left = [], NAMED
     for why, names in broken.items():
-        if room:
-            line.append(f"{some(names, room)}: {why}")
-            room -= min(room, len(names))
-    return f"{number:,} images cannot be used; {' | '.join(line)}"
+        if names_left:
+            parts.append(f"{some(names, names_left)}: {why}")
+            names_left -= min(names_left, len(names))
+    return f"{number:,} images cannot be used; {' | '.join(parts)}"
 
 
 def _decoded_or_refused(
@@ -102,7 +103,7 @@ def _decoded_or_refused(
 
 
 def _decode(name: str, encoded: Encoded, size: int, background: str, several: list[str]) -> np.ndarray:
-    """One image as (S, S, 3) uint8."""
+    """Decode one image to (S, S, 3) uint8. Raises _Refused."""
     if encoded is None:
         raise _Refused("has no image (null); write its bytes there, or remove the row")
     if isinstance(encoded, np.ndarray):
@@ -131,13 +132,16 @@ def _decode(name: str, encoded: Encoded, size: int, background: str, several: li
 
 
 def _reduced(image: Image.Image, size: int) -> Image.Image:
-    """A large JPEG at its final size, by way of a half, a quarter or an eighth that is at least twice as large."""
-    whole = image.size
-    drafted = image.draft(None, (2 * size, 2 * size))
-    if drafted is None or image.size == whole:
+    """Read a large JPEG at its final size, by way of a half, a quarter or an eighth of at least twice that size.
+
+    Other images return as they are.
+    """
+    full_size = image.size
+    draft = image.draft(None, (2 * size, 2 * size))
+    if draft is None or image.size == full_size:
         return image
-    # The box, since the last column and row of the reduced image may reach beyond the whole one's edge.
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=drafted[1])
+    # The box is needed, as the last column and row of the reduced image may reach beyond the edge of the full one.
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=draft[1])
 
 
 def _cut(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
@@ -151,7 +155,7 @@ def _cut(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """The image in a mode of 8 bits a channel, which Pillow would clip instead of scale."""
+    """Scale the image to 8 bits a channel, where Pillow would clip it. Raises _Refused for pixels of unknown range."""
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB")) or image
@@ -167,7 +171,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         return Image.fromarray((pixels * 255).round().astype(np.uint8))
     if not image.mode.startswith("I"):
         return image
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two have 16 bits at most, and are scaled to it
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # which have 16 bits at most, and are scaled to them
         raise _Refused("has integers whose range nobody knows (signed, or of 32 bits); save it with 8 or 16 bits")
     pixels = np.asarray(image)
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
@@ -177,8 +181,8 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         level = 255 - level
     grey = Image.fromarray(level)
     if isinstance(image.info.get("transparency"), int):
-        seen = np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8)
-        grey.putalpha(Image.fromarray(seen))
+        alpha = np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8)
+        grey.putalpha(Image.fromarray(alpha))
     return grey
 
 
@@ -193,13 +197,13 @@ def _at_size(image: Image.Image, size: int) -> np.ndarray:
     if image.mode != "RGB":
         image = image.convert("RGB")
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)  # Pillow's is antialiased when it shrinks
+        image = image.resize((size, size), Image.Resampling.BILINEAR)  # Pillow's is antialiased when it shrinks images
     return np.asarray(image)
 
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Bombs raise at the header, and Pillow's other remarks (on EXIF, palettes) stay off the screen."""
+    """Make Pillow raise for decompression bombs when it reads the header, and hide its other warnings."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,4 +1,4 @@
-"""Faces as sources: ORL and Yale, a person a class."""
+"""This module reads two data sets of faces, ORL and Yale, in which each person is a class."""
 
 import re
 from collections import defaultdict
@@ -19,23 +19,23 @@ YALE_IMAGE = re.compile(r"subject *(\d+)[._ ]", re.IGNORECASE)
 
 
 def orl(data: Data) -> Source:
-    """The photographs of the ORL (AT&T) database of faces; there is no official test set.
+    """Read the ORL (AT&T) database of faces, which has no official test set.
 
     Raises InputError where there is no folder s1 with images, or the same person twice.
     """
     tree = Tree.of(data, "a folder a person, s1, s2 and so on, in it 1.pgm, 2.pgm and so on")
     persons = [folder for folder, names in tree.files.items() if _is_person(folder, names)]
     top = tree.only(sorted({folder.parent for folder in persons}), "folder with the folders s1, s2 and so on")
-    number: dict[int, Path] = {}
+    folder_of: dict[int, Path] = {}
     for folder in persons:
-        person = _number(ORL_PERSON, folder.name)
-        first = number.setdefault(person, folder)
-        if first != folder:
-            raise InputError(f"{first} and {folder} are both of person {person}; leave one of them there")
+        person = _person_number(ORL_PERSON, folder.name)
+        first_folder = folder_of.setdefault(person, folder)
+        if first_folder != folder:
+            raise InputError(f"{first_folder} and {folder} are both of person {person}; leave one of them there")
     for other in [folder for folder in tree.within(top) if folder not in persons]:
         tree.leave_out("folders that are not called s1, s2 and so on, or have no image", other)
     images: list[tuple[str, Path]] = []
-    for _, folder in sorted(number.items()):
+    for _, folder in sorted(folder_of.items()):
         names = [name for name in tree.files[folder] if is_image(name)]
         images += [(folder.name, folder / name) for name in sorted(names, key=_by_numbers)]
         tree.leave_out_others(folder, [name for name in tree.files[folder] if name not in names])
@@ -43,19 +43,19 @@ def orl(data: Data) -> Source:
 
 
 def yale(data: Data) -> Source:
-    """The photographs of the Yale face database, each different one once; there is no official test set.
+    """Read the Yale face database without its copies of images. It has no official test set.
 
     The original files have no suffix that tells their format; the name of a person is `subject` and a number.
     Raises InputError where there are no such files, or in two folders.
     """
     tree = Tree.of(data, "files like subject01.normal, with or without .gif, .pgm or .png after that")
-    having = [folder for folder, names in tree.files.items() if any(map(YALE_IMAGE.match, names))]
-    folder = tree.only(having, "folder with files like subject01.normal")
+    folders = [folder for folder, names in tree.files.items() if any(map(YALE_IMAGE.match, names))]
+    folder = tree.only(folders, "folder with files like subject01.normal")
     names = [name for name in tree.files[folder] if YALE_IMAGE.match(name)]
     tree.leave_out_others(folder, [name for name in tree.files[folder] if name not in names])
-    names.sort(key=lambda name: (_number(YALE_IMAGE, name), name.lower()))
-    named = [(f"subject{_number(YALE_IMAGE, name):02}", folder / name) for name in names]
-    images, copies = _without_copies(named)
+    names.sort(key=lambda name: (_person_number(YALE_IMAGE, name), name.lower()))
+    labelled = [(f"subject{_person_number(YALE_IMAGE, name):02}", folder / name) for name in names]
+    images, copies = _without_copies(labelled)
     if not copies:
         return _source(tree, images, [])
     equal = ", ".join(f"{copy.name} = {first.name}" for copy, first in copies)
@@ -64,10 +64,10 @@ def yale(data: Data) -> Source:
 
 
 def _source(tree: Tree, images: list[tuple[str, Path]], remarks: list[str]) -> Source:
-    """images: class and file of each, sorted by class."""
+    """Make a source of images, given as class and file, sorted by class."""
     classes = list(dict.fromkeys(name for name, _ in images))
-    position = {name: place for place, name in enumerate(classes)}
-    label = np.array([position[name] for name, _ in images], np.int64)
+    class_number = {name: number for number, name in enumerate(classes)}
+    label = np.array([class_number[name] for name, _ in images], np.int64)
     files = [file for _, file in images]
     paths = [file.relative_to(tree.top).as_posix() for file in files]
     heldout = np.zeros(len(files), bool)
@@ -78,36 +78,37 @@ def _is_person(folder: Path, names: list[str]) -> bool:
     return bool(ORL_PERSON.fullmatch(folder.name)) and any(map(is_image, names))
 
 
-def _number(pattern: re.Pattern[str], name: str) -> int:
-    found = pattern.match(name)
-    return int(found[1]) if found else 0
+def _person_number(pattern: re.Pattern[str], name: str) -> int:
+    match = pattern.match(name)
+    return int(match[1]) if match else 0
 
 
 def _by_numbers(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts numbers within names as numbers."""
+    """Return a key that sorts numbers within names as numbers."""
     return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _without_copies(images: list[tuple[str, Path]]) -> tuple[list[tuple[str, Path]], list[tuple[Path, Path]]]:
-    """The images without those that equal an earlier one of their class at full size, and these with that one.
+    """Return the images without copies, and the copies, each with the file that it copies.
 
-    Equal images of two classes stay: which label is wrong is not for us to say.
+    A copy equals an earlier image of its class, pixel for pixel at full size. Equal images of two classes stay, as it
+    cannot be known which label is wrong.
     """
-    kept, copies = [], []
-    first: dict[str, dict[object, Path]] = defaultdict(dict)
+    originals, copies = [], []
+    first_files: dict[str, dict[object, Path]] = defaultdict(dict)
     for name, file in images:
         pixels = _pixels(file)
-        if first[name].setdefault(pixels, file) == file:
-            kept.append((name, file))
+        if first_files[name].setdefault(pixels, file) == file:
+            originals.append((name, file))
         else:
-            copies.append((file, first[name][pixels]))
-    return kept, copies
+            copies.append((file, first_files[name][pixels]))
+    return originals, copies
 
 
 def _pixels(file: Path) -> object:
-    """What is the same for images that are equal pixel for pixel; the file's own where it is broken."""
+    """Return a value that is the same for images that are equal pixel for pixel: size and digest, or a broken file."""
     try:
         with Image.open(file) as image:
             return image.size, blake2b(image.convert("RGB").tobytes(), digest_size=16).digest()
-    except Exception:  # whatever it is, it is told when the image is read for its split
+    except Exception:  # whatever it is: it is reported when the image is read for its split
         return file

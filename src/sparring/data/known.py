@@ -1,4 +1,4 @@
-"""Data sets that need no reading of files: the digits of scikit-learn, and those that torchvision knows by name."""
+"""This module reads the data sets of libraries: the digits of scikit-learn, and some that torchvision can download."""
 
 import tarfile
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "
 
 
 def digits(data: Data) -> Source:
-    """The digits of scikit-learn, 8 × 8 pixels of 17 levels."""
+    """Read the digits of scikit-learn: images of 8 × 8 pixels of 17 levels."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
@@ -28,35 +28,35 @@ def digits(data: Data) -> Source:
 
 
 def of_torchvision(data: Data, download: bool) -> Source:
-    """A data set of TORCHVISION, in `data.path` or where `prepare` puts its downloads.
+    """Read a data set of TORCHVISION from `data.path`, or else from DOWNLOADS.
 
-    Raises InputError where it is not there and cannot be, or must not be, downloaded.
+    Raises InputError where it is absent and cannot be, or must not be, downloaded.
     """
     from torchvision import datasets
 
     kind = getattr(datasets, TORCHVISION[data.source])
     folder = location(data.path or DOWNLOADS)
     try:
-        train, test = (kind(root=str(folder), train=part, download=download) for part in (True, False))
+        train, test = (kind(root=str(folder), train=is_train, download=download) for is_train in (True, False))
     except (RuntimeError, OSError, EOFError, HTTPException, tarfile.TarError) as error:
-        named = f"data.source {data.source}"
+        key = f"data.source {data.source}"
         if not download:
             raise InputError(
-                f"{named}: {folder} does not have it ({reason(error)}); torchvision.datasets.{kind.__name__} puts it "
+                f"{key}: {folder} does not have it ({reason(error)}); torchvision.datasets.{kind.__name__} puts it "
                 "there with download=True"
             ) from error
         address = getattr(kind, "url", None) or getattr(kind, "mirrors", [kind.__name__])[0]
         raise InputError(
-            f"{named}: no download of {address} into {folder} ({reason(error)}); put the "
+            f"{key}: no download of {address} into {folder} ({reason(error)}); put the "
             f"archive there yourself, or read a copy with data.source parquet or folder"
         ) from error
     label = np.array([*train.targets, *test.targets], np.int64)
-    heldout = np.arange(len(label)) >= len(train.targets)
+    is_heldout = np.arange(len(label)) >= len(train.targets)
     read = partial(in_batches, np.concatenate([np.asarray(train.data), np.asarray(test.data)]))
-    return Source(f"data.source {data.source}", label, heldout, [str(name) for name in train.classes], None, read)
+    return Source(f"data.source {data.source}", label, is_heldout, [str(name) for name in train.classes], None, read)
 
 
 def in_batches(pixels: np.ndarray, rows: np.ndarray) -> Iterator[list[tuple[str, Encoded]]]:
-    """The pixels (H, W[, 3]) of these rows in batches: a source's `read`, but for the first argument."""
+    """Yield the pixels (H, W[, 3]) of these rows in batches. A source's `read` is this with the first argument set."""
     for start in range(0, len(rows), BATCH):
         yield [(f"image {row}", pixels[row]) for row in rows[start : start + BATCH]]

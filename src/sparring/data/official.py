@@ -1,4 +1,4 @@
-"""A data set laid out as its authors publish it: its folders are found by their names, wherever below data.path."""
+"""This module finds the folders of a data set as its authors publish it, by their names, anywhere below data.path."""
 
 import os
 from collections import defaultdict
@@ -8,20 +8,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from sparring.data.sources import LeftOut, existing, told
+from sparring.data.sources import LeftOut, describe, existing_path
 from sparring.params.errors import InputError
 from sparring.params.names import PARAMS_FILE
 from sparring.params.sections import Data
 
-# What operating systems leave in folders, and the authors' own notes: not worth a warning.
-UNTOLD = ("thumbs.db", "desktop.ini", "readme")
+# Files of operating systems, and the authors' own notes, which are not worth a warning.
+UNREMARKED = ("thumbs.db", "desktop.ini", "readme")
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The folders from data.path down, but for hidden ones and those that start with `__`.
+    """A tree holds the folders from data.path down, without hidden ones and those that start with `__`.
 
-    layout: what the data set should look like, for errors.  files: the names of the files in each folder, sorted,
+    layout: how the data set should be laid out, for errors.  files: the sorted names of the files in each folder,
     without hidden ones.  left_out: what is not read, for a warning.
     """
 
@@ -32,41 +32,43 @@ class Tree:
 
     @staticmethod
     def of(data: Data, layout: str) -> "Tree":
-        """Raises InputError where data.path names nothing, or a file."""
-        top = existing(data)
+        """Walk data.path. Raises InputError where it names nothing, or a file."""
+        top = existing_path(data)
         if not top.is_dir():
             raise InputError(f"{PARAMS_FILE}: data.path is {top}, a file; source {data.source} needs {layout}")
         return Tree(top, layout, {folder: sorted(names) for folder, names in _walk(top)})
 
     def ending(self, *names: str) -> list[Path]:
-        """The folders whose paths end with these names, in lower case."""
-        return [folder for folder in self.files if _lower(folder)[-len(names) :] == names]
+        """Return the folders whose paths, in lower case, end with these names."""
+        return [folder for folder in self.files if _lower_parts(folder)[-len(names) :] == names]
 
     def within(self, folder: Path) -> list[Path]:
-        return [each for each in self.files if each.parent == folder]
+        return [inner for inner in self.files if inner.parent == folder]
 
-    def only(self, found: list[Path], what: str) -> Path:
-        """The one that is found.  Raises InputError, with what it is, for none and for several."""
-        if not found:
-            raise InputError(f"{PARAMS_FILE}: data.path is {self.top}, which has no {what}; it needs {self.layout}")
-        if len(found) > 1:
+    def only(self, paths: list[Path], noun: str) -> Path:
+        """Return the one path.  Raises InputError, which calls it by the noun, for none and for several."""
+        if not paths:
+            raise InputError(f"{PARAMS_FILE}: data.path is {self.top}, which has no {noun}; it needs {self.layout}")
+        if len(paths) > 1:
             raise InputError(
-                f"{self.top} has more than one {what} ({found[0]}, {found[1]}); leave one of them there, or name in "
+                f"{self.top} has more than one {noun} ({paths[0]}, {paths[1]}); leave one of them there, or name in "
                 f"data.path a folder that has only one"
             )
-        return found[0]
+        return paths[0]
 
-    def leave_out(self, what: str, *paths: Path) -> None:
-        """Notes for a warning that paths are not read; what: what they are, in the plural."""
+    def leave_out(self, noun: str, *paths: Path) -> None:
+        """Note, for a warning, that paths are not read.  noun: what they are, in the plural."""
         if paths:
-            self.left_out[what] += [path.relative_to(self.top).as_posix() for path in paths]
+            self.left_out[noun] += [path.relative_to(self.top).as_posix() for path in paths]
 
     def leave_out_others(self, folder: Path, names: list[str]) -> None:
-        """The same of files that are no images of the data set."""
-        self.leave_out("files that are none of its images", *(folder / name for name in names if not _untold(name)))
+        """Note the same of files that are no images of the data set."""
+        others = [folder / name for name in names if not name.lower().startswith(UNREMARKED)]
+        self.leave_out("files that are none of its images", *others)
 
     def remarks(self) -> list[str]:
-        return [f"{self.top}: left out {told(self.left_out)}"] if any(self.left_out.values()) else []
+        """Return the warnings for the user."""
+        return [f"{self.top}: left out {describe(self.left_out)}"] if any(self.left_out.values()) else []
 
 
 def is_image(name: str) -> bool:
@@ -75,13 +77,13 @@ def is_image(name: str) -> bool:
 
 def _walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
     visited = set()
-    for folder, below, names in os.walk(top, onerror=_fail, followlinks=True):
+    for folder, inner, names in os.walk(top, onerror=_fail, followlinks=True):
         real = os.path.realpath(folder)
         if real in visited:  # by a link, perhaps to a folder above
-            below.clear()
+            inner.clear()
             continue
         visited.add(real)
-        below[:] = sorted(name for name in below if not name.startswith((".", "__")))
+        inner[:] = sorted(name for name in inner if not name.startswith((".", "__")))
         yield Path(folder), [name for name in names if not name.startswith(".")]
 
 
@@ -89,9 +91,5 @@ def _fail(error: OSError) -> None:
     raise error  # os.walk would go on without the folder
 
 
-def _lower(path: Path) -> tuple[str, ...]:
+def _lower_parts(path: Path) -> tuple[str, ...]:
     return tuple(part.lower() for part in path.parts)
-
-
-def _untold(name: str) -> bool:
-    return name.lower().startswith(UNTOLD)

@@ -1,8 +1,8 @@
-"""Data sets in, stores out: digits, CIFAR-10, Parquet files and folders of images, split by class (and group).
+"""This module reads a data set and writes it as stores, split by class (and group).
 
-A source is read twice. The first time only labels and paths are looked at, which is enough to split; the second time
-the images that a split wants are decoded, and no others: a thousand images of a large set take seconds. Where images
-in two splits turn out equal, the split is drawn again, and only the images that are new to it are read.
+A source is read twice. The first pass reads labels and paths only, which is enough to split. The second pass decodes
+the images of the splits and no others, so that a thousand images of a large set take seconds. Where images in two
+splits turn out equal, the split is drawn again, and only the images that are new to it are read.
 """
 
 import os
@@ -25,7 +25,7 @@ from sparring.params.errors import InputError, one_line
 from sparring.params.names import SPLITS, outputs
 from sparring.params.sections import Data
 
-FEW_LEVELS = 16  # an image whose levels span no more is nearly constant, as 12 bits are that are kept in 16
+FEW_LEVELS = 16  # An image whose levels span no more is nearly constant, as one of 12 bits stored in 16 bits is.
 
 
 def prepare(params: Params, layout: Layout = HERE) -> None:
@@ -37,7 +37,7 @@ def prepare(params: Params, layout: Layout = HERE) -> None:
     """
     with progress.timed(layout, "prepare", torch.device("cpu")) as done:
         source = open_source(params.data)
-        rows, image, remarks = _drawn(source, params.data, params.seed)
+        rows, image, remarks = _draw(source, params.data, params.seed)
         for remark in source.remarks + remarks:
             print(f"warning: {one_line(remark)}", file=sys.stderr)
         _write_all(params, layout.clean, source, rows, image)
@@ -47,7 +47,7 @@ def prepare(params: Params, layout: Layout = HERE) -> None:
 
 
 def open_source(data: Data) -> Source:
-    """The data set that `data.source` names, its labels read and checked, its images not yet decoded.
+    """Open the data set that `data.source` names, with its labels read and checked, and its images not yet decoded.
 
     Raises InputError for a source that is missing or broken, or whose labels do not number the classes 0, 1, 2, …
     """
@@ -67,10 +67,10 @@ def open_source(data: Data) -> Source:
 
 
 def read_labels(data: Data, download: bool = True) -> Source:
-    """The same, but for anything that only training asks of it: it may have test images alone, and where neither they
-    nor a file tell how many classes there are, `classes` is empty.
+    """Open a data set as `open_source` does, without the checks that only training needs.
 
-    download: whether a data set of torchvision that is not there is fetched.
+    It may have test images alone. Where neither they nor a file say how many classes there are, `classes` is empty.
+    download: whether to download a data set of torchvision that is absent.
     """
     readers = {
         "digits": known.digits,
@@ -91,23 +91,23 @@ def read_labels(data: Data, download: bool = True) -> Source:
     return source
 
 
-def _drawn(source: Source, data: Data, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
-    """Rows of each split, their images in the order of the splits, (N, S, S, 3), and remarks for the user.
+def _draw(source: Source, data: Data, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, list[str]]:
+    """Return the rows of each split, their images in the order of the splits, (N, S, S, 3), and remarks for the user.
 
-    Equal images are found among those that a split wants. Those that lie in different splits are joined, and all is
-    drawn again; new images may then be equal to others, so this repeats until no two splits share one.
+    Equal images are sought among those of the splits. Those that lie in different splits are joined, and all is drawn
+    again; new images may then equal others, so this repeats until no two splits share an image.
     """
     equal = np.arange(len(source.label))  # the first row known to have the same image
-    first: dict[bytes, int] = {}
+    first_row: dict[bytes, int] = {}
     several: list[str] = []
     rows, remarks = splits.split(source, data, seed)
-    image, stored = np.empty((0, data.image_size, data.image_size, 3), np.uint8), np.empty(0, np.int64)
+    image, decoded_rows = np.empty((0, data.image_size, data.image_size, 3), np.uint8), np.empty(0, np.int64)
     while True:
-        wanted = np.concatenate([rows[name] for name in SPLITS])
-        image = _read(source, data, wanted, stored, image, several)
-        stored = wanted
-        for row, pixels in sorted(zip(wanted.tolist(), image, strict=True), key=lambda pair: pair[0]):
-            equal[row] = first.setdefault(blake2b(pixels.tobytes(), digest_size=16).digest(), row)
+        wanted_rows = np.concatenate([rows[name] for name in SPLITS])
+        image = _read(source, data, wanted_rows, decoded_rows, image, several)
+        decoded_rows = wanted_rows
+        for row, pixels in sorted(zip(wanted_rows.tolist(), image, strict=True), key=lambda pair: pair[0]):
+            equal[row] = first_row.setdefault(blake2b(pixels.tobytes(), digest_size=16).digest(), row)
         carved = {name: part[~source.heldout[part]] for name, part in rows.items()}
         if not splits.share_images(carved, equal):
             return rows, image, remarks + _remarks(image, several) + splits.remarks_on_equal(source, rows, equal)
@@ -115,21 +115,22 @@ def _drawn(source: Source, data: Data, seed: int) -> tuple[dict[str, np.ndarray]
 
 
 def _read(
-    source: Source, data: Data, wanted: np.ndarray, stored: np.ndarray, image: np.ndarray, several: list[str]
+    source: Source, data: Data, rows: np.ndarray, old_rows: np.ndarray, old_images: np.ndarray, several: list[str]
 ) -> np.ndarray:
-    """The wanted rows' images in the wanted order, (N, S, S, 3); the source is read once, front to back.
+    """Return the images of rows, in their order, (N, S, S, 3). The source is read once, front to back.
 
-    stored, image: rows that are not read again, and their images.
+    old_rows, old_images: rows that are not read again, and their images.
+    several: as in `decode.decoded`.
     """
-    position = {row: number for number, row in enumerate(stored.tolist())}
-    old = np.array([position.get(row, -1) for row in wanted.tolist()], np.int64)
-    images = np.empty((len(wanted), *image.shape[1:]), np.uint8)
-    images[old >= 0] = image[old[old >= 0]]
-    order = np.argsort(wanted)
-    order = order[old[order] < 0]
+    position = {row: number for number, row in enumerate(old_rows.tolist())}
+    reused = np.array([position.get(row, -1) for row in rows.tolist()], np.int64)
+    images = np.empty((len(rows), *old_images.shape[1:]), np.uint8)
+    images[reused >= 0] = old_images[reused[reused >= 0]]
+    order = np.argsort(rows)
+    order = order[reused[order] < 0]
     done = 0
     with progress.bar("prepare: images", len(order)) as advance:
-        for batch in decode.decoded(source.read(wanted[order]), data.image_size, data.background, several):
+        for batch in decode.decoded(source.read(rows[order]), data.image_size, data.background, several):
             images[order[done : done + len(batch)]] = batch
             done += len(batch)
             advance(len(batch))
@@ -151,7 +152,7 @@ def _remarks(image: np.ndarray, several: list[str]) -> list[str]:
 
 
 def _write_all(params: Params, folder: Path, source: Source, rows: dict[str, np.ndarray], image: np.ndarray) -> None:
-    """Write the four files beside their folder, then move them in: a full disk does not leave two old, two new."""
+    """Write the four files beside their folder, then move them in, so that a full disk leaves no mix of old and new."""
     staging = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
     metadata = {"shape": list(image.shape[1:]), "classes": source.classes, "source": params.data.source}

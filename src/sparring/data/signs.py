@@ -1,8 +1,7 @@
-"""Traffic signs as sources: GTSRB and BelgiumTS, whose CSV files give each image's class and region of interest.
+"""This module reads traffic signs, GTSRB and BelgiumTS, whose CSV files hold each image's class and region of interest.
 
-An image is cut to its region. The regions' right and bottom edges lie outside of them: the images have a border of at
-least five pixels around the sign by their authors' word, and that is so on all four sides only if they are read like
-this.
+An image is cut to its region. A region's right and bottom edges lie outside of it: only then is the border around the
+sign at least five pixels wide on all four sides, as the authors say it is.
 """
 
 import csv
@@ -20,7 +19,7 @@ from sparring.params.sections import Data
 
 LABELS = "GT-final_test.csv"
 REGION = ("Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2")
-UNFOUND = "lines of CSV files without their image"
+IMAGELESS = "lines of CSV files without their image"
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,13 @@ class _Sign:
 
     @property
     def group(self) -> str:
-        """The part of the file's name before its last `_`: all of the name where it has none."""
+        """Return the part of the file's name before its last `_`, or the whole name where it has none."""
         stem = self.image.file.stem
         return stem.rpartition("_")[0] or stem
 
 
 def gtsrb(data: Data) -> Source:
-    """The official training and test images of GTSRB, or those in the folders that torchvision makes.
+    """Read the official training and test images of GTSRB, or those in the folders that torchvision makes.
 
     Groups are tracks: photographs of one sign by a car that drives towards it, numbered anew in each class.
     Raises InputError for folders or CSV files that are missing or broken, and a test image of an untrained class.
@@ -52,7 +51,7 @@ def gtsrb(data: Data) -> Source:
 
 
 def belgium(data: Data) -> Source:
-    """The official training and test images of BelgiumTS, classification set.
+    """Read the official training and test images of the classification set of BelgiumTS.
 
     Groups are poles: all photographs of the signs of one pole, which may be of several classes.
     Raises InputError for folders or CSV files that are missing or broken, and a test image of an untrained class.
@@ -68,7 +67,7 @@ def belgium(data: Data) -> Source:
 
 def _source(tree: Tree, train: list[_Sign], test: list[_Sign], group: Callable[[_Sign], str]) -> Source:
     numbers = sorted({sign.number for sign in train})
-    position = {number: place for place, number in enumerate(numbers)}
+    position = {number: index for index, number in enumerate(numbers)}
     for sign in test:
         if sign.number not in position:
             raise InputError(
@@ -76,7 +75,7 @@ def _source(tree: Tree, train: list[_Sign], test: list[_Sign], group: Callable[[
                 f"images again, or remove the test images of that class"
             )
     remarks = tree.remarks()
-    gaps = [place for place, number in enumerate(numbers) if place != number]
+    gaps = [index for index, number in enumerate(numbers) if index != number]
     if gaps:
         remarks.append(
             f"{tree.top}: {numbers[-1] + 1 - len(numbers):,} class numbers below {numbers[-1]} have no training images "
@@ -86,18 +85,18 @@ def _source(tree: Tree, train: list[_Sign], test: list[_Sign], group: Callable[[
         remarks.append(f"{tree.top}: no official test images; the split heldout is carved from the training images")
     signs = train + test
     label = np.array([position[sign.number] for sign in signs], np.int64)
-    heldout = np.arange(len(signs)) >= len(train)
+    is_heldout = np.arange(len(signs)) >= len(train)
     groups = [group(sign) for sign in train] + [""] * len(test)
     read = partial(files_of, [sign.image for sign in signs])
-    return Source(str(tree.top), label, heldout, [str(number) for number in numbers], None, read, remarks, groups)
+    return Source(str(tree.top), label, is_heldout, [str(number) for number in numbers], None, read, remarks, groups)
 
 
 def _with_classes(tree: Tree, folders: list[Path]) -> list[Path]:
-    return [folder for folder in folders if any(each.name.isdecimal() for each in tree.within(folder))]
+    return [folder for folder in folders if any(inner.name.isdecimal() for inner in tree.within(folder))]
 
 
 def _in_class_folders(tree: Tree, folder: Path) -> list[_Sign]:
-    """The images in folders that are named by the number of their class, each with a CSV file in it."""
+    """Return the images in folders that are named by the number of their class, each with a CSV file in it."""
     signs = []
     for inner in tree.within(folder):
         if not inner.name.isdecimal():
@@ -123,49 +122,49 @@ def _in_class_folders(tree: Tree, folder: Path) -> list[_Sign]:
 
 
 def _in_one_folder(tree: Tree, folder: Path) -> list[_Sign]:
-    """The images of GTSRB's test set, whose classes come in an archive of their own."""
-    found = [each / name for each, names in tree.files.items() for name in names if name.lower() == LABELS.lower()]
-    if not found:
+    """Return the images of GTSRB's test set, whose classes come in an archive of their own."""
+    tables = [each / name for each, names in tree.files.items() for name in names if name.lower() == LABELS.lower()]
+    if not tables:
         raise InputError(
             f"{folder} has test images, but {tree.top} has no {LABELS} with their classes (GT-final_test.test.csv has "
             f"none); unpack GTSRB_Final_Test_GT.zip there"
         )
-    signs = [sign for _, sign in _listed(tree, tree.only(found, f"file {LABELS}"), folder)]
+    signs = [sign for _, sign in _listed(tree, tree.only(tables, f"file {LABELS}"), folder)]
     return sorted(signs, key=lambda sign: sign.image.file.name)
 
 
 def _listed(tree: Tree, table: Path, folder: Path) -> Iterator[tuple[int, _Sign]]:
-    """The images in a folder that a CSV file lists, each with its line; the others are noted for a warning."""
-    # By names in lower case: some programs write .PPM where the CSV file has .ppm.
-    there = {name.lower(): name for name in tree.files[folder]}
-    seen: dict[str, tuple[tuple[int, int, int, int], int]] = {}
+    """Yield the images in a folder that a CSV file lists, each with its line. Note the others for a warning."""
+    # Names are compared in lower case: some programs write .PPM where the CSV file has .ppm.
+    file_names = {name.lower(): name for name in tree.files[folder]}
+    listed: dict[str, tuple[tuple[int, int, int, int], int]] = {}
     for line, name, box, number in _lines(table):
         key = name.lower()
-        if key not in there:
-            tree.left_out[UNFOUND].append(f"{table.relative_to(tree.top)}: {name}")
-        elif key not in seen:
-            seen[key] = box, number
-            yield line, _Sign(Region(folder / there[key], box), number)
-        elif seen[key] != (box, number):
+        if key not in file_names:
+            tree.left_out[IMAGELESS].append(f"{table.relative_to(tree.top)}: {name}")
+        elif key not in listed:
+            listed[key] = box, number
+            yield line, _Sign(Region(folder / file_names[key], box), number)
+        elif listed[key] != (box, number):
             raise InputError(f"{table}: line {line}: {name} has another line, with other values; remove one")
-    unlisted = [name for key, name in there.items() if key not in seen]
+    unlisted = [name for key, name in file_names.items() if key not in listed]
     images = [folder / name for name in unlisted if is_image(name)]
-    if images and not seen:
+    if images and not listed:
         raise InputError(f"{table} has no line for {images[0].name}, nor for any other image there; fetch it again")
     tree.leave_out("images without their line in a CSV file", *images)
-    others = [name for name in unlisted if not is_image(name) and not name.lower().startswith("gt-")]
-    tree.leave_out_others(folder, others)
+    other_names = [name for name in unlisted if not is_image(name) and not name.lower().startswith("gt-")]
+    tree.leave_out_others(folder, other_names)
 
 
 def _lines(table: Path) -> Iterator[tuple[int, str, tuple[int, int, int, int], int]]:
-    """Line, name of the file, region and class number of each image in a CSV file."""
+    """Yield line, file name, region and class number of each image in a CSV file."""
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, delimiter=";", skipinitialspace=True)
-            missing = [name for name in ("Filename", *REGION, "ClassId") if name not in (rows.fieldnames or [])]
-            if missing:
+            absent = [name for name in ("Filename", *REGION, "ClassId") if name not in (rows.fieldnames or [])]
+            if absent:
                 raise InputError(
-                    f"{table} has no column {', '.join(missing)}; its first line should be Filename;Width;Height;"
+                    f"{table} has no column {', '.join(absent)}; its first line should be Filename;Width;Height;"
                     f"{';'.join(REGION)};ClassId"
                 )
             for row in rows:
@@ -175,6 +174,7 @@ def _lines(table: Path) -> Iterator[tuple[int, str, tuple[int, int, int, int], i
 
 
 def _values(row: dict[str, str | None], where: str) -> tuple[str, tuple[int, int, int, int], int]:
+    """Return file name, region and class number of a row of a CSV file."""
     numbers = {}
     for name in (*REGION, "ClassId"):
         try:

@@ -1,4 +1,4 @@
-"""What a source of images is before it is split, and the words by which sources tell their official splits."""
+"""This module defines a source of images before it is split, and the words for official splits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,36 +21,37 @@ SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
-OFFICIAL = ("train", "validation", "test")  # the order of the index: training rows come first, test rows last
+OFFICIAL = ("train", "validation", "test")  # in the order of the index: training rows come first, test rows last
 
 LeftOut = dict[str, list[str]]
-"""What is not read, below data.path: paths by what they are, in the plural."""
+"""The paths below data.path that are not read stand here, by a plural noun that says what they are."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """The part of an image file that is the image.  box: its left, top, right and bottom edge, in pixels from 0; the
-    column `right` and the row `bottom` are the first outside."""
+    """A region is the part of an image file that is the image.
+
+    box: its left, top, right and bottom edge, in pixels from 0; column `right` and row `bottom` are the first outside.
+    """
 
     file: Path
     box: tuple[int, int, int, int]
 
 
 Encoded = bytes | Path | Region | np.ndarray | None
-"""An image as the source has it: encoded, or its file, or a part of that, or pixels (H, W[, 3]) uint8; None where there
-is none."""
+"""An image of a source is encoded bytes, a file, a part of a file, or pixels (H, W[, 3]) uint8. None is no image."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set of N images before it is split; rows are counted over all of it, official training rows first.
+    """A source is a data set of N images before it is split. Rows are counted over all of it, training rows first.
 
-    label: (N,) int64, each the position of a name in `classes`.  heldout: (N,) bool, the official test images.
+    label: (N,) int64, each the position of a name in `classes`.  heldout: (N,) bool, true for official test images.
     path: N paths, or None where images have none (or nobody needs them).
-    read: from M ascending rows to consecutive batches of images, each with its name for an error, M in all.
+    read: a function of M ascending rows that yields their images in batches, each with its name for an error.
     remarks: warnings for the user, one line each.
-    group: N names, the same for images that show one thing and so belong into one split; None where the source knows
-    of none. Those of official test images have no meaning.
+    group: N names, the same for images that show one thing and so belong into one split; None where the source has no
+    groups. Those of official test images have no meaning.
     """
 
     name: str
@@ -64,22 +65,23 @@ class Source:
 
 
 def location(path: str) -> Path:
-    """`data.path` as a path: below the main repository unless absolute; `~` is the home folder."""
+    """Return `data.path` as a path below the main repository, unless it is absolute; `~` is the home folder."""
     try:
         return main_repository() / Path(path).expanduser()
     except RuntimeError as error:
         raise InputError(f"{PARAMS_FILE}: data.path is {path}; there is no such home folder") from error
 
 
-def existing(data: Data) -> Path:
+def existing_path(data: Data) -> Path:
+    """Return `data.path` as `location` does. Raises InputError where it does not exist."""
     path = location(str(data.path))
     if not path.exists():
         raise InputError(f"{PARAMS_FILE}: data.path is {data.path}; there is no {path}")
     return path
 
 
-def heldout(kind: np.ndarray) -> np.ndarray:
-    """(N,) bool, which rows are held out: the test set, or the validation set where that is all there is.
+def heldout_rows(kind: np.ndarray) -> np.ndarray:
+    """Tell which rows are held out, (N,) bool: the test set, or the validation set where there is no test set.
 
     kind: (N,) of the words in OFFICIAL.
     """
@@ -87,18 +89,18 @@ def heldout(kind: np.ndarray) -> np.ndarray:
 
 
 def some(names: Sequence[object], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
+    """List the first few names, and say how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return f"{', '.join(str(name) for name in names[:most])}{more}"
 
 
-def told(left_out: LeftOut) -> str:
-    """What is left out, on one line: by what it is, the number and the first three."""
-    return ", ".join(f"{len(paths):,} {what} ({some(paths, 3)})" for what, paths in left_out.items() if paths)
+def describe(left_out: LeftOut) -> str:
+    """Describe what is left out, on one line: for each noun, the number of paths and the first three."""
+    return ", ".join(f"{len(paths):,} {noun} ({some(paths, 3)})" for noun, paths in left_out.items() if paths)
 
 
 def files_of(images: Sequence[Path | Region], rows: np.ndarray) -> Iterator[list[tuple[str, Encoded]]]:
-    """Those rows of the N images, each named by its file, in batches: a source's `read`, but for the first argument."""
+    """Yield these rows of the images, each named by its file, in batches: a source's `read` once `images` is set."""
     for start in range(0, len(rows), BATCH):
-        chosen = [images[row] for row in rows[start : start + BATCH]]
-        yield [(str(image.file if isinstance(image, Region) else image), image) for image in chosen]
+        batch = [images[row] for row in rows[start : start + BATCH]]
+        yield [(str(image.file if isinstance(image, Region) else image), image) for image in batch]

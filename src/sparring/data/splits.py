@@ -1,4 +1,4 @@
-"""Which image goes into which split: stratified by class; groups, and equal images, stay together."""
+"""This module splits images, stratified by class. Groups stay together, and so do equal images."""
 
 import re
 from collections import Counter
@@ -18,7 +18,7 @@ from sparring.params.sections import Data
 def split(
     source: Source, data: Data, seed: int, equal: np.ndarray | None = None
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Rows of the source for each of the four splits, ascending, and remarks for the user.
+    """Return the ascending rows of the source for each of the four splits, and remarks for the user.
 
     equal: (N,) a number for each row, the same for rows whose images are known to be equal; None if none are.
     Validation and test are carved from the official training images, heldout too if there is no official test set.
@@ -31,8 +31,8 @@ def split(
     pool, official = np.flatnonzero(~source.heldout), np.flatnonzero(source.heldout)
     carved = sizes if not len(official) else {name: size for name, size in sizes.items() if name != "heldout"}
     label = source.label[pool]
-    in_pool = None if groups is None else [groups[row] for row in pool.tolist()]
-    parts = carve(label, carved, seed, in_pool, None if equal is None else equal[pool])
+    pool_groups = None if groups is None else [groups[row] for row in pool.tolist()]
+    parts = carve(label, carved, seed, pool_groups, None if equal is None else equal[pool])
     rows = {name: pool[part] for name, part in parts.items()}
     if len(official):
         rows["heldout"] = official[carve(source.label[official], {"heldout": sizes["heldout"]}, seed)["heldout"]]
@@ -55,7 +55,7 @@ def carve(
     groups: Sequence[str] | None = None,
     equal: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Disjoint parts of one pool, stratified by class: a function of the arguments alone.
+    """Carve disjoint parts out of one pool, stratified by class. The result depends on the arguments alone.
 
     label: (N,) of small integers.  sizes: images a split; if the pool has fewer than all of them, they shrink in
     proportion.  Without groups the (shrunk) sizes are met exactly, and each class has in each part its share of
@@ -74,26 +74,26 @@ def carve(
         parts = _in_proportion(len(label), np.array(list(sizes.values())))
         shrunk = dict(zip(sizes, parts.tolist(), strict=True))
     quotas = _quotas(count, shrunk)
-    home = np.full(len(label), -1)  # the part that an image may go to, by position in sizes; -1 for any
+    home = np.full(len(label), -1)  # the position in `sizes` of the part that an image may go to; -1 for any
     if groups is not None or equal is not None:
         names = [f"{row:012}" for row in range(len(label))] if groups is None else groups
         home = _homes(label, names, equal, quotas, seed)
         available = np.bincount(label[home == list(sizes).index("train")], minlength=len(count))
-        wanted = min(sizes["train"], int(available.sum()))
-        quotas["train"] = _everyone(_in_proportion(wanted, available), available)
-    chosen: dict[str, list[np.ndarray]] = {name: [] for name in sizes}
+        train_size = min(sizes["train"], int(available.sum()))
+        quotas["train"] = _spread(_in_proportion(train_size, available), available)
+    positions: dict[str, list[np.ndarray]] = {name: [] for name in sizes}
     for number in range(len(count)):
         rows = np.flatnonzero(label == number)
         rows = rows[device.rng(seed, "split", *sizes, number).permutation(len(rows))]
         for position, name in enumerate(sizes):
-            mine = rows[(home[rows] == position) | (home[rows] < 0)][: quotas[name][number]]
-            chosen[name].append(mine)
-            rows = rows[~np.isin(rows, mine)]
-    return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
+            taken = rows[(home[rows] == position) | (home[rows] < 0)][: quotas[name][number]]
+            positions[name].append(taken)
+            rows = rows[~np.isin(rows, taken)]
+    return {name: np.sort(np.concatenate(parts)) for name, parts in positions.items()}
 
 
 def _in_proportion(total: int, weight: np.ndarray) -> np.ndarray:
-    """`total` things dealt out in proportion to the weights by largest remainder; nobody gets more than its weight."""
+    """Share `total` places in proportion to the weights, by largest remainder. No share exceeds its weight."""
     whole = int(weight.sum())
     if not whole:
         return np.zeros(len(weight), np.int64)
@@ -103,18 +103,19 @@ def _in_proportion(total: int, weight: np.ndarray) -> np.ndarray:
 
 
 def _quotas(count: np.ndarray, sizes: dict[str, int]) -> dict[str, np.ndarray]:
-    """Images of each class for each part: the rows add up to at most `count`, the columns to the sizes exactly."""
-    left = _everyone(_in_proportion(sum(sizes.values()), count), count)
+    """Return the number of images of each class for each part. A part adds up to its size exactly, and a class over
+    all parts to at most its `count`."""
+    left = _spread(_in_proportion(sum(sizes.values()), count), count)
     quotas = {}
     for name, size in sizes.items():
         share = _in_proportion(size, left)
-        quotas[name] = _everyone(share, left) if name == "train" else share
+        quotas[name] = _spread(share, left) if name == "train" else share
         left = left - quotas[name]
     return quotas
 
 
-def _everyone(share: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """The same total, but a class with images goes away empty only where there are fewer places than classes."""
+def _spread(share: np.ndarray, available: np.ndarray) -> np.ndarray:
+    """Move places so that a class with images gets none only where there are fewer places than classes."""
     share = share.copy()
     for number in np.flatnonzero((share == 0) & (available > 0)):
         richest = int(np.argmax(share))
@@ -127,32 +128,32 @@ def _everyone(share: np.ndarray, available: np.ndarray) -> np.ndarray:
 def _homes(
     label: np.ndarray, groups: Sequence[str], equal: np.ndarray | None, quotas: dict[str, np.ndarray], seed: int
 ) -> np.ndarray:
-    """(N,) the part, as its position in `quotas`, that each image's group may go to."""
+    """Return the part that each image's group may go to, (N,), as its position in `quotas`."""
     joined = _joined(groups, equal)
     members: dict[str, list[int]] = {}
     for row, name in enumerate(groups):
         members.setdefault(joined[name], []).append(row)
     names = sorted(joined)
-    # All names are shuffled, joined ones too: so one more pair of equal images moves few others.
+    # All names are shuffled, joined ones too, so that one more pair of equal images moves few others.
     order = device.rng(seed, "split", *quotas, "groups").permutation(len(names))
     shuffled = list(dict.fromkeys(joined[names[number]] for number in order))
     classes = {name: Counter(label[rows].tolist()) for name, rows in members.items()}
     home: dict[str, str] = {}
-    # A class that train never sees is an error, so train has first choice: one group of every class.
+    # A class without training images is an error, so train has first choice: one group of every class.
     trained: set[int] = set()
     for name in shuffled:
         if not trained.issuperset(classes[name]):
             home[name] = "train"
             trained.update(classes[name])
-    # Then the others fill up, the largest first: where groups are scarce, validation is what we can do without.
+    # Then the others fill up, the largest first: where groups are scarce, validation can best be spared.
     for part in sorted(quotas.keys() - {"train"}, key=lambda part: (-int(quotas[part].sum()), part)):
-        left = quotas[part].copy()
+        places_left = quotas[part].copy()
         for name in shuffled:
-            most = min(classes[name], key=lambda number: (-classes[name][number], number))
-            if name not in home and left[most] > 0:
+            main_class = min(classes[name], key=lambda number: (-classes[name][number], number))
+            if name not in home and places_left[main_class] > 0:
                 home[name] = part
                 for number, images in classes[name].items():
-                    left[number] -= images
+                    places_left[number] -= images
     position = {part: number for number, part in enumerate(quotas)}
     homes = np.empty(len(label), np.int64)
     for name, rows in members.items():
@@ -161,31 +162,31 @@ def _homes(
 
 
 def _joined(groups: Sequence[str], equal: np.ndarray | None) -> dict[str, str]:
-    """For each group the first of those that it shares equal images with, at one remove or more: often itself."""
+    """Map each group to the first group that equal images connect it with, directly or through others: often itself."""
     names = sorted(set(groups))
     if equal is None:
         return {name: name for name in names}
-    number = {name: position for position, name in enumerate(names)}
-    group = np.array([number[name] for name in groups])
+    position_of = {name: number for number, name in enumerate(names)}
+    group = np.array([position_of[name] for name in groups])
     _, image = np.unique(equal, return_inverse=True)
     nodes = len(names) + int(image.max(initial=-1)) + 1
     edges = coo_array((np.ones(len(group), bool), (group, len(names) + image)), shape=(nodes, nodes))
     component = connected_components(edges, directed=False)[1][: len(names)]
     _, first = np.unique(component, return_index=True)
-    return {name: names[first[component[position]]] for position, name in enumerate(names)}
+    return {name: names[first[component[number]]] for number, name in enumerate(names)}
 
 
 def share_images(rows: dict[str, np.ndarray], equal: np.ndarray) -> bool:
-    """Whether two splits have an image in common.  equal: (N,) a number for each row of the source, as in `split`."""
+    """Tell whether two splits have an image in common.  equal: (N,) a number for each row, as in `split`."""
     pairs = {(number, name) for name, part in rows.items() for number in equal[part].tolist()}
     return len(pairs) > len({number for number, _ in pairs})
 
 
 def remarks_on_equal(source: Source, rows: dict[str, np.ndarray], equal: np.ndarray) -> list[str]:
-    """What the user should know of equal images in the splits; arguments as in `split`."""
+    """Return remarks for the user on equal images in the splits. The arguments are as in `split`."""
     remarks = []
-    wanted = np.concatenate(list(rows.values()))
-    carved, official = wanted[~source.heldout[wanted]], wanted[source.heldout[wanted]]
+    drawn_rows = np.concatenate(list(rows.values()))
+    carved, official = drawn_rows[~source.heldout[drawn_rows]], drawn_rows[source.heldout[drawn_rows]]
     numbers, count = np.unique(equal[carved], return_counts=True)
     if (count > 1).any():
         remarks.append(
@@ -198,18 +199,19 @@ def remarks_on_equal(source: Source, rows: dict[str, np.ndarray], equal: np.ndar
             f"{twins:,} of {len(official):,} official test images equal a training image pixel for pixel; they stay "
             f"where the data set has them"
         )
-    labels = np.unique(np.stack([equal[wanted], source.label[wanted]]), axis=1)[0]
-    several = np.unique(labels)[np.unique(labels, return_counts=True)[1] > 1]
-    if len(several):
-        first = np.flatnonzero(equal == several[0])
-        names = class_list([source.classes[number] for number in np.unique(source.label[first])])
+    labels = np.unique(np.stack([equal[drawn_rows], source.label[drawn_rows]]), axis=1)[0]
+    ambiguous = np.unique(labels)[np.unique(labels, return_counts=True)[1] > 1]
+    if len(ambiguous):
+        first_rows = np.flatnonzero(equal == ambiguous[0])
+        names = class_list([source.classes[number] for number in np.unique(source.label[first_rows])])
         remarks.append(
-            f"{len(several):,} pictures are there under more than one class (the first: {names}); mend the labels"
+            f"{len(ambiguous):,} pictures are there under more than one class (the first: {names}); mend the labels"
         )
     return remarks
 
 
 def _groups(source: Source, pattern: str) -> list[str]:
+    """Return each row's group, which the pattern captures from its path. Raises InputError for a path without one."""
     where = f"{PARAMS_FILE}: data.group_pattern is {pattern}"
     if source.group is not None:
         raise InputError(f"{where}; {source.name} has its groups already, by its own layout, so set it to null")
@@ -217,10 +219,10 @@ def _groups(source: Source, pattern: str) -> list[str]:
         raise InputError(f"{where}; the images of {source.name} have no paths, so set it to null")
     groups = []
     for row, path in enumerate(source.path):
-        found = None if path is None else re.search(pattern, path)
-        if (found is None or found[1] is None) and not source.heldout[row]:
+        match = None if path is None else re.search(pattern, path)
+        if (match is None or match[1] is None) and not source.heldout[row]:
             raise InputError(f"{where}; it finds no group in the path {path} of {source.name}; mend the pattern")
-        groups.append(found[1] if found and found[1] is not None else "")
+        groups.append(match[1] if match and match[1] is not None else "")
     return groups
 
 
@@ -235,15 +237,15 @@ def _remarks(
     heldout = int(source.heldout.sum())
     pools = {"training": (len(source.label) - heldout, list(carved)), "test": (heldout, ["heldout"])}
     for pool, (images, names) in pools.items():
-        asked = sum(sizes[name] for name in names)
-        if images and images < asked:
-            got = ", ".join(f"{name} {len(rows[name])} of {sizes[name]}" for name in names)
-            remarks.append(f"{source.name} has {images} {pool} images, not the {asked} asked for; shrunk to {got}")
+        total = sum(sizes[name] for name in names)
+        if images and images < total:
+            shrunk = ", ".join(f"{name} {len(rows[name])} of {sizes[name]}" for name in names)
+            remarks.append(f"{source.name} has {images} {pool} images, not the {total} asked for; shrunk to {shrunk}")
     for name in SPLITS:
         if sizes[name] and not len(rows[name]):
             remarks.append(f"data.{name} is {sizes[name]}, but the split is empty: too few images, or groups, for it")
     for name in ("test", "heldout"):
-        absent = [each for each, images in zip(source.classes, count[name], strict=True) if not images]
+        absent = [class_name for class_name, images in zip(source.classes, count[name], strict=True) if not images]
         if len(rows[name]) and absent:
             remarks.append(f"{source.name}: no image of {class_list(absent)} in split {name}")
     return remarks

@@ -1,4 +1,4 @@
-"""The transforms of structures: what is done to a batch of images at random, beyond augmentation."""
+"""This module draws the random transforms of structures, which change a batch of images beyond augmentation."""
 
 import math
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from sparring.data.draws import Draws
 from sparring.params import Params
 from sparring.params.transforms import Cutout, Erasing, Masking, MaskPadding, Noise, Padded, Transform
 
-ATTEMPTS = 10  # of random erasing, to draw a box that fits into the image; torchvision has as many
-SHORT_WORDS = 4096  # units of an image up to which 32 bits order them at random without ties that would matter
+ATTEMPTS = 10  # of random erasing to draw a box that fits into the image, as in torchvision
+SHORT_WORDS = 4096  # the most units of an image that 32 bits order at random with negligibly few ties
 
 Draw = Callable[[Tensor], Tensor]
-"""One draw of a transform: images (N, 3, H, W) → the same images as the net sees them. Gradients pass through it."""
+"""A draw of a transform maps images (N, 3, H, W) to the images that the net gets. Gradients pass through it."""
 
 
 @dataclass(frozen=True)
 class RandomTransform:
-    """A transform of params.yaml.
+    """This class draws one transform of params.yaml.
 
-    word: its section there.  settings: what that holds.
-    mean: the training images' mean colour in [0, 1], with which `fill: mean` fills.
+    word: the name of its section.  settings: that section.
+    mean: the training images' mean colour in [0, 1], for `fill: mean`.
     """
 
     word: str
@@ -35,22 +35,22 @@ class RandomTransform:
 
     @classmethod
     def of(cls, params: Params, structure: str, mean: tuple[float, ...]) -> "RandomTransform | None":
-        """A structure's transform; None where it has none."""
+        """Return a structure's transform, or None where it has none."""
         settings = params.transform(structure)
         return None if settings is None else cls(params.structure(structure).transform, settings, mean)
 
-    def draw(self, shape: tuple[int, ...], images: np.ndarray, seed: int, *what: str | int) -> Draw:
-        """A draw for each of N images of one shape (3, H, W), a function of seed, purpose and the image's number.
+    def draw(self, shape: tuple[int, ...], images: np.ndarray, seed: int, *purpose: str | int) -> Draw:
+        """Draw for N images of one shape (3, H, W). Each image's draw depends on seed, purpose and its number alone.
 
         images: (N,) of those numbers.
         """
-        return DRAWN_BY[self.word](self.settings, self.mean, shape, images, Draws(seed, *what))
+        return DRAWN_BY[self.word](self.settings, self.mean, shape, images, Draws(seed, *purpose))
 
 
 def _draw_mask(
     settings: Masking, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """Exactly `share` of each image's units, to the nearest whole number but never all of them, are hidden.
+    """Hide exactly `share` of each image's units, to the nearest whole number but never all of them.
 
     A unit is a position with all its channels, one value of one channel, or a patch of `patch` × `patch` pixels, which
     may be cut off at the right and lower edge.
@@ -60,14 +60,14 @@ def _draw_mask(
     grid = (channels if settings.unit == "channel" else 1, -(-height // side), -(-width // side))
     units = math.prod(grid)
     hidden = min(round(settings.share * units), units - 1)
-    visible = torch.from_numpy(~_chosen(draws, images, units, hidden)).view(-1, *grid)
+    visible = torch.from_numpy(~_random_units(draws, images, units, hidden)).view(-1, *grid)
     if side > 1:
         visible = visible.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
     return _fill_hidden(visible, settings.fill, mean)
 
 
-def _chosen(draws: Draws, images: np.ndarray, units: int, count: int) -> np.ndarray:
-    """Exactly `count` of `units`, at random: (N, units) bool."""
+def _random_units(draws: Draws, images: np.ndarray, units: int, count: int) -> np.ndarray:
+    """Choose exactly `count` units of each image at random: (N, units) bool."""
     if not count:
         return np.zeros((len(images), units), bool)
     dtype: Any = np.uint32 if units <= SHORT_WORDS else np.uint64
@@ -79,14 +79,14 @@ def _chosen(draws: Draws, images: np.ndarray, units: int, count: int) -> np.ndar
 
 
 def _fill_hidden(visible: Tensor, fill: str, mean: tuple[float, ...]) -> Draw:
-    """visible: (N, 1 or 3, H, W) bool."""
+    """Return a draw that fills the pixels that are not `visible`, (N, 1 or 3, H, W) bool."""
 
     def apply(images: Tensor) -> Tensor:
-        seen = visible.to(images.device, images.dtype)
+        visible_pixels = visible.to(images.device, images.dtype)
         if fill == "zero":
-            return images * seen
+            return images * visible_pixels
         colour = _colour(mean, images)
-        return (images - colour) * seen + colour
+        return (images - colour) * visible_pixels + colour
 
     return apply
 
@@ -98,7 +98,7 @@ def _colour(mean: tuple[float, ...], images: Tensor) -> Tensor:
 def _draw_padding(
     settings: Padded, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """Each image at a random place of a canvas whose sides are up to `most` pixels longer than what is placed on it.
+    """Place each image at random on a canvas whose sides are up to `most` pixels longer than the image on it.
 
     order pad: the whole image is placed on a canvas of H to H + most by W to W + most pixels, which is then scaled to
     H × W.  order resize: the image is scaled to H - most to H by W - most to W pixels and placed on a canvas of H × W
@@ -107,25 +107,25 @@ def _draw_padding(
     chance = draws.uniform(images, 4)
     axes = []
     for axis, size in enumerate((shape[2], shape[1])):  # across, then down
-        most = settings.most if settings.order == "pad" else min(settings.most, size - 1)
-        longer = np.floor(chance[:, axis] * (most + 1))
+        largest = settings.most if settings.order == "pad" else min(settings.most, size - 1)
+        longer = np.floor(chance[:, axis] * (largest + 1))
         place = np.floor(chance[:, 2 + axis] * (longer + 1))
-        # Of a canvas that is scaled to `size`, or of an image that was scaled down, one pixel is `scale` of the image.
+        # One pixel of the result is `scale` pixels of the image: the canvas, or the image, was scaled by 1 / scale.
         scale = (size + longer) / size if settings.order == "pad" else size / (size - longer)
-        placed = size if settings.order == "pad" else size - longer
-        axes.append(np.stack([scale, scale - 1 - 2 * place / placed], 1))
+        placed_size = size if settings.order == "pad" else size - longer
+        axes.append(np.stack([scale, scale - 1 - 2 * place / placed_size], 1))
     boxes = torch.from_numpy(np.stack(axes, 1).astype(np.float32))
 
     def apply(images: Tensor) -> Tensor:
-        here = boxes.to(images.device)
+        boxes_on_device = boxes.to(images.device)
         colour = _colour(mean, images) if settings.fill == "mean" else torch.zeros((), device=images.device)
         if settings.order == "pad" and settings.fill == "zero":
-            return crop(images, here, "zeros")
+            return crop(images, boxes_on_device, "zeros")
         if settings.order == "pad":
-            return crop(images - colour, here, "zeros") + colour
-        across, down = places(images, here)
+            return crop(images - colour, boxes_on_device, "zeros") + colour
+        across, down = places(images, boxes_on_device)
         inside = ((across.abs() < 1) & (down.abs() < 1))[:, None]
-        return torch.where(inside, crop(images, here), colour)
+        return torch.where(inside, crop(images, boxes_on_device), colour)
 
     return apply
 
@@ -133,7 +133,7 @@ def _draw_padding(
 def _draw_mask_padding(
     settings: MaskPadding, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """The mask, then the padding."""
+    """Draw the mask, and after it the padding."""
     mask = _draw_mask(settings.mask, mean, shape, images, draws.part("mask"))
     padding = _draw_padding(settings.padding, mean, shape, images, draws.part("padding"))
     return lambda batch: padding(mask(batch))
@@ -142,8 +142,8 @@ def _draw_mask_padding(
 def _draw_noise(
     settings: Noise, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """Gaussian noise of standard deviation `std`, not clipped: as randomized smoothing has it."""
-    # Drawn in the order of channels_last, in which the images lie.
+    """Add Gaussian noise of standard deviation `std`, not clipped (Cohen et al., 2019, arXiv 1902.02918)."""
+    # The noise is drawn in the order of channels_last, in which the images lie.
     channels, height, width = shape
     noise = torch.from_numpy(draws.normal(images, (height, width, channels))).permute(0, 3, 1, 2)
     return lambda batch: torch.add(batch, noise.to(batch.device), alpha=settings.std)
@@ -152,8 +152,8 @@ def _draw_noise(
 def _draw_cutout(
     settings: Cutout, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """A square of `side` pixels around a random pixel is hidden, as far as it lies in the image (DeVries and Taylor,
-    2017, arXiv 1708.04552)."""
+    """Hide a square of `side` pixels around a random pixel, as far as it lies in the image (DeVries and Taylor, 2017,
+    arXiv 1708.04552)."""
     _, height, width = shape
     centre = np.floor(draws.uniform(images, 2) * (height, width)).astype(np.int64)
     start = centre - settings.side // 2
@@ -164,8 +164,8 @@ def _draw_cutout(
 def _draw_erasing(
     settings: Erasing, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """A box of random area and aspect ratio is hidden, in a share `probability` of the images (Zhong et al., 2020,
-    arXiv 1708.04896), drawn by the rules of torchvision's RandomErasing, which gives a whole batch one box."""
+    """Hide a box of random area and aspect ratio in a share `probability` of the images (Zhong et al., 2020,
+    arXiv 1708.04896). The rules are those of torchvision's RandomErasing, which draws one box for a whole batch."""
     _, height, width = shape
     chance = draws.uniform(images, 3 + 2 * ATTEMPTS)
     low, high = settings.area
@@ -183,7 +183,7 @@ def _draw_erasing(
 
 
 def _outside(box: np.ndarray, height: int, width: int) -> Tensor:
-    """The pixels (N, 1, H, W) outside of each image's box (N, 4): top, left, bottom, right, the last two excluded."""
+    """Mark the pixels (N, 1, H, W) outside each image's box (N, 4): top, left, bottom, right, the last two excluded."""
     top, left, bottom, right = (torch.from_numpy(box[:, side]).view(-1, 1, 1, 1) for side in range(4))
     down, across = torch.arange(height).view(1, 1, -1, 1), torch.arange(width).view(1, 1, 1, -1)
     return ~((down >= top) & (down < bottom) & (across >= left) & (across < right))

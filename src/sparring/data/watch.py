@@ -1,4 +1,4 @@
-"""Whether a user's images are still those that `prepare` read: DVC does not look at what `data.path` names."""
+"""This module notices changes in a user's images since `prepare` read them, as DVC does not watch `data.path`."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ from sparring.layout import HERE, PARTIAL, Layout, main_repository, replacing
 from sparring.params.sections import READ_FROM_PATH, Data
 
 THREADS = 4
-REMEMBERED = "watch{}.json"  # in PARTIAL: digests of the files that were read before
+REMEMBERED = "watch{}.json"  # the file in PARTIAL with the digests of files that were read before
 
 Stamp = tuple[int, int, int]  # size and times of a file: what does not change unless its content may have
 
 
 def watch(data: Data, layout: Layout = HERE) -> None:
-    """Write data/source.json: number, size and digest of the files that `data.path` names, of their contents and paths.
+    """Write the number and size of the files that `data.path` names, and a digest of contents and paths.
 
-    A file is read again only if its size or times have changed. The other sources have nothing to watch: their content
-    is fixed. Raises InputError where there is no such path.
+    The facts go to data/source.json. A file is read again only if its size or times have changed. The other sources
+    have nothing to watch, as their content is fixed. Raises InputError where there is no such path.
     """
     facts: dict[str, object] = {"source": data.source}
     if data.source in READ_FROM_PATH:
@@ -29,12 +29,14 @@ def watch(data: Data, layout: Layout = HERE) -> None:
     _write(facts, layout.source)
 
 
-def watch_path(named: str | None, target: Path) -> None:
-    """Write the same of the files that `named` names, as `data.path` does, to `target`, a .json of a name of its own;
-    of a path that is not there, that it is absent, and of None nothing but that."""
-    facts: dict[str, object] = {"path": named}
-    if named is not None:
-        top = location(named)
+def watch_path(path_setting: str | None, target: Path) -> None:
+    """Write the same facts on `path_setting`, which is like `data.path`, to `target`, a .json file of a unique name.
+
+    For a path that does not exist this writes that it is absent, and for None no facts.
+    """
+    facts: dict[str, object] = {"path": path_setting}
+    if path_setting is not None:
+        top = location(path_setting)
         facts |= _facts(top, f"-{target.stem}") if top.exists() else {"absent": True}
     _write(facts, target)
 
@@ -44,18 +46,18 @@ def _write(facts: dict[str, object], target: Path) -> None:
         path.write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _facts(top: Path, which: str = "") -> dict[str, object]:
-    """which: of the files that remember digests, one for each path that is watched."""
-    remembered = main_repository() / PARTIAL / REMEMBERED.format(which)
-    before = _read(remembered)
+def _facts(top: Path, suffix: str = "") -> dict[str, object]:
+    """Return number, size and digest of the files.  suffix: of the file of digests, one for each watched path."""
+    digests_file = main_repository() / PARTIAL / REMEMBERED.format(suffix)
+    earlier = _read(digests_file)
     stamps = {str(path): _stamp(path) for path in _files(top)}
-    unknown = [path for path, stamp in stamps.items() if path not in before or before[path][0] != stamp]
+    changed = [path for path, stamp in stamps.items() if path not in earlier or earlier[path][0] != stamp]
     with ThreadPoolExecutor(THREADS) as pool:
-        read = dict(zip(unknown, pool.map(_digest, unknown), strict=True))
-    digests = {path: read.get(path) or before[path][1] for path in stamps}
-    with replacing(remembered) as temporary:
+        read = dict(zip(changed, pool.map(_digest, changed), strict=True))
+    digests = {path: read.get(path) or earlier[path][1] for path in stamps}
+    with replacing(digests_file) as temporary:
         temporary.write_text(json.dumps({path: [stamps[path], digests[path]] for path in stamps}))
-    print(f"watch: {len(stamps):,} files, of which {len(unknown):,} are new or have changed", flush=True)
+    print(f"watch: {len(stamps):,} files, of which {len(changed):,} are new or have changed", flush=True)
     whole = hashlib.sha256()
     for path, digest in digests.items():
         whole.update(f"{os.path.relpath(path, top)}\0{digest}\0".encode(errors="surrogateescape"))
@@ -63,18 +65,18 @@ def _facts(top: Path, which: str = "") -> dict[str, object]:
 
 
 def _files(top: Path) -> Iterator[Path]:
-    """Every file below a folder, or the file itself, in the order of their names; none twice, and no hidden one."""
+    """Yield every file below a folder, or the file itself, in the order of names: none twice, and no hidden one."""
     if top.is_file():
         yield top
         return
     visited = set()
-    for folder, below, names in os.walk(top, followlinks=True):
+    for folder, inner, names in os.walk(top, followlinks=True):
         real = os.path.realpath(folder)
         if real in visited:  # by a link, perhaps to a folder above
-            below.clear()
+            inner.clear()
             continue
         visited.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
         paths = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
         yield from (path for path in paths if path.is_file())
 
@@ -92,5 +94,5 @@ def _digest(path: str) -> str:
 def _read(path: Path) -> dict[str, tuple[Stamp, str]]:
     try:
         return {name: (tuple(stamp), digest) for name, (stamp, digest) in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or cut short
+    except (OSError, ValueError, TypeError, AttributeError):  # There is no file yet, or it was cut short.
         return {}

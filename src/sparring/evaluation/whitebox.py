@@ -81,7 +81,7 @@ def runs_of(params: Params, at_random: bool) -> dict[str, tuple[Attack, int]]:
 
     at_random: whether the structure predicts at random.
     """
-    return params.whitebox.runs | (params.whitebox.of_random if at_random else {})
+    return params.whitebox.runs | (params.whitebox.single_draw_runs if at_random else {})
 
 
 def _attacked_rows(

@@ -1,6 +1,6 @@
-"""params.yaml as typed, validated models: the one place that knows every key.
+"""This package defines params.yaml, with every key, as typed, validated models.
 
-Every key is required: what a run did can be read off its params.yaml without knowing any default.
+Every key is required, so that a params.yaml describes a run completely, without any default.
 """
 
 import re
@@ -32,7 +32,7 @@ from sparring.params.transforms import Cutout, Erasing, Mask, MaskPadding, Noise
 from sparring.params.values import CountOrNone, Section
 from sparring.params.whitebox import Whitebox
 
-PLAIN_PASSES = 3  # one forward, and back to weights and maps
+PLAIN_PASSES = 3  # one forward, and two backward: to the weights and to the feature maps
 
 
 class Params(Section):
@@ -101,7 +101,7 @@ class Params(Section):
                 right = "it is the pretrained net, so use pretrained"
                 mend = right if name == BASELINE else f"that net is {BASELINE}; name the opponents to train against"
                 raise ValueError(f".{name}.opponents is {structure.opponents}; {mend}")
-        # It comes first in every table, wherever the file has it.
+        # The baseline comes first in every table, wherever the file has it.
         return {BASELINE: structures[BASELINE]} | structures
 
     @model_validator(mode="after")
@@ -129,17 +129,17 @@ class Params(Section):
             if not any(weights.get(name, 1) for name in self.attacks):
                 raise ValueError(f"{section}.weights are all 0; give at least one attack a weight above 0")
         self._evolve()
-        for key, attack in self.of_library.items():
-            if problem := demands.of_image_size(str(attack.of_library), attack.arguments, self.data.image_size):
+        for key, attack in self.library_attacks.items():
+            if problem := demands.image_size_problem(str(attack.library_class), attack.arguments, self.data.image_size):
                 raise ValueError(f"{key} is {attack.method}; {problem}")
         return self
 
     def _evolve(self) -> None:
-        """ValueError where `evolving` fits neither the other sections nor a structure that uses it."""
-        start, names = self.evolving.start, [name for name, each in self.structures.items() if each.evolves]
+        """Raise ValueError where `evolving` does not fit the other sections, or a structure that uses it."""
+        start, names = self.evolving.start, [name for name, structure in self.structures.items() if structure.evolves]
         if start != RANDOM and start not in self.attacks:
-            known = ", ".join([RANDOM, *self.attacks])
-            raise ValueError(f"evolving.start is {start}, which is not in attacks; use {known}")
+            allowed = ", ".join([RANDOM, *self.attacks])
+            raise ValueError(f"evolving.start is {start}, which is not in attacks; use {allowed}")
         if names and self.evolving.frame == "moving" and self.training.crop_area != [1, 1]:
             raise ValueError(
                 f"evolving.frame is moving, and training.crop_area {self.training.crop_area}; only shifts and flips "
@@ -154,39 +154,41 @@ class Params(Section):
                 )
 
     def structure(self, name: str) -> Structure:
-        """The entry of `structures`. Raises InputError where there is none of that name."""
+        """Return the entry of `structures`. Raises InputError where there is none of that name."""
         if name not in self.structures:
-            known = ", ".join(self.structures)
-            raise InputError(f"{PARAMS_FILE}: structures.{name} is missing; there are {known}")
+            names = ", ".join(self.structures)
+            raise InputError(f"{PARAMS_FILE}: structures.{name} is missing; there are {names}")
         return self.structures[name]
 
     @property
     def all_attacks(self) -> list[str]:
-        """The attacks whose images are stored; those that nobody trains on come last."""
+        """Return the names of the attacks whose images are stored. Those that no structure trains on come last."""
         return [*self.attacks, *self.unseen_attacks]
 
     @property
     def trained(self) -> dict[str, Structure]:
-        """The structures but for the baseline, which is a copy of the pretrained net."""
+        """Return the structures without the baseline, which is a copy of the pretrained net."""
         return {name: structure for name, structure in self.structures.items() if name != BASELINE}
 
     def transform(self, structure: str) -> Transform | None:
-        """The settings of a structure's transform; None where it has none."""
+        """Return the settings of a structure's transform, or None where it has none."""
         word = self.structure(structure).transform
         return None if word == "none" else getattr(self, word)
 
     def predicts_at_random(self, structure: str) -> bool:
-        """Whether a structure's predictions are averaged over draws of its transform."""
+        """Tell whether a structure's predictions are averaged over draws of its transform."""
         transform = self.transform(structure)
         return transform is not None and transform.draws > 0
 
     def seeds_of(self, structure: str) -> list[int]:
-        """The seeds of a structure's trainings; the pretrained net is trained once, with `seed`."""
+        """Return the seeds of a structure's trainings. The pretrained net is trained once, with `seed`."""
         return [self.seed] if structure == BASELINE else self.seeds
 
     def passes(self, structure: str) -> int:
-        """Forward passes, or as much work, that a structure's training makes for an image it visits. A pass back costs
-        one for the gradient of the image, and two for that of weights and maps."""
+        """Return the cost of a structure's training for one visit of an image, in forward passes.
+
+        A backward pass costs one for the gradient of the image, and two for those of weights and feature maps.
+        """
         entry, plain = self.structure(structure), PLAIN_PASSES
         if entry.online:
             return plain + 2 * int(getattr(self, entry.opponents).steps)
@@ -195,18 +197,18 @@ class Params(Section):
         return plain
 
     @property
-    def of_library(self) -> dict[str, Attack]:
-        """Every attack that torchattacks runs, by its key in params.yaml."""
+    def library_attacks(self) -> dict[str, Attack]:
+        """Return every attack that torchattacks runs, by its key in params.yaml."""
         attacks = [*self.attacks.items(), *self.unseen_attacks.items()]
         attacks += [(name, attack) for name, (attack, _) in self.whitebox.runs.items()]
         return {
             self.key(name, attack): attack
             for name, attack in attacks
-            if attack.of_library or attack.method == AUTOATTACK
+            if attack.library_class or attack.method == AUTOATTACK
         }
 
     def key(self, name: str, attack: Attack) -> str:
-        """Where params.yaml describes an attack that is run under a name."""
+        """Return the key in params.yaml that describes an attack which runs under this name."""
         sections = {"attacks": self.attacks, "unseen_attacks": self.unseen_attacks}
         for section, entries in (sections | {"whitebox.attacks": self.whitebox.attacks}).items():
             if entries.get(name) == attack:
@@ -214,29 +216,31 @@ class Params(Section):
         return "whitebox.autoattack" if name == AUTOATTACK else "whitebox.checks"
 
     def describe(self, name: str, attack: Attack) -> str:
-        """How an error names an attack that is run under a name."""
+        """Return the words by which an error refers to an attack which runs under this name."""
         return f"{PARAMS_FILE}: {self.key(name, attack)}"
 
 
 def load(path: str | Path = PARAMS_FILE) -> Params:
     """Read and validate a parameter file, the way DVC reads it (YAML 1.2).
 
-    Raises InputError, in one line, for a file that is missing, is not YAML, or has an unknown,
-    missing or impossible key.
+    Raises InputError, in one line, for a file that is missing, is not YAML, or has an unknown, missing or invalid key.
     """
     return validate(read(path), str(path))
 
 
 def check_classes(params: Params, classes: int) -> None:
-    """Raises InputError where one of the attacks cannot attack a net of so many classes."""
-    for key, attack in params.of_library.items():
-        if problem := demands.of_classes(attack.of_library or AUTOATTACK, attack.arguments, classes):
+    """Raise InputError where one of the attacks cannot attack a net of so many classes."""
+    for key, attack in params.library_attacks.items():
+        if problem := demands.classes_problem(attack.library_class or AUTOATTACK, attack.arguments, classes):
             mend = "set its images to 0" if key == "whitebox.autoattack" else "use another attack"
             raise InputError(f"{PARAMS_FILE}: {key} is {attack.method}; {problem}; {mend}")
 
 
 def network(text: str, name: str) -> Network:
-    """A network as params.yaml has it, or its name alone, from text; InputError begins with `name`."""
+    """Parse a network from text: its section as in params.yaml, or its name alone.
+
+    Raises InputError, which begins with `name`, where the text describes no network.
+    """
     try:
         value = YAML(typ="safe").load(text)
     except YAMLError as error:
@@ -245,7 +249,7 @@ def network(text: str, name: str) -> Network:
 
 
 def read(path: str | Path) -> Any:
-    """What a YAML 1.2 file holds, not validated; InputError where it cannot be read."""
+    """Read a YAML 1.2 file without validation. Raises InputError where it cannot be read."""
     try:
         return YAML(typ="safe").load(Path(path))
     except FileNotFoundError as error:
@@ -258,8 +262,8 @@ def read(path: str | Path) -> Any:
 
 
 def validate(values: Any, name: str = PARAMS_FILE) -> Params:
-    """Params from a plain dictionary; InputError begins with `name`."""
+    """Make Params from a plain dictionary. Raises InputError, which begins with `name`, where it is not valid."""
     if not isinstance(values, dict):
-        found = "is empty" if values is None else f"holds a {type(values).__name__}"
-        raise InputError(f"{name} {found}; it needs the sections of profiles/digits.yaml")
+        problem = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise InputError(f"{name} {problem}; it needs the sections of profiles/digits.yaml")
     return validated(Params, values, name)

@@ -1,4 +1,4 @@
-"""The arguments of every attack, and an entry of `attacks` in params.yaml."""
+"""This module defines the arguments of every attack, and an entry of `attacks` in params.yaml."""
 
 import difflib
 import inspect
@@ -95,9 +95,9 @@ BUILT_IN: dict[str, type[Section]] = {
     AUTOATTACK: AutoAttack,
 }
 TORCHATTACKS = "torchattacks."
-APGD, APGD_T, FAB_T = "apgd_ce", "apgd_t", "fab_t"  # with Square the parts of AutoAttack
-STEPS, TARGETS, QUERIES = 100, 9, 5000  # of them: steps, the classes that are aimed at, Square's queries
-# They look for the least change that fools the model, and so stop right behind its boundary.
+APGD, APGD_T, FAB_T = "apgd_ce", "apgd_t", "fab_t"  # These and Square are the parts of AutoAttack.
+STEPS, TARGETS, QUERIES = 100, 9, 5000  # of AutoAttack: steps, target classes, and queries of Square
+# These attacks look for the least change that fools the model, and so stop right behind its decision boundary.
 MINIMAL_NORM = {"deepfool", "cw", "ddn"} | {
     TORCHATTACKS + name for name in ("DeepFool", "CW", "SparseFool", "EADL1", "EADEN", "JSMA", "FAB")
 }
@@ -106,65 +106,67 @@ NOISE = {"gaussian", TORCHATTACKS + "GN"}
 
 
 def torchattacks_class(method: str) -> type:
-    """The class that `torchattacks.NAME` names; ValueError where there is none."""
+    """Return the class that `torchattacks.NAME` names. Raises ValueError where there is none."""
     import torchattacks
 
     name = method.removeprefix(TORCHATTACKS)
-    found = getattr(torchattacks, name, None)
-    if not (inspect.isclass(found) and issubclass(found, torchattacks.attack.Attack)):
+    attack_class = getattr(torchattacks, name, None)
+    if not (inspect.isclass(attack_class) and issubclass(attack_class, torchattacks.attack.Attack)):
         close = difflib.get_close_matches(name, dir(torchattacks), 3, 0.5)
         raise ValueError(f"method is {method}; torchattacks has no attack of that name" + did_you_mean(close))
     if name in demands.REFUSED:
         raise ValueError(f"method is {method}; {demands.REFUSED[name]}")
-    return found
+    return attack_class
 
 
 class Attack(Section):
-    """One entry of `attacks`: which method runs, with which arguments."""
+    """An entry of `attacks` names a method and its arguments."""
 
     method: str
     arguments: dict[str, Any]
 
     @property
     def linf(self) -> float | None:
-        """The L∞ radius, in [0, 1] units, as stored: the largest k/255 within eps. None for an attack without one."""
+        """Return the L∞ radius as stored, in [0, 1] units: the largest k/255 within eps. None without an L∞ radius."""
         eps = self.arguments.get(self.radius_key)
         return None if eps is None or self._norm() != "linf" else math.floor(255 * float(eps) + 0.001) / 255
 
     @property
     def l2(self) -> float | None:
-        """The L2 radius, in [0, 1] units; None for an attack without one."""
+        """Return the L2 radius, in [0, 1] units. None without an L2 radius."""
         return float(self.arguments["eps"]) if "eps" in self.arguments and self._norm() == "l2" else None
 
     @property
     def minimal(self) -> bool:
-        """Whether it looks for the least change, without a radius to keep."""
+        """Tell whether the attack looks for the least change, without a radius as its limit."""
         return self.method in MINIMAL_NORM and self.linf is None and self.l2 is None
 
     @property
     def predictions(self) -> tuple[str, ...]:
-        """The columns of predictions in its store. A minimal-norm attack ends so near a boundary that rounding undoes
-        much of it, so its store also tells of the images before storage; of any other the three are one but for
-        rounding."""
+        """Return the columns of predictions in the attack's store.
+
+        A minimal-norm attack ends so near a decision boundary that rounding undoes much of it, so its store also has
+        the predictions before storage. Those of other attacks differ by rounding at most.
+        """
         return ("prediction", *(("prediction_float", "prediction_rounded") if self.minimal else ()))
 
     @property
     def noise(self) -> bool:
-        """Whether it is mere noise, which aims at nothing."""
+        """Tell whether the attack is mere noise, which is not aimed at the model."""
         return self.method in NOISE
 
     def stored(self) -> dict[str, Any]:
-        """The arguments that the attack runs with: as configured, but eps as stored."""
+        """Return the arguments that the attack runs with: those configured, with eps as stored."""
         return self.arguments | ({} if self.linf is None else {self.radius_key: self.linf})
 
     @property
-    def of_library(self) -> str | None:
-        """The name of its class in torchattacks; None for one of ours."""
+    def library_class(self) -> str | None:
+        """Return the name of the attack's class in torchattacks, or None for an attack of this package."""
         return self.method.removeprefix(TORCHATTACKS) if self.method.startswith(TORCHATTACKS) else None
 
     @property
     def radius_key(self) -> str:
-        """The argument that is its radius, where it has one."""
+        """Return the name of the argument that is the attack's radius, if it has one."""
         return "max_epsilon" if "max_epsilon" in self.arguments else "eps"
 
     def _norm(self) -> str:
@@ -172,7 +174,7 @@ class Attack(Section):
 
 
 def attack_entry(name: str, entry: Any) -> Attack:
-    """An entry of `attacks` as what runs; ValueError, which begins with the argument, where it cannot run."""
+    """Make an Attack of an entry of `attacks`. Raises ValueError, beginning with the argument, where it cannot run."""
     if not isinstance(entry, dict):
         raise ValueError(f" is {shown(entry)}; it needs the attack's arguments, as in {{eps: 0.03}}")
     arguments = dict(entry)
@@ -180,8 +182,8 @@ def attack_entry(name: str, entry: Any) -> Attack:
     if isinstance(method, str) and method.startswith(TORCHATTACKS):
         return _storable(_of_torchattacks(method, arguments))
     if not isinstance(method, str) or method not in BUILT_IN:
-        known = ", ".join(BUILT_IN)
-        raise ValueError(f"method is {shown(method)}; there is no such attack; use {known} or torchattacks.<Class>")
+        methods = ", ".join(BUILT_IN)
+        raise ValueError(f"method is {shown(method)}; there is no such attack; use {methods} or torchattacks.<Class>")
     return _storable(Attack(method=method, arguments=BUILT_IN[method].model_validate(arguments).model_dump()))
 
 
@@ -200,13 +202,13 @@ def _of_torchattacks(method: str, arguments: dict[str, Any]) -> Attack:
                 raise ValueError(f"{key} is {shown(value)}; it is a number, as in {default:g}")
         if isinstance(default, bool) and not isinstance(value, bool):
             raise ValueError(f"{key} is {shown(value)}; it is true or false")
-    # The library's defaults become part of the record; the number of classes is the data set's, not a default.
-    defaults = {key: found.default for key, found in accepted.items() if key != "n_classes"}
+    # The library's defaults become part of the record. The number of classes is the data set's, not a default.
+    defaults = {key: parameter.default for key, parameter in accepted.items() if key != "n_classes"}
     attack = Attack(method=method, arguments=defaults | arguments)
     for key, value in attack.arguments.items():
         if value is inspect.Parameter.empty:
             raise ValueError(f"{key} is missing; {method} cannot run without it")
-    if problem := demands.of_arguments(str(attack.of_library), attack.arguments):
+    if problem := demands.arguments_problem(str(attack.library_class), attack.arguments):
         raise ValueError(problem)
     return attack
 
@@ -227,17 +229,16 @@ def _storable(attack: Attack) -> Attack:
 
 
 def torchattacks_entry(name: str, norm: str, **arguments: Any) -> Attack:
-    """The attack that a class of torchattacks makes within a ball.  norm: linf | l2, as our own attacks have it."""
+    """Return the attack of a class of torchattacks within a ball.  norm: linf | l2, as in this package's attacks."""
     settings = {"method": TORCHATTACKS + name, "norm": {"linf": "Linf", "l2": "L2"}[norm]}
     return attack_entry(name, settings | arguments)
 
 
 def autoattack_parts(norm: str, eps: float, classes: int) -> dict[str, Attack]:
-    """The parts of AutoAttack's standard version (Croce and Hein, 2020, arXiv 2003.01690) in its order, each by its
-    name. APGD-T is not among them below four classes, which its loss compares.
+    """Return the parts of AutoAttack's standard version (Croce and Hein, 2020, arXiv 2003.01690) by name, in its order.
 
-    norm: linf | l2.  eps: in [0, 1] units.
     torchattacks' own AutoAttack makes a tenth of the steps.
+    norm: linf | l2.  eps: in [0, 1] units.  classes: with fewer than four, APGD-T is left out, as its loss needs four.
     """
     targets = min(TARGETS, classes - 1)
     steps = {"eps": eps, "steps": STEPS, "n_restarts": 1}
@@ -255,7 +256,7 @@ def _is_number(value: Any) -> bool:
 
 
 def attack_entries(entries: Any, reserved: tuple[str, ...]) -> Any:
-    """The attacks of a section, by name; ValueError begins with the name of the one that is wrong."""
+    """Make the attacks of a section, by name. Raises ValueError, beginning with the name of the wrong one."""
     if not isinstance(entries, dict):
         return entries
     check_names(entries, reserved)

@@ -1,11 +1,11 @@
-"""What the classes of torchattacks ask of their arguments and of the data: the library finds out only when it runs.
+"""This module holds what torchattacks demands of arguments and data. The library itself checks it only when it runs.
 
-Everything here was seen when each class of torchattacks 3.5.1 ran; tests/attacks/test_torchattacks.py runs them all.
+The demands were observed when each class of torchattacks 3.5.1 ran; tests/attacks/test_torchattacks.py runs them all.
 """
 
 from typing import Any
 
-# Classes that need what no parameter file can hold.
+# These classes need what no parameter file can hold.
 REFUSED = {
     "MultiAttack": "it joins attacks that are objects of Python; list each attack by itself",
     "LGV": "it trains nets of its own on a data loader, an object of Python; use another attack",
@@ -23,7 +23,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "TIFGSM": {"kernel_name": ("gaussian", "linear", "uniform")},
     "Pixle": {"pixel_mapping": ("random", "similarity", "similarity_random", "distance", "distance_random")},
 }
-# Whole numbers. All are 1 or more, but for n_classes, from 2 on, and seed, from 0 on.
+# These arguments are whole numbers. All are 1 or more, but for n_classes, from 2 on, and seed, from 0 on.
 COUNTS = {
     *("steps", "n_restarts", "restarts", "eot_iter", "m", "N", "n_queries", "nb_iter", "nb_sample", "max_batch_size"),
     *("binary_search_steps", "max_iterations", "num_iter_set", "noise_batch_size", "batch_max", "pixels", "popsize"),
@@ -32,8 +32,8 @@ COUNTS = {
 LEAST = {("EADL1", "max_iterations"): 10, ("EADEN", "max_iterations"): 10}
 
 
-def of_arguments(name: str, arguments: dict[str, Any]) -> str | None:
-    """What is wrong with the arguments of torchattacks.<name>, as `key is value; what it should be`; or None."""
+def arguments_problem(name: str, arguments: dict[str, Any]) -> str | None:
+    """Say what is wrong with the arguments of torchattacks.<name>, as `key is value; what it should be`; or None."""
     for key, value in arguments.items():
         choices = CHOICES.get(name, {}).get(key)
         if choices and value not in choices:
@@ -48,8 +48,8 @@ def of_arguments(name: str, arguments: dict[str, Any]) -> str | None:
     return None
 
 
-def of_image_size(name: str, arguments: dict[str, Any], size: int) -> str | None:
-    """Why torchattacks.<name> cannot attack images of size × size pixels, and the mend; or None."""
+def image_size_problem(name: str, arguments: dict[str, Any], size: int) -> str | None:
+    """Say why torchattacks.<name> cannot attack images of size × size pixels, and the mend; or None."""
     if "resize_rate" in arguments:
         rate = arguments["resize_rate"]
         if int(size * rate) < 1 or int(size * rate) == size:
@@ -60,16 +60,16 @@ def of_image_size(name: str, arguments: dict[str, Any], size: int) -> str | None
     return None
 
 
-def of_classes(name: str, arguments: dict[str, Any], classes: int) -> str | None:
-    """Why torchattacks.<name> cannot attack a net of so many classes, and the mend; or None."""
-    chosen = arguments.get("n_classes", classes)
-    if chosen > classes:
-        return f"n_classes is {chosen}, but the data has {classes} classes; it can be left out"
+def classes_problem(name: str, arguments: dict[str, Any], classes: int) -> str | None:
+    """Say why torchattacks.<name> cannot attack a net of so many classes, and the mend; or None."""
+    n_classes = arguments.get("n_classes", classes)
+    if n_classes > classes:
+        return f"n_classes is {n_classes}, but the data has {classes} classes; it can be left out"
     least = 2
     if name in ("APGDT", "autoattack") or (name == "AutoAttack" and arguments.get("version") != "rand"):
         least = 4
     elif name == "AutoAttack" or arguments.get("loss") == "dlr":
         least = 3
     elif name == "JSMA":
-        least = 10  # whose targets are (label + 1) % 10
+        least = 10  # Its targets are (label + 1) % 10.
     return None if classes >= least else f"it needs {least} classes or more, but the data has {classes}"

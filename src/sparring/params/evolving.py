@@ -1,4 +1,4 @@
-"""The study of opponents that follow the net: the parameters of each of its nets (studies/evolving/params.yaml)."""
+"""This module makes the parameters of each net in the study of evolving opponents (studies/evolving/params.yaml)."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,14 +11,14 @@ from sparring.params.names import BASELINE, DEFAULT_FILE, EVOLVING, check_names,
 from sparring.params.values import Count, CountOrNone, Positive, Section, merged
 
 STUDY_FILE = "studies/evolving/params.yaml"
-REFERENCE = "pgd"  # of the white-box attacks, beside AutoAttack
+REFERENCE = "pgd"  # the white-box attack of the study, beside AutoAttack
 
 
 class Method(Section):
-    """How nets are trained.
+    """A method says how nets are trained.
 
-    opponents, evolving: the words of their structure.  step: of their attacks, in eps.
-    changes: what is changed in the section of params.yaml that the opponents have.
+    opponents, evolving: the words of their structure.  step: the step of the opponents, in units of eps.
+    changes: the other changes in the section of params.yaml that describes the opponents.
     """
 
     opponents: Literal["evolving", "online_fgsm", "online_pgd", "sampler"]
@@ -28,7 +28,7 @@ class Method(Section):
 
     @property
     def section(self) -> str:
-        """The section whose eps and step are the training's."""
+        """Return the name of the section that gets the training's eps and step."""
         return EVOLVING if self.evolving != "none" or self.opponents == "sampler" else self.opponents
 
 
@@ -65,14 +65,17 @@ class Study(Section):
 
 
 def load_study(path: str | Path = STUDY_FILE) -> Study:
-    """The study's parameters, with all that the default profile has in `base`; InputError in one line as for `load`."""
+    """Read the study's parameters, with the default profile's values in `base`. Raises InputError as `params.load`."""
     study = validated(Study, read(path), str(path))
     return study.model_copy(update={"base": merged(read(DEFAULT_FILE), study.base)})
 
 
 def net_params(study: Study, name: str | None = None) -> Params:
-    """The parameters of one training, whose structure has the name of its method; without a name, of what all of them
-    start from. Raises InputError where there is no such training, or a value is not valid."""
+    """Return the parameters of one training, whose structure has the name of its method.
+
+    Without a name, they are those of the source of images and stored attacks for all trainings. Raises InputError where
+    there is no such training, or a value is not valid.
+    """
     values = merged(study.base, {"seeds": [0]}) | {"structures": {BASELINE: structure_entry("pretrained")}}
     if name is None:
         return validate(values, STUDY_FILE)

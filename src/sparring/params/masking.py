@@ -1,4 +1,7 @@
-"""The study of masked and padded features: the parameters of each of its nets (studies/mask_padding/params.yaml)."""
+"""This module makes the parameters of each net in the study of masked and padded features.
+
+They come from studies/mask_padding/params.yaml.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,16 +18,16 @@ from sparring.params.values import Count, CountOrNone, Radius, Section, Share, m
 STUDY_FILE = "studies/mask_padding/params.yaml"
 UNDEFENDED = "none"
 RESEEDED = "seed"
-RESEED = 1000  # by which that net's seed is another than its split's
+RESEED = 1000  # the difference of that net's seed from the seed of its split
 
 Level = Annotated[int, Field(ge=1, le=255)]
 
 
 class Dataset(Section):
-    """A data set of the study.
+    """This is a data set of the study.
 
-    data: the section `data` of its nets.  seeds: each is a split of its own, with its own trainings.
-    networks: those that all defences are tried on.  controls: those that the other rows are made of.
+    data: the section `data` of its nets.  seeds: each makes a split of its own, with its own trainings.
+    networks: the networks of most defences.  controls: the networks of the defences with `controls: true`.
     """
 
     data: Data
@@ -34,18 +37,18 @@ class Dataset(Section):
 
 
 class Trained(Section):
-    """A network of the study and what its training changes in the section `training`."""
+    """This is a network of the study, with its changes in the section `training`."""
 
     network: dict[str, Any]
     training: dict[str, Any]
 
 
 class Defence(Section):
-    """What a row trains.
+    """A defence says how the nets of a row are trained.
 
     opponents, transform: the words of its structure.  controls: whether only the data set's `controls` are trained.
-    changes: what it changes in other sections.  train: so many training images at most.
-    noise_of_mask: the share of a mask whose mean square the noise has, in place of noise.std.
+    changes: its changes in other sections.  train: the most training images.
+    noise_of_mask: a mask's share; the noise then has the mean square of that mask's change, in place of noise.std.
     """
 
     opponents: str = "none"
@@ -75,19 +78,19 @@ class Study(Section):
 
     @field_validator("defences")
     @classmethod
-    def _named(cls, defences: dict[str, Defence]) -> dict[str, Defence]:
+    def _check_defence_names(cls, defences: dict[str, Defence]) -> dict[str, Defence]:
         check_names(defences, (BASELINE, UNDEFENDED))
         return defences
 
     @field_validator("datasets", "networks")
     @classmethod
-    def _named_too(cls, entries: dict[str, Any]) -> dict[str, Any]:
+    def _check_entry_names(cls, entries: dict[str, Any]) -> dict[str, Any]:
         check_names(entries, (UNDEFENDED,))
         return entries
 
     @model_validator(mode="after")
     def _agree(self) -> "Study":
-        for name in ("cw", "pgd"):  # which the tables tell more of than of the others
+        for name in ("cw", "pgd"):  # The tables need these two.
             if name not in self.attacks:
                 raise ValueError(f"attacks.{name} is missing; add it")
         for name, dataset in self.datasets.items():
@@ -108,13 +111,13 @@ class Study(Section):
 
 
 def load_study(path: str | Path = STUDY_FILE) -> Study:
-    """The study's parameters, with all that the default profile has in `base`; InputError in one line as for `load`."""
+    """Read the study's parameters, with the default profile's values in `base`. Raises InputError as `params.load`."""
     study = validated(Study, read(path), str(path))
     return study.model_copy(update={"base": read(DEFAULT_FILE) | study.base})
 
 
 def check_row(study: Study, dataset: str, defence: str) -> None:
-    """Raises InputError where the study has no such data set or defence."""
+    """Raise InputError where the study has no such data set or defence."""
     _check_known("datasets", dataset, study.datasets)
     if defence != UNDEFENDED:
         _check_known("defences", defence, study.defences)
@@ -126,27 +129,27 @@ def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
 
 
 def networks_of(study: Study, dataset: str, defence: str) -> list[str]:
-    """The networks of a row, by name."""
+    """Return the names of the networks of a row."""
     entry = study.datasets[dataset]
-    only = defence != UNDEFENDED and study.defences[defence].controls
-    return entry.controls if only else entry.networks
+    is_control_row = defence != UNDEFENDED and study.defences[defence].controls
+    return entry.controls if is_control_row else entry.networks
 
 
 def net_params(study: Study, dataset: str, network: str, seed: int, defence: str) -> Params:
-    """The parameters of one net: its structures are the undefended baseline and, of a row, the one named `defence`.
+    """Return the parameters of one net. Its structures are the undefended baseline and, in a row, the one of `defence`.
 
     Raises InputError where there is no such data set, network or defence, or a value is not valid.
     """
-    name = f"{STUDY_FILE}: {dataset}, {network}, {defence}"
+    error_prefix = f"{STUDY_FILE}: {dataset}, {network}, {defence}"
     check_row(study, dataset, defence)
     _check_known("networks", network, study.networks)
     trained = study.networks[network]
     row = Defence() if defence == UNDEFENDED else study.defences[defence]
-    own = seed + RESEED if defence == RESEEDED else seed
+    net_seed = seed + RESEED if defence == RESEEDED else seed
     values = dict(study.base)
     values["data"] = study.datasets[dataset].data.model_dump()
     values["network"] = dict(trained.network)
-    values = merged(values, {"training": trained.training, "seed": seed, "seeds": [own]})
+    values = merged(values, {"training": trained.training, "seed": seed, "seeds": [net_seed]})
     values["structures"] = {BASELINE: structure_entry("pretrained")}
     if defence != UNDEFENDED:
         values["structures"][defence] = structure_entry(row.opponents, transform=row.transform)
@@ -154,19 +157,19 @@ def net_params(study: Study, dataset: str, network: str, seed: int, defence: str
     values = merged(values, row.changes)
     if row.train is not None:
         values["data"]["train"] = min(row.train, values["data"]["train"])
-    return validate(values, name)
+    return validate(values, error_prefix)
 
 
 def _attacks(study: Study) -> dict[str, Any]:
-    """The sections of attacks: C&W is stored for training too, all others for test images alone; and all of them,
-    aimed at each net itself."""
+    """Return the sections of attacks. C&W is stored for training too, all others for test images alone, and all of them
+    attack each net itself."""
     curve = {f"fgsm_{level}": {"method": "fgsm", "eps": level / 255} for level in study.curve}
-    others = {name: entry for name, entry in study.attacks.items() if name != "cw"}
-    whole = {"images": study.images, "attacks": study.attacks | curve}
-    off = {"autoattack": {"images": 0, "eps": study.eps}, "curve": {"images": 0, "eps": [255]}}
-    off["checks"] = {"images": 0, "steps": study.attacks["pgd"].get("steps", 0) + 1, "queries": 1}
+    unseen = {name: entry for name, entry in study.attacks.items() if name != "cw"}
+    whitebox = {"images": study.images, "attacks": study.attacks | curve}
+    disabled = {"autoattack": {"images": 0, "eps": study.eps}, "curve": {"images": 0, "eps": [255]}}
+    disabled["checks"] = {"images": 0, "steps": study.attacks["pgd"].get("steps", 0) + 1, "queries": 1}
     return {
         "attacks": {"cw": study.attacks["cw"]},
-        "unseen_attacks": others | curve,
-        "whitebox": whole | off,
+        "unseen_attacks": unseen | curve,
+        "whitebox": whitebox | disabled,
     }

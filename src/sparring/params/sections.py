@@ -1,4 +1,4 @@
-"""The sections of params.yaml but those of attacks."""
+"""This module defines the sections of params.yaml on data, stores, networks, training and evaluation."""
 
 import difflib
 import re
@@ -28,7 +28,7 @@ from sparring.params.values import (
 )
 
 READ_FROM_PATH = ("parquet", "folder", "gtsrb", "belgium", "orl", "yale")
-"""The sources whose images are the user's files, which data.path names."""
+"""These sources read the user's files, which data.path names."""
 
 
 class Data(Section):
@@ -101,13 +101,13 @@ class Store(Section):
 
 
 RESNET = "resnet"
-# Of the networks that are not torchvision's, the keys beside the name.
+# The keys beside the name, for each network that is not torchvision's.
 NETWORK_KEYS: dict[str, tuple[str, ...]] = {RESNET: ("blocks", "width"), "facenet": ("dropout", "width_factor")}
 NETWORK_KEYS |= dict.fromkeys(("dnn1", "dnn2", "dnn3", "dnn4", "mtcnn"), ("dropout",))
 
 
 class Network(Section):
-    """One of NETWORK_KEYS, with the keys that it has; or any classifier of torchvision, by its name alone."""
+    """A network is one of NETWORK_KEYS, with its keys, or any classifier of torchvision, by its name alone."""
 
     name: str
     blocks: Annotated[list[Count], Field(min_length=4, max_length=4)] | None = None
@@ -117,40 +117,40 @@ class Network(Section):
 
     @model_validator(mode="after")
     def _exists(self) -> "Network":
-        if self.name not in NETWORK_KEYS and self.name not in (known := torchvision_names()):
-            close = difflib.get_close_matches(self.name, [*NETWORK_KEYS, *known], 2)
+        if self.name not in NETWORK_KEYS and self.name not in (classifiers := torchvision_names()):
+            close = difflib.get_close_matches(self.name, [*NETWORK_KEYS, *classifiers], 2)
             raise ValueError(
                 f"name is {shown(self.name)}; use {', '.join(NETWORK_KEYS)} or a classifier of torchvision"
-                + (f"; did you mean {' or '.join(close)}?" if close else f", such as {', '.join(known[:3])}")
+                + (f"; did you mean {' or '.join(close)}?" if close else f", such as {', '.join(classifiers[:3])}")
             )
         for key in ("blocks", "width", "dropout", "width_factor"):
-            given, wanted = getattr(self, key), key in NETWORK_KEYS.get(self.name, ())
-            if wanted and given is None:
+            value, is_required = getattr(self, key), key in NETWORK_KEYS.get(self.name, ())
+            if is_required and value is None:
                 raise ValueError(f"{key} is missing; add it (profiles/digits.yaml has every key, with its meaning)")
-            if not wanted and given is not None:
+            if not is_required and value is not None:
                 owners = ", ".join(name for name, keys in NETWORK_KEYS.items() if key in keys)
-                raise ValueError(f"{key} is {shown(given)}; only {owners} has it: network is {{name: {self.name}}}")
+                raise ValueError(f"{key} is {shown(value)}; only {owners} has it: network is {{name: {self.name}}}")
         return self
 
     @model_serializer(mode="wrap")
-    def _without_what_it_has_not(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_absent_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {key: value for key, value in dump(self).items() if value is not None}
 
     @property
     def words(self) -> str:
-        """It, for the reader of a report."""
+        """Describe the network for the reader of a report."""
         if self.name not in NETWORK_KEYS:
             return f"torchvision's {self.name}"
         if self.name != RESNET:
-            wide = "" if self.width_factor is None else f" at {self.width_factor:g} of its width"
-            return f"{self.name}{wide}" + (f" with dropout of {self.dropout:g}" if self.dropout else "")
+            share = "" if self.width_factor is None else f" at {self.width_factor:g} of its width"
+            return f"{self.name}{share}" + (f" with dropout of {self.dropout:g}" if self.dropout else "")
         assert self.blocks is not None  # as NETWORK_KEYS says
         return f"a ResNet of {' + '.join(map(str, self.blocks))} blocks and width {self.width}"
 
 
 def torchvision_names() -> list[str]:
-    """The classifiers that torchvision can make."""
-    # Imported here, as loading it takes longer than checking all else, and our ResNet needs none of it.
+    """Return the names of torchvision's classifiers."""
+    # torchvision is imported here, as loading it takes longer than checking all else, and a ResNet does not need it.
     from torchvision import models
 
     return models.list_models(module=models)

@@ -1,4 +1,4 @@
-"""The sections of params.yaml that say how a structure is trained, and the structures themselves."""
+"""This module defines the structures of params.yaml, and the sections that say how they are trained."""
 
 from typing import Literal
 
@@ -67,7 +67,7 @@ class Evolving(Section):
 
     @property
     def whole(self) -> tuple[int, int]:
-        """eps and step in levels of 255."""
+        """Return eps and step in levels of 255."""
         return round(255 * self.eps), round(255 * self.step)
 
     @model_validator(mode="after")
@@ -90,32 +90,32 @@ class Structure(Section):
 
     @property
     def pretrained(self) -> bool:
-        """Whether it is the pretrained net itself."""
+        """Tell whether the structure is the pretrained net itself."""
         return self.opponents == "pretrained"
 
     @property
     def stored(self) -> bool:
-        """Whether it trains on the stored attacks."""
+        """Tell whether the structure trains on stored attacks."""
         return self.opponents in ("sampler", "fixed")
 
     @property
     def online(self) -> bool:
-        """Whether its opponents are made on the fly, with the settings of the section that they are named after."""
+        """Tell whether the structure's opponents attack during training, as the section of their name says."""
         return self.opponents in ("online_fgsm", "online_pgd")
 
     @property
     def evolves(self) -> bool:
-        """Whether it trains on perturbations that follow the net, alone or among the stored attacks."""
+        """Tell whether the structure trains on perturbations that follow the net, alone or among stored attacks."""
         return "evolving" in (self.opponents, self.evolving)
 
     @property
     def aimed_at(self) -> bool:
-        """Whether who attacks it in training attacks the net in training itself."""
+        """Tell whether the structure's opponents attack the net that is being trained."""
         return self.online or self.evolves
 
     @property
     def sections(self) -> dict[str, str]:
-        """The sections of params.yaml that it uses, by its words."""
+        """Return the names of the sections of params.yaml that the structure uses, by its words."""
         return {word: getattr(self, word) for word in WORDS}
 
     @model_validator(mode="after")

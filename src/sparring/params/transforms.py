@@ -1,4 +1,4 @@
-"""The sections of params.yaml of random transforms, which a structure names by its word `transform`."""
+"""This module defines the sections of random transforms, which a structure's word `transform` names."""
 
 from typing import Annotated, Literal
 
@@ -10,10 +10,10 @@ Fill = Literal["zero", "mean"]
 
 
 class Transform(Section):
-    """What all transforms have.
+    """A transform changes images at random before the net.
 
-    training: whether the net in training sees the images through it, drawn anew for each image and visit.
-    draws: over how many draws a prediction is averaged; 0 where the net predicts from the image itself.
+    training: whether it changes the images in training, with a new draw for each image and visit.
+    draws: the number of draws over which a prediction is averaged; 0 where the net predicts from the image itself.
     """
 
     training: bool

@@ -1,4 +1,4 @@
-"""The kinds of values that keys of params.yaml have."""
+"""This module defines the types of the values in params.yaml."""
 
 import re
 from typing import Annotated, Any
@@ -6,14 +6,14 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
-def _share(value: float) -> float:
-    if not 0 <= value <= 1:
+def _share(number: float) -> float:
+    if not 0 <= number <= 1:
         raise ValueError("it is a share, so 0 to 1")
-    return value
+    return number
 
 
 def fraction(value: Any) -> Any:
-    """8/255 for "8/255"; anything else as it is."""
+    """Return 8/255 for "8/255", and anything else as it is. Raises ValueError for a text with / that is no fraction."""
     if not isinstance(value, str) or "/" not in value:
         return value
     parts = re.fullmatch(r"\s*([-+]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*", value)
@@ -26,7 +26,7 @@ def fraction(value: Any) -> Any:
 
 
 def radius(value: float) -> float:
-    """An L∞ radius as it is; ValueError where it is no share of the pixel range."""
+    """Return an L∞ radius as it is. Raises ValueError where it is no share of the pixel range."""
     if not 0 <= value <= 1:
         mend = f"; {value:g}/255 is {value / 255:.3g}" if 1 < value <= 255 else ""
         raise ValueError(f"an L∞ radius is a share of the pixel range, so 0 to 1{mend}")
@@ -34,7 +34,7 @@ def radius(value: float) -> float:
 
 
 def _whole_levels(value: float) -> float:
-    """An L∞ radius that is a whole number of levels of 255, from 1 on; ValueError where it is none."""
+    """Return an L∞ radius as it is. Raises ValueError where it is no whole number of levels of 255, from 1 on."""
     level = max(1, round(255 * radius(value)))
     if abs(255 * value - level) > 0.01:
         raise ValueError(f"it is a whole number of levels of 255; use {level}/255")
@@ -57,9 +57,9 @@ class Section(BaseModel):
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The values with the changes in them, section by section; neither argument is altered."""
-    found = dict(values)
+    """Return the values with the changes applied, section by section. The arguments are not altered."""
+    result = dict(values)
     for key, change in changes.items():
-        old = found.get(key)
-        found[key] = merged(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
-    return found
+        old = result.get(key)
+        result[key] = merged(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
+    return result

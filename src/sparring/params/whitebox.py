@@ -1,4 +1,4 @@
-"""The section `whitebox` of params.yaml, and every attack that it asks for."""
+"""This module defines the section `whitebox` of params.yaml, and every attack that it asks for."""
 
 from typing import Annotated, Any
 
@@ -53,24 +53,24 @@ class Whitebox(Section):
 
     @model_validator(mode="after")
     def _has_reference(self) -> "Whitebox":
-        found = [name for name, attack in self.attacks.items() if attack.method == "pgd" and attack.linf is not None]
-        if not found:
+        names = [name for name, attack in self.attacks.items() if attack.method == "pgd" and attack.linf is not None]
+        if not names:
             raise ValueError("attacks has no pgd with norm linf, from which the checks and the curve are made; add one")
-        steps = self.attacks[found[0]].arguments["steps"]
+        steps = self.attacks[names[0]].arguments["steps"]
         if self.checks.steps <= steps:
             raise ValueError(
-                f"checks.steps is {self.checks.steps}; it must be more than attacks.{found[0]} has, which is {steps}"
+                f"checks.steps is {self.checks.steps}; it must be more than attacks.{names[0]} has, which is {steps}"
             )
         return self
 
     @property
     def reference(self) -> str:
-        """The first PGD in L∞ among `attacks`: the checks and the curve vary its steps and its radius."""
+        """Return the name of the first PGD in L∞ among `attacks`, whose steps and radius the checks and curve vary."""
         return next(name for name, attack in self.attacks.items() if attack.method == "pgd" and attack.linf is not None)
 
     @property
     def on_curve(self) -> dict[str, Attack]:
-        """The reference at each radius of the curve, its step in the same proportion, by name in data/whitebox/."""
+        """Return the reference at each radius of the curve, with its step in proportion, by name in data/whitebox/."""
         settings = self.attacks[self.reference].arguments
         share = settings["step"] / settings["eps"]
         return {
@@ -82,24 +82,24 @@ class Whitebox(Section):
 
     @property
     def runs(self) -> dict[str, tuple[Attack, int]]:
-        """Every attack that is run, by name in data/whitebox/, and how many images it meets at most."""
+        """Return every attack that runs, by name in data/whitebox/, and the most images that it attacks."""
         reference = self.attacks[self.reference]
         square = {"norm": "Linf", "eps": reference.linf, "n_queries": self.checks.queries}
         auto = {"norm": "linf", "eps": self.autoattack.eps}
         longer = reference.arguments | {"steps": self.checks.steps}
-        found = {name: (attack, self.images) for name, attack in self.attacks.items()}
-        found[AUTOATTACK] = Attack(method=AUTOATTACK, arguments=auto), self.autoattack.images
-        found[MORE_STEPS] = Attack(method="pgd", arguments=longer), self.checks.images
-        found[SQUARE] = Attack(method=f"{TORCHATTACKS}Square", arguments=square), self.checks.images
-        found |= {name: (attack, self.curve.images) for name, attack in self.on_curve.items()}
-        return self._limited(found)
+        runs = {name: (attack, self.images) for name, attack in self.attacks.items()}
+        runs[AUTOATTACK] = Attack(method=AUTOATTACK, arguments=auto), self.autoattack.images
+        runs[MORE_STEPS] = Attack(method="pgd", arguments=longer), self.checks.images
+        runs[SQUARE] = Attack(method=f"{TORCHATTACKS}Square", arguments=square), self.checks.images
+        runs |= {name: (attack, self.curve.images) for name, attack in self.on_curve.items()}
+        return self._limited(runs)
 
     @property
-    def of_random(self) -> dict[str, tuple[Attack, int]]:
-        """What is run beside `runs` against a structure that predicts through a random transform: the reference, aimed
-        at one draw of it."""
+    def single_draw_runs(self) -> dict[str, tuple[Attack, int]]:
+        """Return what also runs against a structure that predicts through a random transform: the reference, which then
+        attacks a single draw."""
         return self._limited({SINGLE_DRAW: (self.attacks[self.reference], self.images)})
 
-    def _limited(self, found: dict[str, tuple[Attack, int]]) -> dict[str, tuple[Attack, int]]:
-        limited = {name: (attack, min(count, self.images)) for name, (attack, count) in found.items()}
+    def _limited(self, runs: dict[str, tuple[Attack, int]]) -> dict[str, tuple[Attack, int]]:
+        limited = {name: (attack, min(count, self.images)) for name, (attack, count) in runs.items()}
         return {name: run for name, run in limited.items() if run[1]}
