@@ -37,7 +37,7 @@ from sparring.params.errors import InputError
 from sparring.params.sections import Network
 from sparring.params.structures import Online, Structure
 from sparring.training.gallery import batch_stops, load_gallery
-from sparring.training.loop import Opponents
+from sparring.training.loop import Opponents, TrainingInput
 from sparring.training.loop import fit as run_training
 from sparring.training.results import new_net
 from sparring.training.steps import plain_step

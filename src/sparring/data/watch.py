@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sparring.data.sources import existing, location
+from sparring.data.sources import existing_path, location
 from sparring.layout import HERE, PARTIAL, Layout, main_repository, replacing
 from sparring.params.sections import READ_FROM_PATH, Data
 
@@ -25,7 +25,7 @@ def watch(data: Data, layout: Layout = HERE) -> None:
     """
     facts: dict[str, object] = {"source": data.source}
     if data.source in READ_FROM_PATH:
-        facts |= _facts(existing(data))
+        facts |= _facts(existing_path(data))
     _write(facts, layout.source)
 
 
