@@ -51,6 +51,7 @@ def mine(rows: Rows) -> Rows:
 
 
 def _start(number: int, count: int) -> int:
+    """Return the first of `count` rows that belongs to the process of this number."""
     return count * number // size()
 
 
@@ -221,6 +222,7 @@ def count(params: Params) -> int:
 
 
 def _launch(processes: int) -> None:
+    """Let torchrun start the processes, and wait for their end."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -279,10 +281,10 @@ def _work_together(device: torch.device, work: Callable[[], None]) -> None:
         # torchrun stops the others as soon as one has ended, and this one may still have to report.
         handle_stop_signals(signal.SIG_IGN)
         # Without the launcher there is neither the store that counts the reports nor anybody who would read one.
-        another_told = orphaned() or store.add("told", 1) > 1
+        is_reported = orphaned() or store.add("told", 1) > 1
         if isinstance(error, InputError | SystemExit):
             dist.destroy_process_group()
-        if another_told:
+        if is_reported:
             raise SystemExit(1) from None
         raise
     handle_stop_signals(signal.SIG_IGN)  # The work is done.

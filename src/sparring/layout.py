@@ -15,7 +15,7 @@ PARTIAL = Path("data/partial")  # the work of interrupted stages, in the main re
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout holds the folders in which the stages keep their files.
+    """A layout says where the stages keep their files. Its members return the folder, or file, of what they name.
 
     root: the folder above all the files.
     images: the folder of the clean and attacked images, below root.

@@ -112,6 +112,7 @@ def _default() -> CommentedMap:
 
 
 def _missing(values: Any, default: Any, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield each key that `values` lacks, as the keys from the top, with its value.  above: the keys of the section."""
     if not isinstance(values, dict):
         return
     section = ".".join(above)
@@ -141,6 +142,7 @@ def _insert(section: CommentedMap, default: Any, key: str, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """Return the value in plain dictionaries and lists."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
@@ -195,6 +197,7 @@ def _apply_setting(values: CommentedMap, setting: str) -> None:
 
 
 def _in_one_line(value: Any) -> Any:
+    """Return the value in a form that ruamel.yaml writes in one line."""
     if isinstance(value, dict):
         section = CommentedMap({key: _in_one_line(item) for key, item in value.items()})
         section.fa.set_flow_style()
@@ -207,6 +210,7 @@ def _in_one_line(value: Any) -> Any:
 
 
 def _previous(path: Path) -> dict[str, Any] | None:
+    """Return the parameters in a file, or None where it holds none."""
     try:
         values = params.read(path)
     except InputError:
@@ -222,6 +226,7 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
 
 
 def _leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted key and text of every value that is no section."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{above}{key}.")

@@ -181,6 +181,7 @@ def mean_colour(path: Path) -> tuple[float, ...]:
 
 @contextmanager
 def _input_errors(path: Path) -> Iterator[None]:
+    """Turn an error of reading the file into InputError."""
     try:
         yield
     except FileNotFoundError as error:

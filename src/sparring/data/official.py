@@ -43,6 +43,7 @@ class Tree:
         return [folder for folder in self.files if _lower_parts(folder)[-len(names) :] == names]
 
     def within(self, folder: Path) -> list[Path]:
+        """Return the folders directly in this one."""
         return [inner for inner in self.files if inner.parent == folder]
 
     def only(self, paths: list[Path], noun: str) -> Path:
@@ -72,6 +73,7 @@ class Tree:
 
 
 def is_image(name: str) -> bool:
+    """Tell whether a file's name has the suffix of an image format that Pillow reads."""
     return Path(name).suffix.lower() in Image.registered_extensions()
 
 

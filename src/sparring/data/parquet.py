@@ -250,6 +250,7 @@ def _label_column(file: Path, schema: pa.Schema) -> str:
 
 
 def _column(file: Path, schema: pa.Schema, names: list[str], preferred: tuple[str, ...], noun: str, kind: str) -> str:
+    """Return the column of a preferred name, or else the only candidate.  noun, kind: what it is, for errors."""
     for name in preferred:
         if name in names:
             return name

@@ -123,7 +123,7 @@ def _in_class_folders(tree: Tree, folder: Path) -> list[_Sign]:
 
 def _in_one_folder(tree: Tree, folder: Path) -> list[_Sign]:
     """Return the images of GTSRB's test set, whose classes come in an archive of their own."""
-    tables = [each / name for each, names in tree.files.items() for name in names if name.lower() == LABELS.lower()]
+    tables = [inner / name for inner, names in tree.files.items() for name in names if name.lower() == LABELS.lower()]
     if not tables:
         raise InputError(
             f"{folder} has test images, but {tree.top} has no {LABELS} with their classes (GT-final_test.test.csv has "

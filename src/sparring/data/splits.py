@@ -105,12 +105,12 @@ def _in_proportion(total: int, weight: np.ndarray) -> np.ndarray:
 def _quotas(count: np.ndarray, sizes: dict[str, int]) -> dict[str, np.ndarray]:
     """Return the number of images of each class for each part. A part adds up to its size exactly, and a class over
     all parts to at most its `count`."""
-    left = _spread(_in_proportion(sum(sizes.values()), count), count)
+    remaining = _spread(_in_proportion(sum(sizes.values()), count), count)
     quotas = {}
     for name, size in sizes.items():
-        share = _in_proportion(size, left)
-        quotas[name] = _spread(share, left) if name == "train" else share
-        left = left - quotas[name]
+        share = _in_proportion(size, remaining)
+        quotas[name] = _spread(share, remaining) if name == "train" else share
+        remaining = remaining - quotas[name]
     return quotas
 
 
@@ -252,4 +252,5 @@ def _remarks(
 
 
 def class_list(names: list[str]) -> str:
+    """List the first few classes, after the word `class` or `classes`."""
     return f"class{'es' if len(names) > 1 else ''} {some(names)}"

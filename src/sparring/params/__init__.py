@@ -36,6 +36,8 @@ PLAIN_PASSES = 3  # one forward, and two backward: to the weights and to the fea
 
 
 class Params(Section):
+    """Params holds all sections of params.yaml; profiles/digits.yaml explains every key."""
+
     seed: CountOrNone
     seeds: Annotated[list[CountOrNone], Field(min_length=1)]
     device: str
@@ -70,14 +72,14 @@ class Params(Section):
 
     @field_validator("device")
     @classmethod
-    def _is_device(cls, device: str) -> str:
+    def _check_device(cls, device: str) -> str:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError("use auto, cpu, cuda or cuda:<number>")
         return device
 
     @field_validator("seeds")
     @classmethod
-    def _differ(cls, seeds: list[int]) -> list[int]:
+    def _check_and_sort_seeds(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds):
             raise ValueError("name each seed once")
         return sorted(seeds)  # the same results, to the byte, in whatever order they are named
@@ -89,7 +91,7 @@ class Params(Section):
 
     @field_validator("structures")
     @classmethod
-    def _structures(cls, structures: dict[str, Structure]) -> dict[str, Structure]:
+    def _check_structures(cls, structures: dict[str, Structure]) -> dict[str, Structure]:
         check_names(structures, ("pretrained", *KNOWN_DETECTORS, *TABLE_COLUMNS))
         if BASELINE not in structures:
             raise ValueError(
@@ -105,7 +107,7 @@ class Params(Section):
         return {BASELINE: structures[BASELINE]} | structures
 
     @model_validator(mode="after")
-    def _agree(self) -> "Params":
+    def _check_sections(self) -> "Params":
         if not self.attacks:
             raise ValueError("attacks is empty; name at least one")
         if self.training.keep != "last" and self.data.validation == 0:
@@ -128,13 +130,13 @@ class Params(Section):
                     raise ValueError(f"{section}.weights.{name} is not in attacks; use {', '.join(self.attacks)}")
             if not any(weights.get(name, 1) for name in self.attacks):
                 raise ValueError(f"{section}.weights are all 0; give at least one attack a weight above 0")
-        self._evolve()
+        self._check_evolving()
         for key, attack in self.library_attacks.items():
             if problem := demands.image_size_problem(str(attack.library_class), attack.arguments, self.data.image_size):
                 raise ValueError(f"{key} is {attack.method}; {problem}")
         return self
 
-    def _evolve(self) -> None:
+    def _check_evolving(self) -> None:
         """Raise ValueError where `evolving` does not fit the other sections, or a structure that uses it."""
         start, names = self.evolving.start, [name for name, structure in self.structures.items() if structure.evolves]
         if start != RANDOM and start not in self.attacks:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from sparring.params import demands
-from sparring.params.errors import did_you_mean, first_problem, shown
+from sparring.params.errors import did_you_mean, first_problem, quoted
 from sparring.params.names import AUTOATTACK, SQUARE, check_names
 from sparring.params.values import Count, NotNegative, Positive, Radius, Section, Share, fraction, radius
 
@@ -26,7 +26,7 @@ class RFGSM(Section):
     alpha: Positive
 
     @model_validator(mode="after")
-    def _leaves_a_step(self) -> "RFGSM":
+    def _check_alpha(self) -> "RFGSM":
         if self.alpha >= self.eps:
             raise ValueError(
                 f"alpha is {self.alpha:g}; it must be below eps, which is {self.eps:g}; half of it is usual"
@@ -176,14 +176,14 @@ class Attack(Section):
 def attack_entry(name: str, entry: Any) -> Attack:
     """Make an Attack of an entry of `attacks`. Raises ValueError, beginning with the argument, where it cannot run."""
     if not isinstance(entry, dict):
-        raise ValueError(f" is {shown(entry)}; it needs the attack's arguments, as in {{eps: 0.03}}")
+        raise ValueError(f" is {quoted(entry)}; it needs the attack's arguments, as in {{eps: 0.03}}")
     arguments = dict(entry)
     method = arguments.pop("method", name)
     if isinstance(method, str) and method.startswith(TORCHATTACKS):
         return _storable(_of_torchattacks(method, arguments))
     if not isinstance(method, str) or method not in BUILT_IN:
         methods = ", ".join(BUILT_IN)
-        raise ValueError(f"method is {shown(method)}; there is no such attack; use {methods} or torchattacks.<Class>")
+        raise ValueError(f"method is {quoted(method)}; there is no such attack; use {methods} or torchattacks.<Class>")
     return _storable(Attack(method=method, arguments=BUILT_IN[method].model_validate(arguments).model_dump()))
 
 
@@ -197,11 +197,11 @@ def _of_torchattacks(method: str, arguments: dict[str, Any]) -> Attack:
             try:
                 arguments[key] = fraction(value)
             except ValueError as error:
-                raise ValueError(f"{key} is {shown(value)}; {error}") from error
+                raise ValueError(f"{key} is {quoted(value)}; {error}") from error
             if not _is_number(arguments[key]):
-                raise ValueError(f"{key} is {shown(value)}; it is a number, as in {default:g}")
+                raise ValueError(f"{key} is {quoted(value)}; it is a number, as in {default:g}")
         if isinstance(default, bool) and not isinstance(value, bool):
-            raise ValueError(f"{key} is {shown(value)}; it is true or false")
+            raise ValueError(f"{key} is {quoted(value)}; it is true or false")
     # The library's defaults become part of the record. The number of classes is the data set's, not a default.
     defaults = {key: parameter.default for key, parameter in accepted.items() if key != "n_classes"}
     attack = Attack(method=method, arguments=defaults | arguments)
@@ -217,7 +217,7 @@ def _storable(attack: Attack) -> Attack:
     key = attack.radius_key
     eps = attack.arguments.get(key, 0.0)
     if not _is_number(eps) or eps < 0:
-        raise ValueError(f"{key} is {shown(eps)}; it is a radius, so a number above 0")
+        raise ValueError(f"{key} is {quoted(eps)}; it is a radius, so a number above 0")
     if attack.linf is not None:
         try:
             radius(eps)

@@ -26,7 +26,7 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Return a value as an error line quotes it: as JSON, of 60 characters at most."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}…"
@@ -67,7 +67,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         message = "it should be a section: keys with values"
     elif kind in ("too_short", "too_long"):
         message = f"it needs {problem['ctx'].get('min_length', problem['ctx'].get('max_length'))} entries"
-    return f"{key} is {shown(value)}; {message.replace('Input should', 'it should')}"
+    return f"{key} is {quoted(value)}; {message.replace('Input should', 'it should')}"
 
 
 def _keys(model: Any, location: tuple[Any, ...]) -> list[str]:

@@ -52,7 +52,7 @@ class Study(Section):
     trainings: dict[str, Training]
 
     @model_validator(mode="after")
-    def _agree(self) -> "Study":
+    def _check_names(self) -> "Study":
         check_names(self.methods, (BASELINE,))
         check_names(self.trainings, ())
         for name, training in self.trainings.items():

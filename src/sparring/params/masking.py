@@ -89,7 +89,7 @@ class Study(Section):
         return entries
 
     @model_validator(mode="after")
-    def _agree(self) -> "Study":
+    def _check_references(self) -> "Study":
         for name in ("cw", "pgd"):  # The tables need these two.
             if name not in self.attacks:
                 raise ValueError(f"attacks.{name} is missing; add it")

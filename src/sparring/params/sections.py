@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from sparring.params.errors import shown
+from sparring.params.errors import quoted
 from sparring.params.values import (
     BelowOne,
     Count,
@@ -56,7 +56,7 @@ class Data(Section):
 
     @field_validator("group_pattern")
     @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
+    def _check_pattern(cls, pattern: str | None) -> str | None:
         if pattern is not None:
             try:
                 groups = re.compile(pattern).groups
@@ -68,17 +68,17 @@ class Data(Section):
 
     @field_validator("background")
     @classmethod
-    def _is_opaque(cls, colour: str) -> str:
+    def _check_colour(cls, colour: str) -> str:
         try:
             channels = ImageColor.getrgb(colour)
         except ValueError as error:
-            raise ValueError(f"{shown(colour)} is no colour; use a name like white, or '#rrggbb'") from error
+            raise ValueError(f"{quoted(colour)} is no colour; use a name like white, or '#rrggbb'") from error
         if len(channels) != 3:
-            raise ValueError(f"{shown(colour)} is transparent itself; leave its last part out")
+            raise ValueError(f"{quoted(colour)} is transparent itself; leave its last part out")
         return colour
 
     @model_validator(mode="after")
-    def _has_path(self) -> "Data":
+    def _check_path(self) -> "Data":
         if self.source in READ_FROM_PATH and not self.path:
             raise ValueError(f"path is missing; data.source {self.source} reads the files that data.path names")
         return self
@@ -93,7 +93,7 @@ class Store(Section):
     memory_budget: Positive
 
     @model_validator(mode="after")
-    def _batches_fill_shards(self) -> "Store":
+    def _check_batch_size(self) -> "Store":
         # Attack and evaluation must predict the same images together: a batch of another size rounds differently.
         if self.shard_size % self.batch_size:
             raise ValueError(f"batch_size is {self.batch_size}; it must divide shard_size, which is {self.shard_size}")
@@ -116,11 +116,11 @@ class Network(Section):
     width_factor: Annotated[float, Field(gt=0, le=1), BeforeValidator(fraction)] | None = None
 
     @model_validator(mode="after")
-    def _exists(self) -> "Network":
+    def _check_name_and_keys(self) -> "Network":
         if self.name not in NETWORK_KEYS and self.name not in (classifiers := torchvision_names()):
             close = difflib.get_close_matches(self.name, [*NETWORK_KEYS, *classifiers], 2)
             raise ValueError(
-                f"name is {shown(self.name)}; use {', '.join(NETWORK_KEYS)} or a classifier of torchvision"
+                f"name is {quoted(self.name)}; use {', '.join(NETWORK_KEYS)} or a classifier of torchvision"
                 + (f"; did you mean {' or '.join(close)}?" if close else f", such as {', '.join(classifiers[:3])}")
             )
         for key in ("blocks", "width", "dropout", "width_factor"):
@@ -129,7 +129,7 @@ class Network(Section):
                 raise ValueError(f"{key} is missing; add it (profiles/digits.yaml has every key, with its meaning)")
             if not is_required and value is not None:
                 owners = ", ".join(name for name, keys in NETWORK_KEYS.items() if key in keys)
-                raise ValueError(f"{key} is {shown(value)}; only {owners} has it: network is {{name: {self.name}}}")
+                raise ValueError(f"{key} is {quoted(value)}; only {owners} has it: network is {{name: {self.name}}}")
         return self
 
     @model_serializer(mode="wrap")
@@ -174,20 +174,20 @@ class Training(Section):
 
     @field_validator("devices", mode="before")
     @classmethod
-    def _is_devices(cls, devices: Any) -> Any:
+    def _check_devices(cls, devices: Any) -> Any:
         if devices != "auto" and (not isinstance(devices, int) or isinstance(devices, bool) or devices < 1):
             raise ValueError("use auto or a number of devices, 1 or more")
         return devices
 
     @field_validator("crop_area")
     @classmethod
-    def _is_range(cls, area: list[float]) -> list[float]:
+    def _check_range(cls, area: list[float]) -> list[float]:
         if not 0 < area[0] <= area[1]:
             raise ValueError("it is [smallest, largest] share of the image, both above 0")
         return area
 
     @model_validator(mode="after")
-    def _crops_or_shifts(self) -> "Training":
+    def _check_shift(self) -> "Training":
         if self.shift and self.crop_area != [1, 1]:
             raise ValueError(
                 f"shift is {self.shift}, and crop_area {self.crop_area}; images are cropped or shifted, so use "

@@ -17,7 +17,7 @@ class Sampler(Section):
     weights: dict[str, NotNegative]
 
     @model_validator(mode="after")
-    def _range_fits(self) -> "Sampler":
+    def _check_range(self) -> "Sampler":
         if self.adv_ratio - self.range < -1e-9 or self.adv_ratio + self.range > 1 + 1e-9:
             raise ValueError(
                 f"range is {self.range}; adv_ratio {self.adv_ratio} ± range must stay within 0 to 1, "
@@ -45,7 +45,7 @@ class Online(Section):
     noise: NotNegative
 
     @model_validator(mode="after")
-    def _stays_near(self) -> "Online":
+    def _check_noise(self) -> "Online":
         if self.noise != 1 and self.steps > 1:
             raise ValueError(
                 f"noise is {self.noise:g} and steps {self.steps}; another start than within eps is for a single step, "
@@ -71,7 +71,7 @@ class Evolving(Section):
         return round(255 * self.eps), round(255 * self.step)
 
     @model_validator(mode="after")
-    def _starts(self) -> "Evolving":
+    def _check_start(self) -> "Evolving":
         if self.whole[0] > MOST_LEVELS:
             raise ValueError(f"eps is {self.whole[0]}/255; it is kept as int8, so use {MOST_LEVELS}/255 at most")
         if self.start != RANDOM and self.frame != "moving":
@@ -119,7 +119,7 @@ class Structure(Section):
         return {word: getattr(self, word) for word in WORDS}
 
     @model_validator(mode="after")
-    def _has_opponents(self) -> "Structure":
+    def _check_words(self) -> "Structure":
         if self.evolving != "none" and not self.stored:
             mend = "use none" if self.opponents == "evolving" else "use none, or evolving as opponents"
             raise ValueError(

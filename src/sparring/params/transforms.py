@@ -20,7 +20,7 @@ class Transform(Section):
     draws: CountOrNone
 
     @model_validator(mode="after")
-    def _acts(self) -> "Transform":
+    def _check_use(self) -> "Transform":
         if not self.training and not self.draws:
             raise ValueError("training is false and draws is 0, so it is never used; set one of them")
         return self
@@ -69,7 +69,7 @@ class Erasing(Transform):
 
     @field_validator("area", "aspect")
     @classmethod
-    def _is_range(cls, ends: list[float]) -> list[float]:
+    def _check_range(cls, ends: list[float]) -> list[float]:
         if not 0 < ends[0] <= ends[1]:
             raise ValueError("it is [smallest, largest], both above 0")
         return ends

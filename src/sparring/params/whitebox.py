@@ -15,7 +15,7 @@ class AutoAttack(Section):
 
     @field_validator("eps")
     @classmethod
-    def _survives(cls, eps: float) -> float:
+    def _check_radius(cls, eps: float) -> float:
         if eps < 1 / 255 - 1e-6:
             raise ValueError("below 1/255 nothing of it survives storage in 8 bits")
         return eps
@@ -33,7 +33,7 @@ class Curve(Section):
 
     @field_validator("eps")
     @classmethod
-    def _ends_where_nothing_is_left(cls, eps: list[int]) -> list[int]:
+    def _check_radii(cls, eps: list[int]) -> list[int]:
         if eps != sorted(set(eps)) or eps[-1] < 128:
             raise ValueError("it is radii in 1/255 that rise to 128 at least, at which any image can be made grey")
         return eps
@@ -52,7 +52,7 @@ class Whitebox(Section):
         return attack_entries(entries, (CLEAN, AUTOATTACK, MORE_STEPS, SQUARE, SINGLE_DRAW))
 
     @model_validator(mode="after")
-    def _has_reference(self) -> "Whitebox":
+    def _check_reference(self) -> "Whitebox":
         names = [name for name, attack in self.attacks.items() if attack.method == "pgd" and attack.linf is not None]
         if not names:
             raise ValueError("attacks has no pgd with norm linf, from which the checks and the curve are made; add one")
