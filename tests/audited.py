@@ -1,4 +1,4 @@
-"""The tests of audits share these functions, models and images."""
+"""Helpers of the tests of audits: a function that runs one, and models and images to audit."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def write_models() -> None:
 
 
 def audited(*arguments: str, code: int = 0) -> dict[str, Any]:
-    """Run an audit by the command line and return its audit.json.  code: the exit status that is expected."""
+    """Run an audit by the command line and return its audit.json.  code: the exit status that it should have."""
     with pytest.raises(SystemExit) as stop:
         command_line.main(["audit", *arguments])
     assert (stop.value.code or 0) == code
@@ -79,7 +79,7 @@ def audited(*arguments: str, code: int = 0) -> dict[str, Any]:
 
 
 def grey(count: int, seed: int = 0) -> store.Images:
-    """Make images of 8 × 8 pixels of middling levels, so that no small change reaches black or white."""
+    """Images of 8 × 8 pixels, with levels so far from black and white that no small change reaches either."""
     levels = np.random.default_rng(seed).integers(90, 166, (count, 8, 8, 3)).astype(np.uint8)
     return store.Images(np.arange(count), np.zeros(count, np.int64), levels)
 

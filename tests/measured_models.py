@@ -1,4 +1,4 @@
-"""The tests of models from elsewhere share these functions, which evaluate one, and programs to evaluate."""
+"""Helpers of the tests of models from elsewhere: functions that evaluate one, and programs to evaluate."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def exported(net: nn.Module, facts: dict[str, Any] | None = None, size: int = 16
 
 
 class Linear(nn.Module):
-    """A linear classifier may have something before or after it."""
+    """A linear classifier with something before or after it."""
 
     def __init__(self, before: Callable[[Tensor], Tensor] | None = None, after: Any = None, **modules: nn.Module):
         super().__init__()
