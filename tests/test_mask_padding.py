@@ -75,7 +75,7 @@ def rows(study_folder: Path, defence: str, dataset: str = "digits") -> pd.DataFr
 
 def test_every_net_meets_every_attack_of_both_attackers(study_folder: Path) -> None:
     attacks = {"fgsm", "ifgsm", "rfgsm", "pgd", "cw", "fgsm_8"}
-    attacks_of = {"none": {"clean"}, "transfer": attacks, "white-box": attacks}
+    met = {"none": {"clean"}, "transfer": attacks, "white-box": attacks}
     for defence in ("none", *tiny_values()["defences"]):
         table = rows(study_folder, defence)
         assert list(table.columns[:-1]) == mask_padding.COLUMNS and set(table["defence"]) == {defence}
@@ -83,7 +83,7 @@ def test_every_net_meets_every_attack_of_both_attackers(study_folder: Path) -> N
         kinds = table.groupby(["network", "seed", "attacker"])["attack"].agg(set)
         assert set(kinds.index.get_level_values("network")) == networks
         assert set(kinds.index.get_level_values("seed")) == {0, 1}
-        for attacker, names in attacks_of.items():
+        for attacker, names in met.items():
             assert all(attacked == names for attacked in kinds.xs(attacker, level="attacker"))
         counts = table.groupby(["attacker", "network", "seed", "attack"])["index"].nunique()
         assert (counts["white-box"] == 40).all() and (counts["transfer"] == 40).all()
