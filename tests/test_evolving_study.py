@@ -42,8 +42,8 @@ def tiny_values() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in which all but one training are finished. Tests only read it."""
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all but one training were made. Read only."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "profiles").symlink_to(ROOT / "profiles")
     (folder / "studies/evolving").mkdir(parents=True)
@@ -57,8 +57,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_finished_training_is_a_row(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
+def test_a_finished_training_is_a_row(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study_folder)
     rows = evolving.rows(parameters.load_study()).set_index("training")
     assert list(rows.index) == FINISHED and list(rows.columns) == evolving.COLUMNS[1:]
     assert (rows["images"] == 250).all() and (rows["tested"] == 20).all() and (rows["shown"] == 60).all()
@@ -75,8 +75,8 @@ def test_a_finished_training_is_a_row(root: Path, monkeypatch: pytest.MonkeyPatc
     assert 255 * aimed["linf"].max() == pytest.approx(16, abs=0.01)
 
 
-def test_the_methods_differ_in_what_they_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
+def test_the_methods_differ_in_what_they_name(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study_folder)
     study = parameters.load_study()
     nets = {name: parameters.net_params(study, name) for name in TRAININGS}
     assert nets["evolving-8-1"].seeds == [1] and nets["evolving-8-1"].seed == 0  # one set of stored attacks
@@ -101,8 +101,8 @@ def test_the_studys_own_file_is_valid_for_every_training(monkeypatch: pytest.Mon
         assert passes == wanted.get(training.method, 7)
 
 
-def test_the_report_is_of_the_trainings_that_there_are(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
+def test_the_report_is_of_the_trainings_that_there_are(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study_folder)
     report.write(parameters.load_study())
     folder = HERE.study_reports("evolving")
     text = (folder / "report.md").read_text()
@@ -134,16 +134,16 @@ def test_several_seeds_have_a_t_interval() -> None:
     assert report.against(rows, 16, 30, "online_pgd10") == ""
 
 
-def test_bad_input_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
+def test_bad_input_is_one_line(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study_folder)
     study = parameters.load_study()
     fails(r"trainings.evolving is missing; there are evolving-8-0,", lambda: evolving.make_row(study, "evolving"))
     command = [sys.executable, str(SCRIPTS / "make_net.py"), "nobody"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "trainings.nobody is missing" in result.stderr
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "trainings.nobody is missing" in done.stderr
     values = tiny_values()
     values["trainings"]["evolving-8-0"] = TRAININGS["evolving-8-0"] | {"method": "mine"}
-    path = root / "wrong.yaml"
+    path = study_folder / "wrong.yaml"
     YAML().dump(values, path)
     fails(
         r"trainings.evolving-8-0.method is mine, which is not in methods; use evolving, ",

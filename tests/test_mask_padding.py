@@ -50,8 +50,8 @@ def tiny_values(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with every row of the tiny study. Tests only read it."""
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every row of the tiny study was made by its scripts. Read only."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "profiles").symlink_to(ROOT / "profiles")
     (folder / "studies/mask_padding").mkdir(parents=True)
@@ -66,91 +66,95 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows(root: Path, defence: str, dataset: str = "digits") -> pd.DataFrame:
+def rows(study_folder: Path, defence: str, dataset: str = "digits") -> pd.DataFrame:
     place = mask_padding.folder_of(HERE, dataset, defence)
-    return pd.read_parquet(root / place / "predictions.parquet").assign(
-        correct=lambda frame: frame["label"] == frame["prediction"]
+    return pd.read_parquet(study_folder / place / "predictions.parquet").assign(
+        correct=lambda table: table["label"] == table["prediction"]
     )
 
 
-def test_every_net_meets_every_attack_of_both_attackers(root: Path) -> None:
+def test_every_net_meets_every_attack_of_both_attackers(study_folder: Path) -> None:
     attacks = {"fgsm", "ifgsm", "rfgsm", "pgd", "cw", "fgsm_8"}
-    attacks_of = {"none": {"clean"}, "transfer": attacks, "white-box": attacks}
+    met = {"none": {"clean"}, "transfer": attacks, "white-box": attacks}
     for defence in ("none", *tiny_values()["defences"]):
-        predictions = rows(root, defence)
-        assert list(predictions.columns[:-1]) == mask_padding.COLUMNS and set(predictions["defence"]) == {defence}
+        table = rows(study_folder, defence)
+        assert list(table.columns[:-1]) == mask_padding.COLUMNS and set(table["defence"]) == {defence}
         networks = {"dnn4"} if defence in ("mask_20", "mask_0", "noise") else {"dnn4", "other"}
-        kinds = predictions.groupby(["network", "seed", "attacker"])["attack"].agg(set)
+        kinds = table.groupby(["network", "seed", "attacker"])["attack"].agg(set)
         assert set(kinds.index.get_level_values("network")) == networks
         assert set(kinds.index.get_level_values("seed")) == {0, 1}
-        for attacker, names in attacks_of.items():
-            assert all(attack_names == names for attack_names in kinds.xs(attacker, level="attacker"))
-        counts = predictions.groupby(["attacker", "network", "seed", "attack"])["index"].nunique()
+        for attacker, names in met.items():
+            assert all(attacked == names for attacked in kinds.xs(attacker, level="attacker"))
+        counts = table.groupby(["attacker", "network", "seed", "attack"])["index"].nunique()
         assert (counts["white-box"] == 40).all() and (counts["transfer"] == 40).all()
-        bounded = predictions[predictions["attack"].isin(["fgsm", "ifgsm", "rfgsm", "pgd"])]
+        bounded = table[table["attack"].isin(["fgsm", "ifgsm", "rfgsm", "pgd"])]
         assert bounded["linf"].max() <= 3 / 255 + 1e-6 and bounded["linf"].max() > 2.9 / 255
-        local = pd.read_parquet(root / mask_padding.folder_of(HERE, "digits", defence) / "linearity.parquet")
+        local = pd.read_parquet(study_folder / mask_padding.folder_of(HERE, "digits", defence) / "linearity.parquet")
         assert len(local) == 20 * 2 * len(networks) and (local["linearity_error"] >= 0).all()
 
 
-def test_transfer_images_are_those_of_the_undefended_net(root: Path) -> None:
+def test_transfer_images_are_those_of_the_undefended_net(study_folder: Path) -> None:
     keys, net = ["seed", "attack", "index"], "network == 'dnn4' and attacker == "
-    undefended, masked = (rows(root, name).query(net + "'transfer'") for name in ("none", "mask_20"))
+    undefended, masked = (rows(study_folder, name).query(net + "'transfer'") for name in ("none", "mask_20"))
     both = undefended.merge(masked, on=keys, suffixes=("", "_other"))
     assert len(both) == len(undefended) and both["l2"].equals(both["l2_other"])
     # Of the net itself, they are those of its white-box attacks, but for images that it gets wrong anyway.
-    whitebox = rows(root, "none").query(net + "'white-box'").merge(undefended, on=keys, suffixes=("", "_other"))
-    attacked = whitebox[whitebox["l2"] > 0]
+    aimed = rows(study_folder, "none").query(net + "'white-box'").merge(undefended, on=keys, suffixes=("", "_other"))
+    attacked = aimed[aimed["l2"] > 0]
     assert len(attacked) > 100 and (attacked["correct"] == attacked["correct_other"]).mean() > 0.97
     assert not (both["prediction"] == both["prediction_other"]).all()
 
 
-def test_rows_are_what_their_names_say(root: Path) -> None:
+def test_rows_are_what_their_names_say(study_folder: Path) -> None:
     place = {name: mask_padding.folder_of(HERE, "digits", name) for name in ("mask_0", "mask_20", "seed", "noise")}
     nets = {
-        name: model_files.read(root / folder / "0/dnn4/models" / name / f"{1000 if name == 'seed' else 0}.safetensors")
+        name: model_files.read(
+            study_folder / folder / "0/dnn4/models" / name / f"{1000 if name == 'seed' else 0}.safetensors"
+        )
         for name, folder in place.items()
     }
     weights = {name: net["head.1.weight" if "head.1.weight" in net else next(iter(net))] for name, net in nets.items()}
     for name in ("mask_20", "seed", "noise"):
         assert not (weights["mask_0"] == weights[name]).all()
     # C&W training saw fewer images, attacked for it.
-    own = root / mask_padding.folder_of(HERE, "digits", "cw_training") / "0/dnn4/data"
+    own = study_folder / mask_padding.folder_of(HERE, "digits", "cw_training") / "0/dnn4/data"
     attacked = store.read(own / "adversarial/cw/train.parquet")
     assert len(attacked) == 120 and np.array_equal(attacked.index, store.read(own / "clean/train.parquet").index)
     clean = {int(index) for index in store.read(own / "clean/train.parquet").index}
-    tested = root / mask_padding.folder_of(HERE, "digits", "none") / "0/dnn4/data/clean/heldout.parquet"
+    tested = study_folder / mask_padding.folder_of(HERE, "digits", "none") / "0/dnn4/data/clean/heldout.parquet"
     assert not clean & {int(index) for index in store.read(tested).index}
 
 
-def test_the_noise_changes_an_image_as_much_as_the_mask(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = masking.load_study(root / "studies/mask_padding/params.yaml")
+def test_the_noise_changes_an_image_as_much_as_the_mask(study_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = masking.load_study(study_folder / "studies/mask_padding/params.yaml")
     place = mask_padding._place(HERE, "digits", "dnn4", 0)
     params = masking.net_params(study, "digits", "dnn4", 0, "noise")
     with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(root)
+        patched.chdir(study_folder)
         std = mask_padding._with_noise(study, params, "noise", place).noise.std
         images = store.read(place.clean / "train.parquet").image / 255
     hidden = np.random.default_rng(0).random(images.shape[:3]) < 0.2
     assert std == pytest.approx(np.sqrt((images**2 * hidden[..., None]).mean()), rel=0.03)
 
 
-def test_a_data_set_that_is_not_there_has_empty_rows(root: Path) -> None:
+def test_a_data_set_that_is_not_there_has_empty_rows(study_folder: Path) -> None:
     for defence in ("none", "mask_20"):
-        predictions = rows(root, defence, "absent")
-        assert predictions.empty and list(predictions.columns[:-1]) == mask_padding.COLUMNS
+        table = rows(study_folder, defence, "absent")
+        assert table.empty and list(table.columns[:-1]) == mask_padding.COLUMNS
 
 
-def test_tables_are_written_by_the_script(root: Path, tmp_path: Path) -> None:
-    process = subprocess.run([sys.executable, SCRIPTS / "write_tables.py"], cwd=root, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    table = pd.read_csv(root / "studies/mask_padding/reports/rows.csv")
+def test_tables_are_written_by_the_script(study_folder: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "write_tables.py"], cwd=study_folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(study_folder / "studies/mask_padding/reports/rows.csv")
     columns = "dataset network defence seed attack attacker eps images accuracy ci_low ci_high balanced_accuracy"
     columns += " gradient_norm linearity_error"
     assert list(table.columns) == columns.split() and set(table["dataset"]) == {"digits"}
     one = table.query("defence == 'mask_20' and seed == 1 and attack == 'fgsm' and attacker == 'transfer'").iloc[0]
-    predictions = rows(root, "mask_20").query("seed == 1 and attack == 'fgsm' and attacker == 'transfer'")
-    assert one["accuracy"] == pytest.approx(predictions["correct"].mean(), abs=1e-4) and one["images"] == 40
+    mask_rows = rows(study_folder, "mask_20").query("seed == 1 and attack == 'fgsm' and attacker == 'transfer'")
+    assert one["accuracy"] == pytest.approx(mask_rows["correct"].mean(), abs=1e-4) and one["images"] == 40
 
 
 def test_parameters_of_a_net_are_those_of_its_row() -> None:

@@ -39,7 +39,7 @@ class Images:
     """These are N rows of a store.
 
     index, label: (N,) int64.  image: (N, H, W, C) uint8 or float16, in levels from 0 to 255.
-    columns: the other columns by name, (N,) each.
+    columns: the other columns by name, (N,) each.  metadata: that of the file.
     """
 
     index: np.ndarray

@@ -59,10 +59,10 @@ def test_other_classes_are_one_line(project: Path, classes: list[str], program: 
     )
 
 
-@pytest.mark.parametrize("facts", [b"no JSON", b"[1]"])
-def test_what_a_program_notes_has_to_be_readable(project: Path, facts: bytes) -> None:
+@pytest.mark.parametrize("noted", [b"no JSON", b"[1]"])
+def test_what_a_program_notes_has_to_be_readable(project: Path, noted: bytes) -> None:
     program = torch.export.export(Linear(), (torch.rand(2, 3, 16, 16),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-    torch.export.save(program, "mine.pt2", extra_files={programs.FACTS: facts.decode()})
+    torch.export.save(program, "mine.pt2", extra_files={programs.FACTS: noted.decode()})
     refused(r"^mine\.pt2: its sparring\.json cannot be read \(.+\); export it again", "mine.pt2")
 
 
