@@ -61,7 +61,7 @@ def scope(trainings: int) -> str:
 
 
 def differences_note(count: int) -> str:
-    """What the intervals of differences hold for.  count: from `trainings`."""
+    """What the intervals of differences hold for.  count: from `trainings_of`."""
     if count == 1:
         return (
             "Differences are paired, image by image; their 95 % interval is Bonett and Price's, over images alone: it "
@@ -76,7 +76,7 @@ def differences_note(count: int) -> str:
 
 
 def chance_note(count: int) -> str:
-    """What `beyond chance` says of a difference.  count: from `trainings`."""
+    """What `beyond chance` says of a difference.  count: from `trainings_of`."""
     if count > 1:
         return "*Beyond chance*: the 95 % interval of the difference, over trainings and images, does not contain zero."
     return "*Beyond chance*: more than other images and another training would make together. " + ASSUMED_SPREAD
