@@ -82,7 +82,7 @@ def inside(folder: Path) -> Iterator[None]:
 # The longest file first, as the workers share out what is left. It makes the clone, and the second file that works on
 # one comes once that is there: the files between take the other worker as long.
 FIRST = ("test_pipeline.py", "test_checkpoints.py", "test_full_size.py", "test_report.py", "test_distributed.py")
-FIRST += ("test_attack_stage.py", "test_experiments.py", "test_audit.py")
+FIRST += ("test_attack_stage.py", "test_experiments.py", "test_audit.py", "test_sharing.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
