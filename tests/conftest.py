@@ -85,7 +85,7 @@ def inside(folder: Path) -> Iterator[None]:
 # The longest file starts first, as the workers then share out the rest. It makes the clone. The second file that needs
 # the clone comes when that is finished: the files between keep the other worker busy until then.
 FIRST = ("test_pipeline.py", "test_checkpoints.py", "test_full_size.py", "test_report.py", "test_distributed.py")
-FIRST += ("test_attack_stage.py", "test_experiments.py", "test_audit.py")
+FIRST += ("test_attack_stage.py", "test_experiments.py", "test_audit.py", "test_sharing.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

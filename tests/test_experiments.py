@@ -1,5 +1,6 @@
 """`dvc exp` and `dvc plots` are tested in a clone of their own, in parallel with the tests of the pipeline."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,10 +11,25 @@ from clones import ran, retrained, run
 
 
 def test_an_experiment_runs_what_its_parameter_changes(clone: Path) -> None:
-    output = run(clone, "dvc", "exp", "run", "-S", "detector.beta=0.5")
+    output = run(clone, "dvc", "exp", "run", "-S", "detector.beta=0.5", "-n", "weak")
     assert ran(output) == retrained("ours")
     run(clone, "git", "checkout", "-q", ".")
     run(clone, "dvc", "checkout", "-q", "-f", "dvc.yaml")  # Table 3 was not made in this clone
+
+
+def test_two_revisions_are_compared_by_parameters_and_plots(clone: Path) -> None:
+    """That experiment and what it started from."""
+    differ = json.loads(run(clone, "dvc", "params", "diff", "--json", "HEAD", "weak"))
+    assert {name: (values["old"], values["new"]) for name, values in differ["params.yaml"].items()} == {
+        "detector.beta": (1.0, 0.5)
+    }
+    assert "failed" not in run(clone, "dvc", "plots", "diff", "HEAD", "weak", "-o", "plots")
+    text = (clone / "plots/index.html").read_text()
+    for title in ("data/history/ours.csv", "accuracy on test images", "accuracy under white-box PGD", "gallery.png"):
+        assert title in text
+    # The templates of .dvc/plots: a column a structure, and the mean over the seeds.
+    assert text.count('"column": {"field": "structure"') == 2 and '"aggregate": "mean"' in text
+    shutil.rmtree(clone / "plots")
 
 
 @pytest.mark.slow
