@@ -97,7 +97,7 @@ def test_settings_come_on_top_and_comments_and_layout_stay(run: Run) -> None:
     assert "  adv_ratio: 0.25         # expected share" in text
     assert "  blocks: [3, 4, 6, 3]    # blocks a stage" in text
     assert "This is the profile `paper`, changed by --set.\n" in text
-    assert len(text.splitlines()) == len(DIGITS.splitlines()) + 1  # for its structure `evolving`
+    assert len(text.splitlines()) == len(DIGITS.splitlines())
 
 
 def test_settings_may_add_names_where_names_are_free(run: Run) -> None:
