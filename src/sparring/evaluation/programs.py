@@ -51,7 +51,7 @@ def read(path: Path, device: torch.device) -> nn.Module:
     from torch.export.passes import move_to_device_pass
 
     try:
-        program = torch.export.load(_harmless(path))
+        program = torch.export.load(_sanitised(path))
         return move_to_device_pass(program, device).module(check_guards=False)
     except InputError:
         raise
@@ -59,7 +59,7 @@ def read(path: Path, device: torch.device) -> nn.Module:
         raise InputError(f"{path} cannot be read as a program of torch.export ({reason(error)})") from error
 
 
-def _harmless(path: Path) -> io.BytesIO:
+def _sanitised(path: Path) -> io.BytesIO:
     """Copy an archive of torch.export into memory, with its graph and its plain tensors alone.
 
     torch.export.load by itself unpickles example inputs, some tensors and objects, loads compiled libraries, imports
