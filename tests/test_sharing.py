@@ -4,7 +4,7 @@ import filecmp
 from pathlib import Path
 
 import pytest
-from clones import STRUCTURES, commit, ran, run
+from clones import commit, ran, run
 from ruamel.yaml import YAML
 
 
@@ -36,7 +36,8 @@ def test_a_fresh_clone_takes_all_from_the_teams_cache_and_runs_nothing(pushed: P
 def test_nets_are_artifacts_which_a_registry_can_fetch(pushed: Path, tmp_path: Path) -> None:
     artifacts = YAML(typ="safe").load(pushed / "dvc.yaml")["artifacts"]
     paths = {artifact["path"] for artifact in artifacts.values()}
-    assert paths == {"models/pretrained.safetensors"} | {f"models/{name}" for name in STRUCTURES if name != "baseline"}
+    structures = YAML(typ="safe").load(pushed / "profiles/digits.yaml")["structures"]
+    assert paths == {"models/pretrained.safetensors"} | {f"models/{name}" for name in structures if name != "baseline"}
     run(tmp_path, "dvc", "artifacts", "get", str(pushed), "ours", "-o", "net")
     names = {"0.safetensors", "0.detector.safetensors"}
     assert {path.name for path in (tmp_path / "net").iterdir()} == names

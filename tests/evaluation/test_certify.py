@@ -484,7 +484,7 @@ def test_the_command_certifies_trained_structures(
 
 def test_help_has_an_example_and_git_ignores_what_is_written() -> None:
     text = " ".join(CliRunner().invoke(command_line.app, ["certify", "--help"]).stdout.split())
-    assert "For example: python -m sparring certify masked noisy" in text
+    assert "For example: sparring certify masked noisy" in text
     if not (REPOSITORY / ".git").exists():
         pytest.skip("this is no clone: git ignores nothing here")
     written = [HERE.certified("masked"), HERE.timings / "certify-masked.json", HERE.reports / "certified/certified.md"]

@@ -127,7 +127,7 @@ def _cost(results: Results, timings: Sequence[dict[str, Any]]) -> list[str]:
     attacks = sum(float(timing["seconds"]) for timing in timings if str(timing["stage"]).startswith("attack@"))
     total = sum(float(timing["seconds"]) for timing in timings)
     machines = escape.markdown("; ".join(sorted({str(timing.get("hardware", "?")) for timing in timings})))
-    costs = [f"one training {', '.join(trainings)}"] if trainings else []
+    costs = [f"one training: {', '.join(trainings)}"] if trainings else []
     costs += [f"the stored attacks, made once, {attacks:.0f} s", f"all stages {total:.0f} s, on {machines}"]
     text = "; ".join(costs)
     return [f"**What did it cost?** {text[0].upper()}{text[1:]}."]
