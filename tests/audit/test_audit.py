@@ -218,6 +218,7 @@ def test_what_had_no_time_is_named_and_made_up_for(project: Path, monkeypatch: p
     assert longer["worst_case"]["accuracy"] <= short["worst_case"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_more_images_go_on_from_those_before(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (NET, "--data", DATA, "--eps", "12/255", "--batch-size", "8")
     with monkeypatch.context() as slow:
@@ -292,6 +293,7 @@ def test_without_gradients_only_square_and_transfer_run(models: None, name: str,
     assert not results["worst_case"]["autoattack"]
 
 
+@pytest.mark.slow
 def test_the_same_model_in_other_forms_is_as_robust(models: None) -> None:
     as_file = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
     as_code = audited("python:audited_models:plain", "--data", DATA, *QUICK, "--eps", "12/255")
