@@ -14,7 +14,7 @@ from sparring.layout import HERE, Layout, replacing
 from sparring.params.errors import InputError, validated
 from sparring.params.names import CLEAN, PARAMS_FILE
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"max_content_width": 120})
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _bounded(least: float, most: float = math.inf) -> Callable[[float | None], float | None]:
@@ -182,7 +182,7 @@ def audit(
             "run and gives a torch.nn.Module."
         ),
     ],
-    data: Annotated[str, typer.Option(metavar="PATH", help="A folder of folders, a .parquet file, cifar10:FOLDER.")],
+    data: Annotated[str, typer.Option(metavar="PATH", help="A folder a class, a .parquet file, cifar10:FOLDER.")],
     network: NETWORK = None,
     mean: MEAN = None,
     std: STD = None,
@@ -194,10 +194,10 @@ def audit(
     image_size: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="The side that the model reads.", callback=_bounded(8))
     ] = None,
-    minutes: Annotated[float, typer.Option(metavar="N", help="What does not fit is left out.")] = 10,
+    minutes: Annotated[float, typer.Option(metavar="N", help="How long it may take.")] = 10,
     batch_size: Annotated[str, typer.Option(metavar="N", help="Images at a time.")] = "auto",
     transfer_from: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="What breaks this is tried on yours.")
+        str | None, typer.Option(metavar="MODEL", help="Images that break it are tried on yours.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the page goes.")] = Path("audit"),
     fail_under: Annotated[

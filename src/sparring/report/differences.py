@@ -60,6 +60,11 @@ def scope(trainings: int) -> str:
     return "in this one training " if trainings == 1 else ""
 
 
+def capitalised(text: str) -> str:
+    """Return the text with a capital at its start, as a sentence that begins with `scope` needs it."""
+    return text[:1].upper() + text[1:]
+
+
 def differences_note(count: int) -> str:
     """What the intervals of differences hold for.  count: from `trainings_of`."""
     if count == 1:

@@ -8,7 +8,7 @@ import pandas as pd
 from sparring.mask_padding import NEITHER, TRANSFER, WHITEBOX
 from sparring.params.masking import RESEEDED, UNDEFENDED
 from sparring.params.names import CLEAN
-from sparring.report.differences import signed
+from sparring.report.differences import capitalised, signed
 from sparring.report.escape import markdown
 from sparring.report.masking_facts import CW, LOCAL, Facts
 from sparring.report.masking_tables import (
@@ -288,8 +288,7 @@ def _peers(facts: Facts, dataset: str, network: str, where: str) -> list[str]:
 
 
 def _sentence(parts: Sequence[str]) -> str:
-    text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{capitalised('; '.join(parts))}."
 
 
 def _signed(difference: Difference) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS, MIXTURE
 from sparring.report import escape, read
-from sparring.report.differences import chance_note, differences_note, scope, signed_row, trainings_of
+from sparring.report.differences import capitalised, chance_note, differences_note, scope, signed_row, trainings_of
 from sparring.report.figure import LONGEST, bars, canvas, error_bars
 from sparring.report.lettering import short
 from sparring.report.page import Figure, Folded, Section
@@ -22,24 +22,25 @@ ACCURATE, GALLERY, AIMED = "clean images", "stored attacks (mixture)", "attacks 
 
 
 def title(results: Results) -> str:
-    """Which data and which net the report is of."""
+    """Name the data, the net, and the two questions of the report."""
     source = results.clean["train"].metadata["source"]
     return escape.printable(f"{source}, {results.params.network.words}: how accurate, and how robust")
 
 
 def answers(results: Results, mixture: pd.DataFrame, per_attack: pd.DataFrame, worst: pd.DataFrame) -> Answers:
-    """What the first screen is about, on test images. A question without images is left out.
+    """Return accuracies on test images by the questions of the first screen: clean, stored attacks, aimed attacks.
 
+    A question without images is left out.
     mixture, per_attack: the tidy frames of Tables 2 and 4.  worst: of the white-box worst case within any radius, by
     structure; accuracy with its interval, images, side (of the difference to the baseline) and trainings.
     """
-    compared = pd.concat([results.on_mixture, results.on_attacks])
-    sides: Mapping[Any, Any] = compared["side"].to_dict() if len(compared) else {}
-    by_question = {ACCURATE: per_attack[per_attack["attack"] == CLEAN].assign(attack=CLEAN), GALLERY: mixture}
+    compared = results.all_comparisons
+    sides: Mapping[Any, Any] = compared["side"].to_dict()
+    both = pd.concat([per_attack, mixture])
+    known = both[(both["split"] == "test") & both["accuracy"].notna()].set_index("structure")
     frames = {}
-    for question, rows in by_question.items():
-        rows = rows[(rows["split"] == "test") & rows["accuracy"].notna()].set_index("structure")
-        attack = CLEAN if question == ACCURATE else MIXTURE
+    for question, attack in ((ACCURATE, CLEAN), (GALLERY, MIXTURE)):
+        rows = known[known["attack"] == attack]
         side = [sides.get(("test", attack, name, BASELINE), 0) for name in rows.index]
         frames[question] = rows.assign(side=side, trainings=trainings_of(compared))
     frames[AIMED] = worst
@@ -57,12 +58,13 @@ def section(
     if answers:
         draw_overview(folder, answers)
         drawing = [Figure("overview", f"Accuracy on test images, with 95 % intervals. {_kinds(answers)}")]
-    verdicts = [*_verdicts(answers), *_cost(results, timings), *_paper(claims)]
+    seconds = read.seconds_to_train(results.params, timings)
+    verdicts = [*_verdicts(answers), *_cost(timings, seconds), *_paper(claims)]
     if results.left_out:
         reasons = (f"{part} ({escape.markdown(why)})" for part, why in results.left_out.items())
         verdicts.append("**Left out of this run**: " + "; ".join(reasons) + ".")
     bullets = ["\n".join(f"- {verdict}" for verdict in verdicts)] if verdicts else []
-    table = _table(results, answers, timings)
+    table = _table(results, answers, seconds)
     return Section("At a glance", [_subject(results), *drawing, *bullets, table, *_differences(results)])
 
 
@@ -115,22 +117,20 @@ def _beside_baseline(rows: pd.DataFrame) -> str:
     for side, word in words.items():
         names = [escape.markdown(str(name)) for name in others.index[others["side"] == side]]
         parts += [f"{word} {BASELINE}: {', '.join(names)}"] if names else []
-    sentence = scope(trainings_of(rows)) + "; ".join(parts)
-    return f". {sentence[0].upper()}{sentence[1:]}" if parts else ""
+    return f". {capitalised(scope(trainings_of(rows)) + '; '.join(parts))}" if parts else ""
 
 
-def _cost(results: Results, timings: Sequence[dict[str, Any]]) -> list[str]:
+def _cost(timings: Sequence[dict[str, Any]], seconds: Mapping[str, float]) -> list[str]:
+    """What training and attacking took.  seconds: of one training, by structure."""
     if not timings:
         return []
-    taken = read.seconds_to_train(results.params, timings)
-    trainings = [f"{escape.markdown(name)} {number(taken[name], 0)} s" for name in results.structures if name in taken]
+    trainings = [f"{escape.markdown(name)} {number(taken, 0)} s" for name, taken in seconds.items()]
     attacks = sum(float(timing["seconds"]) for timing in timings if str(timing["stage"]).startswith("attack@"))
     total = sum(float(timing["seconds"]) for timing in timings)
     machines = escape.markdown("; ".join(sorted({str(timing.get("hardware", "?")) for timing in timings})))
     costs = [f"one training: {', '.join(trainings)}"] if trainings else []
     costs += [f"the stored attacks, made once, {attacks:.0f} s", f"all stages {total:.0f} s, on {machines}"]
-    text = "; ".join(costs)
-    return [f"**What did it cost?** {text[0].upper()}{text[1:]}."]
+    return [f"**What did it cost?** {capitalised('; '.join(costs))}."]
 
 
 def _paper(claims: pd.DataFrame) -> list[str]:
@@ -146,14 +146,13 @@ def _paper(claims: pd.DataFrame) -> list[str]:
     ]
 
 
-def _table(results: Results, answers: Answers, timings: Sequence[dict[str, Any]]) -> Table:
-    taken = read.seconds_to_train(results.params, timings)
+def _table(results: Results, answers: Answers, seconds: Mapping[str, float]) -> Table:
     rows = []
     for name in results.structures:
         row = {"structure": name}
         for question, frame in answers.items():
             row[question] = with_interval(*frame.loc[name, list(ACCURACY)]) if name in frame.index else "-"
-        rows.append(row | {"training, s": number(taken.get(name), 0)})
+        rows.append(row | {"training, s": number(seconds.get(name), 0)})
     caption = "Accuracy on test images, and the time of one training."
     return plain("summary", caption, pd.DataFrame(rows), [INTERVALS])
 

@@ -107,7 +107,7 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
     entry: its tables are saved, and its figures shown, without further ado."""
     both = numbers.mixture.tidy, numbers.per_attack.tidy
     aimed = numbers.whitebox
-    stated = claims.claims(results.params, pd.concat([results.on_mixture, results.on_attacks]))
+    stated = claims.claims(results.params, results.all_comparisons)
     reproduced, beside = reproduction.sections(results, stated, *both, aimed.worst, aimed.compared_in_worst)
     answers = overview.answers(results, *both, aimed.worst)
     return [

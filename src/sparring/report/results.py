@@ -75,6 +75,11 @@ class Results:
         return statistics.comparisons(self.predictions, self.structures, ["split", "attack"])
 
     @cached_property
+    def all_comparisons(self) -> pd.DataFrame:
+        """Compare the structures with each other on the mixture, on clean images and under each stored attack."""
+        return pd.concat([self.on_mixture, self.on_attacks])
+
+    @cached_property
     def detected(self) -> dict[tuple[str, str], dict[str, float]]:
         """Return how each structure's detector does on the mixture: `detector_facts` by structure and split."""
         by_group = dict(list(self.mixture.groupby(["structure", "split"])))

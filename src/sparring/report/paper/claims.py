@@ -13,6 +13,7 @@ from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS, MIXTURE
 from sparring.report import paper
 from sparring.report.differences import (
     DIFFERENCE,
+    capitalised,
     chance_note,
     differences_note,
     probability,
@@ -167,7 +168,7 @@ def _in_words(claims: pd.DataFrame, count: int) -> list[str]:
         claim = f"that {structure} {'beats' if theirs > 0 else 'falls behind'} {other} on the mixture"
         by_verdict[verdict].append(f"{claim} (paper {signed(theirs)}; here {ours})")
     sentences = [
-        f"{_capital(f'{where}{verdict}')}: {'; '.join(texts)}." for verdict, texts in by_verdict.items() if texts
+        f"{capitalised(f'{where}{verdict}')}: {'; '.join(texts)}." for verdict, texts in by_verdict.items() if texts
     ]
     single = claims[(claims["attack"] != MIXTURE) & (claims["split"] == claims["split"].iloc[0])]
     if len(single):
@@ -178,10 +179,6 @@ def _in_words(claims: pd.DataFrame, count: int) -> list[str]:
             f"{where}on {SPLIT_TITLES[single['split'].iloc[0]].lower()}: {parts}."
         )
     return sentences
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def of_detector(params: Params, facts: Mapping[str, Mapping[str, float]], trainings: int) -> str:
@@ -201,5 +198,5 @@ def of_detector(params: Params, facts: Mapping[str, Mapping[str, float]], traini
                 f"({number(majority)}) beyond chance"
             )
     theirs = f" (paper {published:.4f})" if published is not None else ""
-    subject = _capital(f"{scope(trainings)}the detector's accuracy on the mixture{theirs}")
+    subject = capitalised(f"{scope(trainings)}the detector's accuracy on the mixture{theirs}")
     return f"{subject} is {' and '.join(sentences)}." if sentences else ""
