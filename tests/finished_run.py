@@ -17,7 +17,7 @@ from sparring import params as parameters
 from sparring import store
 from sparring.params import Params
 from sparring.params.names import BASELINE, CLEAN, CORRUPTIONS, EVALUATED_SPLITS, KNOWN_DETECTORS, STRENGTHS
-from sparring.report import attacks, corruptions, detector, failures, making, mixture, opponents, overview, whitebox
+from sparring.report import by_attack, corruptions, detector, failures, gallery, making, mixture, overview, whitebox
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["zero", "one", "two", "three"]
@@ -26,9 +26,9 @@ SHAPE = [8, 8, 3]
 FIGURES = {
     "overview": overview,
     "mixture": mixture,
-    "accuracy_by_attack": attacks,
-    "gallery": opponents,
-    "success": opponents,
+    "accuracy_by_attack": by_attack,
+    "gallery": gallery,
+    "success": gallery,
     "confusion": failures,
     "failures": failures,
     "detector_roc": detector,

@@ -163,6 +163,7 @@ def test_setting_null_and_text(run: Run) -> None:
         (["digits", "--set", "none.x=3"], "--set none.x: none.x is not a key; use none"),
         (["digits", "--set", "seed.x=1"], "--set seed.x: seed is 0, not a section with keys"),
         (["digits", "--set", "seed=[1"], "--set seed: [1 is not a YAML value"),
+        (["digits", "--set", "data.path=\udcff"], r"--set data.path: \udcff is not a YAML value"),  # not UTF-8
         (["digits", "--set", "sampler.adv_ratio=1.4"], "params.yaml: sampler.adv_ratio is 1.4; it is a share"),
         (["digits", "--set", "attacks.fgsm.epz=1"], "params.yaml: attacks.fgsm.epz is not a key; did you mean eps?"),
         (["paper", "--set", "seed=1", "--set", "device=gpu"], 'params.yaml: device is "gpu"; use auto, cpu'),

@@ -1,9 +1,7 @@
 """The command line: `sparring COMMAND --help`, or `python -m sparring COMMAND --help`, explains each command."""
 
 import json
-import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,18 +13,6 @@ from sparring.params.errors import InputError, validated
 from sparring.params.names import CLEAN, PARAMS_FILE
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-
-
-def _bounded(least: float, most: float = math.inf) -> Callable[[float | None], float | None]:
-    """A check of a number, without the column that `min` and `max` would take in --help."""
-
-    def check(value: float | None) -> float | None:
-        if value is not None and not least <= value <= most:
-            limit = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
-            raise typer.BadParameter(f"{value:g} is not {limit}.")
-        return value
-
-    return check
 
 
 # Options that two commands have.
@@ -188,12 +174,8 @@ def audit(
     std: STD = None,
     eps: Annotated[str, typer.Option(metavar="RADIUS", help="As 8/255; for l2 a length.")] = "8/255",
     norm: Annotated[str, typer.Option(metavar="NORM", help="linf or l2.")] = "linf",
-    images: Annotated[
-        int, typer.Option(metavar="N", help="Images, evenly from the classes.", callback=_bounded(1))
-    ] = 1000,
-    image_size: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="The side that the model reads.", callback=_bounded(8))
-    ] = None,
+    images: Annotated[int, typer.Option(metavar="N", help="Images, evenly from the classes.")] = 1000,
+    image_size: Annotated[int | None, typer.Option(metavar="PIXELS", help="The side that the model reads.")] = None,
     minutes: Annotated[float, typer.Option(metavar="N", help="How long it may take.")] = 10,
     batch_size: Annotated[str, typer.Option(metavar="N", help="Images at a time.")] = "auto",
     transfer_from: Annotated[
@@ -201,7 +183,7 @@ def audit(
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the page goes.")] = Path("audit"),
     fail_under: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Exit status 3 below this accuracy.", callback=_bounded(0, 1))
+        float | None, typer.Option(metavar="SHARE", help="Exit status 3 below this accuracy.")
     ] = None,
 ) -> None:
     """Attack a model of your own and write a page on its robustness.
@@ -214,6 +196,8 @@ def audit(
     from sparring import audit as audits
     from sparring.evaluation import foreign
 
+    numbers = {"images": images, "image_size": image_size, "minutes": minutes, "fail_under": fail_under}
+    validated(audits.Limits, numbers, "audit")
     architecture = None if network is None else params.network(network, "--network")
     options = audits.Options(
         model=model,
@@ -223,7 +207,7 @@ def audit(
         norm=norm,
         eps=audits.radius(eps, norm),
         images=images,
-        minutes=audits.positive("--minutes", minutes),
+        minutes=minutes,
         out=out,
         batch_size=audits.batch_size(batch_size),
         image_size=image_size,

@@ -176,7 +176,7 @@ def _apply_setting(values: CommentedMap, setting: str) -> None:
         raise InputError(f"--set {setting} is not key=value; write it like --set sampler.adv_ratio=0.25")
     try:
         value = YAML(typ="safe").load(text)
-    except YAMLError as error:
+    except (YAMLError, UnicodeError) as error:
         raise InputError(f"--set {key}: {' '.join(text.split())} is not a YAML value; quote text") from error
     section = values
     for depth, part in enumerate(parts):

@@ -91,15 +91,15 @@ def in_halves(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def rows_to_keep(active: Tensor, step: int, interval: int = CHECK_INTERVAL) -> Tensor | None:
+def rows_to_keep(active: Tensor, step: int) -> Tensor | None:
     """Return the rows (n,) of a batch with which an attack goes on at a step, or None where it goes on with all.
 
-    active: (N,), which images are not finished.  step: from 0; on a GPU this is looked at every `interval` steps.
+    active: (N,), which images are not finished.  step: from 0; a GPU is asked at every fifth one (CHECK_INTERVAL).
     By halves (`in_halves`), finished images stay in the batch, so the attack must leave them as they are.
     """
     if not in_halves(active.device):
         return None if bool(active.all()) else active.nonzero()[:, 0]
-    if step % interval:
+    if step % CHECK_INTERVAL:
         return None
     count = int(active.sum())
     size = len(active) if count else 0

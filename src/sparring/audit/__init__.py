@@ -9,8 +9,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from sparring.attacks import engine
 from sparring.audit import facts as numbers
@@ -25,10 +27,19 @@ from sparring.models import classifier
 from sparring.models.classifier import Classifier
 from sparring.params.errors import InputError
 from sparring.params.sections import Network
-from sparring.params.values import fraction
+from sparring.params.values import Count, Positive, Section, Share, fraction
 
 # Seconds that are planned for all corruptions of an image of 32 pixels, and for the page.
 PER_CORRUPTED, FOR_PAGE = 0.006, 8.0
+
+
+class Limits(Section):
+    """The bounds of those options of an audit that are plain numbers."""
+
+    images: Count
+    image_size: Annotated[int, Field(ge=8)] | None
+    minutes: Positive
+    fail_under: Share | None
 
 
 @dataclass(frozen=True)
@@ -80,13 +91,6 @@ def batch_size(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--batch-size is {text}; use auto, or a number of images, 1 or more")
     return int(text)
-
-
-def positive(option: str, value: float) -> float:
-    """Return the value of an option that has to be a number above 0. Raises InputError for any other."""
-    if not 0 < value < math.inf:
-        raise InputError(f"{option} is {value:g}; it is a number above 0")
-    return value
 
 
 def audit(options: Options) -> numbers.Facts:

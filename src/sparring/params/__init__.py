@@ -245,7 +245,7 @@ def network(text: str, name: str) -> Network:
     """
     try:
         value = YAML(typ="safe").load(text)
-    except YAMLError as error:
+    except (YAMLError, UnicodeError) as error:
         raise InputError(f"{name}: {' '.join(text.split())} is not a YAML value") from error
     return validated(Network, value if isinstance(value, dict) else {"name": value}, name)
 

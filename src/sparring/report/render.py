@@ -15,15 +15,15 @@ from sparring.layout import HERE, Layout
 from sparring.params import Params
 from sparring.params.names import EVALUATED_SPLITS
 from sparring.report import (
-    attacks,
+    by_attack,
     corruptions,
     detection,
     detector,
     escape,
     failures,
+    gallery,
     making,
     mixture,
-    opponents,
     overview,
     page,
     publish,
@@ -76,8 +76,8 @@ class Numbers:
     """What sections read and count for themselves, and what they hand to others through this."""
 
     mixture: Table
-    per_attack: Table
-    opponents: Table
+    by_attack: Table
+    gallery: Table
     scores: detection.Scores | None
     scored: Sequence[Table]  # from detection.tables
     whitebox: whitebox.Numbers
@@ -96,8 +96,8 @@ def _numbers(results: Results) -> Numbers:
         histories=read.histories(results.params, results.layout),
         timings=read.timings(results.params, results.layout),
         mixture=mixture.table(results),
-        per_attack=attacks.table(results),
-        opponents=opponents.table(results),
+        by_attack=by_attack.table(results),
+        gallery=gallery.table(results),
         scored=detection.tables(scores),
     )
 
@@ -105,7 +105,7 @@ def _numbers(results: Results) -> Numbers:
 def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]:
     """The report, in the order in which it is read; figures are drawn into its `folder`. One more section is one more
     entry: its tables are saved, and its figures shown, without further ado."""
-    both = numbers.mixture.tidy, numbers.per_attack.tidy
+    both = numbers.mixture.tidy, numbers.by_attack.tidy
     aimed = numbers.whitebox
     stated = claims.claims(results.params, results.all_comparisons)
     reproduced, beside = reproduction.sections(results, stated, *both, aimed.worst, aimed.compared_in_worst)
@@ -114,11 +114,11 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
         overview.section(results, answers, numbers.timings, stated.tidy, folder),
         reproduced,
         mixture.section(results, numbers.mixture, folder),
-        attacks.section(results, numbers.per_attack, folder),
+        by_attack.section(results, numbers.by_attack, folder),
         *beside,
         whitebox.section(results, aimed, numbers.timings, folder),
         corruptions.section(results, numbers.corruptions, folder),
-        opponents.section(results, numbers.opponents, folder),
+        gallery.section(results, numbers.gallery, folder),
         failures.section(results, folder),
         detector.section(results, numbers.scores, numbers.scored, folder),
         *making.sections(results, numbers.histories, numbers.timings, folder),
@@ -139,9 +139,9 @@ def _summary_of(results: Results, numbers: Numbers, split: str) -> dict[str, Any
     on_mixture = detector.summary(results, numbers.scored, split)
     return {
         **mixture.summary(results, numbers.mixture.tidy, split),
-        **attacks.summary(numbers.per_attack.tidy, split),
+        **by_attack.summary(numbers.by_attack.tidy, split),
         "detector": on_mixture.pop("detector"),
-        **opponents.summary(results, numbers.timings, split),
+        **gallery.summary(results, numbers.timings, split),
         **on_mixture,
     }
 
