@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _bounded(least: float, most: float = math.inf) -> Callable[[float | None], float | None]:
-    """A check of a number, without the column that `min` and `max` would take in --help."""
+    """Return a check of an option's number. (`min` and `max` of typer would take a column of --help.)"""
 
     def check(value: float | None) -> float | None:
         if value is not None and not least <= value <= most:
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _program() -> str:
-    """The words that this was called by. Completion in a shell needs the name of the console script."""
+    """Return the command that was typed. Completion in a shell needs the name of the console script."""
     return "python -m sparring" if Path(sys.argv[0]).name == "__main__.py" else "sparring"
 
 

@@ -99,7 +99,7 @@ def weighted(loss: Tensor, whole: int) -> Tensor:
 
 
 def average_norms(net: nn.Module) -> None:
-    """On the CPU, average BatchNorm's running averages over the processes, as each has seen its own slices only."""
+    """Average BatchNorm's running averages over the processes. On CUDA SyncBatchNorm does so, and nothing is done."""
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
     if size() == 1 or not buffers or buffers[0].device.type == "cuda":
         return

@@ -1,4 +1,4 @@
-"""The image store is a Parquet file with one row an image, which is read without a copy.
+"""The image store is a Parquet file with one row per image, which is read without a copy.
 
 Its columns are `index` (row in the source data set), `label` and `image` (fixed_size_binary of height × width ×
 channel, in levels from 0 to 255: uint8, or float16 where `store.dtype` says so; the column's width distinguishes them).
@@ -57,7 +57,7 @@ class Images:
 
 
 def write(path: Path, shards: Iterable[Images], metadata: dict[str, Any]) -> int:
-    """Write shards one after another, a row group each, so that memory holds one at a time. Returns the number of rows.
+    """Write shards, each as a row group, so that memory holds one at a time. Returns the number of rows.
 
     metadata: must hold `shape` [height, width, channels]; all of it is stored as JSON with sorted keys.
     The file appears under its name only when it is complete. Raises ValueError where there is no shard.

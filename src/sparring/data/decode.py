@@ -155,7 +155,7 @@ def _cut(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Scale the image to 8 bits a channel, where Pillow would clip it. Raises _Refused for pixels of unknown range."""
+    """Scale the image to 8 bits a channel where Pillow would clip it. Raises _Refused for pixels of unknown range."""
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB")) or image

@@ -57,7 +57,7 @@ def carve(
 ) -> dict[str, np.ndarray]:
     """Carve disjoint parts out of one pool, stratified by class. The result depends on the arguments alone.
 
-    label: (N,) of small integers.  sizes: images a split; if the pool has fewer than all of them, they shrink in
+    label: (N,) of small integers.  sizes: images per part; if the pool has fewer than all of them, they shrink in
     proportion.  Without groups the (shrunk) sizes are met exactly, and each class has in each part its share of
     the pool to within three images; every class gets an image of `train` before another gets its second.
     groups: N names, with sizes that have `train`; no group has images in two parts. A part may use some images of a

@@ -186,5 +186,5 @@ def _as_stored(images: Tensor) -> Tensor:
 
 
 def _beside_images(values: Tensor) -> Tensor:
-    """Reshape one value an image (N,) so that it broadcasts over images (N, 3, H, W)."""
+    """Reshape one value per image (N,) so that it broadcasts over images (N, 3, H, W)."""
     return values[:, None, None, None]

@@ -77,7 +77,7 @@ def table(results: Results) -> Table:
 
 
 def draw_accuracy_by_attack(folder: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
-    """Draw grouped bars with 95 % intervals: a group an attack, a bar a structure.
+    """Draw grouped bars with 95 % intervals: one group per attack, one bar per structure.
 
     table: columns structure, attack, accuracy, ci_low, ci_high, of one split.  titles: attack → what to write below.
     """

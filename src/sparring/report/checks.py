@@ -130,7 +130,7 @@ def paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[s
 
 
 def table(params: Params, verdicts: pd.DataFrame) -> Table:
-    """Return the table of verdicts: a row a check, a column a structure.  verdicts: from `verdicts`."""
+    """Return the table of verdicts: one row per check, one column per structure.  verdicts: from `verdicts`."""
     wide = []
     for kind in records(verdicts[["check", "compared"]].drop_duplicates()):
         rows = verdicts[(verdicts["check"] == kind.check) & (verdicts["compared"] == kind.compared)]

@@ -152,7 +152,7 @@ def draw_detector_roc(folder: Path, lines: dict[str, tuple[np.ndarray, np.ndarra
 
 
 def draw_detector_roc_by_attack(folder: Path, panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> None:
-    """Draw a panel an attack, in it a ROC line for each detector.
+    """Draw one panel per attack, with a ROC line for each detector.
 
     panels: title → legend → (false-positive rates, true-positive rates); the same legends in each.
     """

@@ -1,4 +1,4 @@
-"""Draw the control nets' accuracy under FGSM by its radius, a panel a data set and attacker."""
+"""Draw the control nets' accuracy under FGSM by its radius, one panel per data set and attacker."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def draw(facts: Facts, numbers: pd.DataFrame, folder: Path) -> None:
 
 
 def _draw_panel(axes: Axes, rows: pd.DataFrame, levels: list[int]) -> None:
-    """Draw a line a defence; the radii stand at even distances, as they double."""
+    """Draw one line per defence; the radii stand at even distances, as they double."""
     for number, defence in enumerate(DEFENCES):
         line = rows[rows["defence"] == defence]
         if len(line):

@@ -1,6 +1,6 @@
 """Gather what the study of masked and padded features measured, and compute the numbers of its tables and words.
 
-A frame of its predictions has the columns of mask_padding.COLUMNS, one row an image, attack and attacker, and
+A frame of its predictions has the columns of mask_padding.COLUMNS, one row per image, attack and attacker, and
 `correct`; `seed` is the number of the split. Images of two splits overlap, and every split has a training of its own.
 """
 
@@ -205,7 +205,7 @@ def measures(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def tidy_rows(facts: Facts) -> pd.DataFrame:
-    """Return the frame of rows.csv: one row a training, attack and attacker.
+    """Return the frame of rows.csv: one row per training, attack and attacker.
 
     eps is in [0, 1] units, nan where the attack has none. How flat the net is stands in its rows of clean images.
     """

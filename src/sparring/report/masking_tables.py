@@ -147,7 +147,7 @@ def _flatness_note(study: Study) -> str:
 
 
 def _tidy(facts: Facts, nets: list[tuple[str, str, str]], lines: pd.DataFrame | None) -> pd.DataFrame:
-    """Return one figure a row: every net, clean, under each attack and under C&W at each radius, from both attackers.
+    """Return one number per row: every net, clean, under each attack and under C&W at each radius, from both attackers.
 
     The last columns say how flat the net is, in each of its rows.
 

@@ -113,7 +113,7 @@ COMPARED += ["image_low", "image_high", "side", "equivalent", "trainings", "more
 def comparisons(rows: pd.DataFrame, structures: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
     """Compare every structure with every other on the same images, in both directions.
 
-    rows: predictions; within each group of `by`, one attack an image.  Index: `by`, structure, other.
+    rows: predictions; within each group of `by`, one attack per image.  Index: `by`, structure, other.
     Trainings are paired by seed; a structure with a single one, as the baseline, is paired with each of the other's.
     Columns: those of `paired_difference`; more, less: the numbers of images that only `structure`, only `other` gets
     right, or gets right more often over several trainings; p: the p-value of McNemar's (1947) exact, two-sided test, 1
@@ -130,7 +130,7 @@ def comparisons(rows: pd.DataFrame, structures: Sequence[str], by: Sequence[str]
 
 
 def _gains(right: pd.DataFrame, structure: str, other: str) -> np.ndarray:
-    """Return the gains that `paired_difference` takes.  right: a row an image, columns structure and seed."""
+    """Return the gains that `paired_difference` takes.  right: one row per image, columns structure and seed."""
     if not {structure, other} <= set(right.columns.get_level_values("structure")):
         return np.empty((0, 0))
     first, second = right[structure], right[other]

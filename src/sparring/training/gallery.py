@@ -38,7 +38,7 @@ class Gallery:
     def __init__(
         self, image: np.ndarray, clean: store.Images, attacked: list[store.Images], device: torch.device
     ) -> None:
-        """image: as above.  clean, attacked: the rest of the stores, of which label and linf are used."""
+        """image: as above.  clean, attacked: the stores' other columns, of which label and linf are used."""
         fits = device.type != "cuda" or image.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
         self.image = torch.from_numpy(image).to(device if fits else "cpu")
         self._set_labels(clean, attacked, device)
@@ -83,7 +83,7 @@ class Stream(Gallery):
         budget: float,
         device: torch.device,
     ) -> None:
-        """versions: the stores' images.  clean, attacked: the rest of the stores.
+        """versions: the stores' images.  clean, attacked: the stores' other columns.
 
         Raises InputError where the stores' row groups differ.
         """

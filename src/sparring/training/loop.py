@@ -167,8 +167,8 @@ def fit(
     transform: RandomTransform | None = None,
     monitor: Monitor | None = None,
 ) -> list[dict[str, float]]:
-    """Train for params.training.epochs epochs. Return a row of means an epoch. In the end the nets have the state that
-    params.training.keep and ema select.
+    """Train for params.training.epochs epochs. Return a row of means for each epoch. In the end the nets have the state
+    that params.training.keep and ema select.
 
     validation: clean images on which accuracy is measured, by which `keep: best` selects the epoch.
     monitor: measures robustness, by which `keep: best_robust` selects it.
