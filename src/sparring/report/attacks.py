@@ -43,7 +43,7 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(tidy: pd.DataFrame, split: str) -> dict[str, Any]:
-    """Return accuracy by structure and attack.  tidy: the frame of `table`."""
+    """Return accuracy by structure and attack.  tidy: the tidy frame of `table`."""
     by_structure = tidy[tidy["split"] == split].groupby("structure", sort=False)
     return {"per_attack": {name: rows.set_index("attack")["accuracy"].to_dict() for name, rows in by_structure}}
 

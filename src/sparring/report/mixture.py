@@ -37,7 +37,7 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(results: Results, tidy: pd.DataFrame, split: str) -> dict[str, Any]:
-    """Return accuracy by structure, and the difference between any two.  tidy: the frame of `table`."""
+    """Return accuracy by structure, and the difference between any two.  tidy: the tidy frame of `table`."""
     rows = tidy[tidy["split"] == split].set_index("structure")
     return {
         "mixture": rows[["accuracy", "ci_low", "ci_high", "sd"]].to_dict("index"),

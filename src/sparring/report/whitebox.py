@@ -244,7 +244,7 @@ def worst(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_whitebox_curve(folder: Path, table: pd.DataFrame) -> None:
-    """Draw accuracy by the attack's radius, one line per structure; radii stand at even distances, as they double.
+    """Draw accuracy by the attack's radius, one line per structure. Radii are spaced evenly, as they double.
 
     table: columns structure, eps (in 1/255), accuracy, ci_low, ci_high.
     """
