@@ -184,8 +184,8 @@ def orphaned() -> bool:
 def run(params: Params, work: Callable[[], None]) -> None:
     """Do the work in as many processes as `training.devices` says.
 
-    One process works here. More are started by torchrun with this process's command line; each then calls this function
-    again, and they work together.
+    If it is one, this process does the work. Otherwise torchrun starts them with this process's command line; each of
+    them then calls this function again, and they work together.
     Raises InputError for devices that do not exist, and SystemExit where the processes failed and have said why.
     """
     processes = count(params)

@@ -143,8 +143,8 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
     )
 
 
-class Groups:
-    """This class reads a store's images a row group at a time.
+class RowGroups:
+    """A store's images, which are read one row group at a time.
 
     rows, starts: for each row group, the number of its images and the row of the first one.
     shape: (height, width, channels).  dtype: uint8 or float16.
@@ -171,7 +171,7 @@ class Groups:
 
 def mean_colour(path: Path) -> tuple[float, ...]:
     """Return the mean of a store's images by channel, in [0, 1]. Raises InputError as `read` does."""
-    groups = Groups(path)
+    groups = RowGroups(path)
     total = np.zeros(groups.shape[2])
     for number in range(len(groups.rows)):
         total += groups.read(number).sum((0, 1, 2), dtype=np.float64)

@@ -86,9 +86,9 @@ class Facts:
 
     @property
     def calibration(self) -> dict[str, float]:
-        """Return the expected calibration error (clean, attacked) and the mean confidence, clean and attacked.
+        """Return the expected calibration error and the mean confidence, on clean and on attacked images.
 
-        Attacked is each image as the first attack that broke it, or else the last attack on it, left it.
+        An attacked image is the work of the first attack that broke it or, where none did, of the last one on it.
         """
         images = self.images
         return {
@@ -160,7 +160,7 @@ def _images(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _curve(work: Work, images: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return accuracy by radius, from 0. An image is wrong from the least change on by which any attack broke it."""
+    """Return accuracy by radius, from 0. An image is right at the radii below the least change that broke it."""
     columns = ["eps", "accuracy", "ci_low", "ci_high", "images"]
     on_curve = images[images["on_curve"]]
     met = set(rows.loc[rows["part"] == CURVE, "attack"])

@@ -43,7 +43,8 @@ class PlannedAttack:
     """An attack of an audit, with what it costs.
 
     key: its name in files.  title: its name on the page.
-    gradients, forwards: the passes that an image takes, forward and back, and forward alone; mostly upper bounds.
+    gradients: how many passes forward and back an image takes.  forwards: how many forward alone. Both are mostly upper
+    bounds.
     """
 
     key: str
@@ -55,7 +56,10 @@ class PlannedAttack:
 
 @dataclass(frozen=True)
 class Rates:
-    """The seconds that a pass of one image takes: gradient, forward and back; forward, alone."""
+    """The seconds that one image takes.
+
+    gradient: in a pass forward and back.  forward: in a pass forward alone.
+    """
 
     gradient: float
     forward: float

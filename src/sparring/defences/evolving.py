@@ -182,6 +182,7 @@ def _as_images(stored: Tensor) -> Tensor:
 
 
 def _as_stored(images: Tensor) -> Tensor:
+    """Convert (N, 3, H, W) to (N, H, W, 3), of the same type."""
     return images.permute(0, 2, 3, 1).contiguous()
 
 

@@ -17,7 +17,7 @@ REFERENCE = "pgd"  # the white-box attack of the study, beside AutoAttack
 class Method(Section):
     """A method says how nets are trained.
 
-    opponents, evolving: the words of their structure.  step: the step of the opponents, in units of eps.
+    opponents, evolving: as in their entry of `structures`.  step: the step of the opponents, in units of eps.
     changes: the other changes in the section of params.yaml that describes the opponents.
     """
 

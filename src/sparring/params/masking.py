@@ -46,7 +46,8 @@ class Trained(Section):
 class Defence(Section):
     """A defence says how the nets of a row are trained.
 
-    opponents, transform: the words of its structure.  controls: whether only the data set's `controls` are trained.
+    opponents, transform: as in its entry of `structures`.
+    controls: whether only the data set's `controls` are trained.
     changes: its changes in other sections.  train: the most training images.
     noise_of_mask: a mask's share; the noise then has the mean square of that mask's change, in place of noise.std.
     """

@@ -115,7 +115,7 @@ class Structure(Section):
 
     @property
     def sections(self) -> dict[str, str]:
-        """Return the names of the sections of params.yaml that the structure uses, by its words."""
+        """Return for each key of the structure its value: the section of params.yaml that it uses, or `none`."""
         return {word: getattr(self, word) for word in WORDS}
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""This module defines the sections of random transforms, which a structure's word `transform` names."""
+"""This module defines the sections of random transforms, which a structure's key `transform` names."""
 
 from typing import Annotated, Literal
 

@@ -129,8 +129,10 @@ def line_look(number: int) -> dict[str, Any]:
 def bars(
     axes: Axes, number: int, left: np.ndarray, heights: pd.Series, ends: np.ndarray | None, width: float, label: str
 ) -> None:
-    """Draw one bar in each group.  number: its place within the groups, which decides its look.
-    left: the bars' positions.  ends: from `error_bars`, or None.
+    """Draw one bar in each group.
+
+    number: its place within the groups, which decides its look.  left: the bars' positions.
+    ends: from `error_bars`, or None.
     """
     axes.bar(
         left,

@@ -93,10 +93,10 @@ def _beside_article(facts: Facts) -> list[str]:
 
 
 def _against_reseed(facts: Facts) -> list[str]:
-    """Count on how many nets masks and padding beat others under each attack.
+    """Count in how many cases, each a net under an attack, masks and padding beat other nets.
 
-    The others are the undefended net that was attacked, the reseeded one, that whose mask hides nothing, and the
-    undefended one where each net is attacked itself.
+    Under transfer these are the undefended net that was attacked, the reseeded one, and the one whose mask hides
+    nothing. Where each net is attacked itself, it is the undefended one.
     """
     defences = [name for name in facts.study.defences if name == PADDING or name in MASKS_OF_TABLE_5]
     texts = []

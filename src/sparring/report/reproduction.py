@@ -19,8 +19,8 @@ def withstanding(results: Results, worst: pd.DataFrame, compared: Mapping[Any, M
     """Say in words which structures withstand an attacker who aims at them: better than guessing and better than the
     baseline, both beyond chance. The article has no such attacker.
 
-    worst: of the white-box worst case within any radius, by structure.  compared: structures in that case, with side
-    and trainings, by structure and other.
+    worst: accuracy in the white-box worst case within any radius, by structure.
+    compared: (structure, other) → their comparison in that case, with side and trainings.
     """
     trained = {name: entry for name, entry in results.params.trained.items() if name in worst.index}
     if not trained:

@@ -67,17 +67,17 @@ class Gallery:
 
 
 class Stream(Gallery):
-    """Does the same where the versions do not fit into memory: it reads row groups, one window of images ahead.
+    """A gallery whose versions do not fit into memory: it reads row groups, one window of images ahead.
 
     An epoch goes from window to window. It visits the images of a window in a random order, each in the version that
-    was drawn for it. Two windows take `budget` bytes at most, but a window has at least one row group. It has no more
-    than an eighth of the images, so that reading overlaps with training. Its row groups are drawn evenly from the whole
-    store: where that is sorted by class, as from folders, neighbouring row groups are of the same class.
+    was drawn for it. Two windows take `budget` bytes at most, but a window has at least one row group. A window has no
+    more than an eighth of the images, so that reading overlaps with training. Its row groups are drawn evenly from the
+    whole store: where that is sorted by class, as from folders, neighbouring row groups are of the same class.
     """
 
     def __init__(
         self,
-        versions: list[store.Groups],
+        versions: list[store.RowGroups],
         clean: store.Images,
         attacked: list[store.Images],
         budget: float,
@@ -162,7 +162,7 @@ def load_gallery(params: Params, layout: Layout, attacks: list[str], source: str
         store.check_rows(clean, images, path)
         store.check_source(images, source, path)
         attacked.append(images)
-    versions = [store.Groups(path) for path in paths]
+    versions = [store.RowGroups(path) for path in paths]
     dtype = np.result_type(*(version.dtype for version in versions))
     shape = (len(paths), len(clean), *versions[0].shape)
     if math.prod(shape) * dtype.itemsize > params.store.memory_budget * 1e9:
