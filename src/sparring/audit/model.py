@@ -115,7 +115,10 @@ def load(source: ModelSource, classes: int, size: int, device: torch.device) -> 
 
 
 def _imported(text: str) -> nn.Module:
-    """Return the module that python:MODULE:FUNCTION makes: the user's own code, found from the current folder, runs."""
+    """Return the module that python:MODULE:FUNCTION makes. This runs the user's code, found from the current folder.
+
+    Raises InputError where that fails or makes no module.
+    """
     module, colon, name = text.removeprefix(PYTHON).partition(":")
     if not (module and colon and name):
         raise InputError(f"{text} is not {PYTHON}MODULE:FUNCTION, as in {PYTHON}my_models:resnet")

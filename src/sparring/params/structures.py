@@ -100,12 +100,12 @@ class Structure(Section):
 
     @property
     def online(self) -> bool:
-        """Tell whether the structure's opponents attack during training, as the section of their name says."""
+        """Tell whether PGD or FGSM attacks the net anew at every training step, as the section online_… says."""
         return self.opponents in ("online_fgsm", "online_pgd")
 
     @property
     def evolves(self) -> bool:
-        """Tell whether the structure trains on perturbations that follow the net, alone or among stored attacks."""
+        """Tell whether the structure trains on evolving perturbations of its images, alone or among stored attacks."""
         return "evolving" in (self.opponents, self.evolving)
 
     @property

@@ -36,7 +36,10 @@ def write(params: Params, layout: Layout = HERE) -> None:
 def _facts(
     params: Params, layout: Layout, attack: str, structure: str, clean: dict[str, Images]
 ) -> list[dict[str, Any]]:
-    """Compare a structure trained with all attacks with one trained without it; return a dict for `_table` a split."""
+    """Compare a structure trained with all attacks with the one trained without `attack`.
+
+    Returns a dict for each split, with the index and columns that `_table` takes.
+    """
     settings = only(params, attack)
     predictions = {
         "with": read.predictions(settings, layout, structure, clean),

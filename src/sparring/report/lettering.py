@@ -22,7 +22,7 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # else it 
 
 
 def short(name: str, limit: int = 12) -> str:
-    """Shorten a name to `limit` characters at most, on one line. One that no font can draw becomes its code point."""
+    """Shorten a name to `limit` characters on one line. A character that no font has becomes its code point."""
     glyphs = [character if _family(character) and not name.isspace() else code_point(character) for character in name]
     if sum(map(len, glyphs)) <= limit:
         return "".join(glyphs)

@@ -1,5 +1,5 @@
 """The first screen of the report: how accurate, how robust against stored attacks, how robust against who aims, at what
-cost; a sentence each, and one picture."""
+cost, in a sentence for each, and one picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

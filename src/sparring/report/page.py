@@ -37,8 +37,8 @@ class Figure:
 class Gallery(Figure):
     """A figure in whose place the web page lets the reader pick an image and an attack.
 
-    images: of each, `label`, `clean` (a data: URI), `said` (structure → what it says of the clean image) and
-    `attacked`: for each of `attacks` in its order `image`, `change` (data: URIs), `note` and `said`.
+    images: a dict for each image, with `label`, `clean` (a data: URI), `said` (structure → its answer on the clean
+    image) and `attacked`: a dict for each of `attacks`, with `image`, `change` (data: URIs), `note` and `said`.
     """
 
     attacks: Sequence[str] = ()

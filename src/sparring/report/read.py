@@ -92,9 +92,9 @@ def predictions_without(
 def scores(
     params: Params, layout: Layout, structures: Sequence[str], clean: dict[str, store.Images]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read detectors' scores, one row per image and `method`, and the metadata on what the known detectors were fitted.
+    """Read detectors' scores, one row per image and `method`, and facts on the images to which known ones were fitted.
 
-    method: the name of the structure that a detector belongs to, or, only once for all structures, of a known detector.
+    method: the name of the structure that a detector belongs to, or of a known detector, whose scores are there once.
     """
     parts: list[pd.DataFrame] = []
     fitted: dict[str, Any] = {}

@@ -53,12 +53,12 @@ def plain(name: str, caption: str, frame: pd.DataFrame, notes: Sequence[str] = (
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Format a figure; `-` stands for what is not known."""
+    """Format a number; `-` stands for one that is not known."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def with_interval(value: float, low: float, high: float, sd: float = math.nan) -> str:
-    """Format a figure with its interval, as in `0.841 [0.800, 0.875]`.
+    """Format a number with its interval, as in `0.841 [0.800, 0.875]`.
 
     Over several trainings their standard deviation comes between the two: `0.841 ± 0.006 [0.800, 0.875]`.
     """

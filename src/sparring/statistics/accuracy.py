@@ -51,7 +51,7 @@ def accuracies(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def as_if_guessed(rows: pd.DataFrame) -> float | None:
-    """Return the accuracy of guessing, where that of a model is not above it by more than its 95 % interval; else None.
+    """Return the accuracy of guessing if the 95 % interval of a model's accuracy does not lie above it, else None.
 
     rows: predictions of one model on clean images.  To guess is to name the most frequent class for every image.
     """
@@ -79,7 +79,7 @@ def paired_difference(gains: np.ndarray) -> dict[str, float]:
     """Compare the accuracies of two structures on the same images, and tell whether chance explains the difference.
 
     gains: (images, trainings): 1 where only the first structure gets an image right, -1 where only the other, else 0.
-    Returns, nan or 0 without images:
+    Returns a dict, whose values are nan or 0 without images:
     difference, first accuracy minus the other; difference_sd, its standard deviation between trainings, nan for one;
     image_low, image_high: the 95 % interval over images alone, that of Bonett & Price (2012) for paired shares, which
     adds one image to each side of the disagreements, so that it holds for few images too;

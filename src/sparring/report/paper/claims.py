@@ -160,7 +160,7 @@ def in_words(claims: pd.DataFrame) -> list[str]:
 
 
 def _in_words(claims: pd.DataFrame, count: int) -> list[str]:
-    """Do the same for claims that were all tried with `count` trainings."""
+    """Do as `in_words` for claims that were all tried with `count` trainings."""
     same, neither, opposite = words = verdicts(count)
     where, differs = scope(count), "not the same on test and on held-out images"
     by_verdict: dict[str, list[str]] = {word: [] for word in (same, differs, neither, opposite)}
