@@ -37,6 +37,7 @@ def size() -> int:
 
 
 def rank() -> int:
+    """Return the number of this process, from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 

@@ -65,6 +65,7 @@ class Rates:
     forward: float
 
     def seconds(self, attack: PlannedAttack, images: int = 1) -> float:
+        """Return the seconds that an attack takes on so many images."""
         return images * (attack.gradients * self.gradient + attack.forwards * self.forward)
 
 

@@ -85,8 +85,8 @@ def fit_known_detectors(
 def _fitting_images(
     params: Params, layout: Layout, source: str, clean: dict[str, store.Images], split: str
 ) -> tuple[list[np.ndarray], store.Images]:
-    """Return the images of `split` for the fit, first clean and then under each seen attack, and the clean images for
-    the Gaussians."""
+    """Return the images of `split` for the fit, first clean and then those that each seen attack changed, and the clean
+    images for the Gaussians."""
     pool, gaussian_images = clean[split], clean["train"]
     fitting_rows = np.arange(len(pool))
     if split == "train":

@@ -13,7 +13,7 @@ from sparring.params import Params, read, validate
 from sparring.params.errors import InputError, validated
 from sparring.params.names import BASELINE, DEFAULT_FILE, check_names, structure_entry
 from sparring.params.sections import Data
-from sparring.params.values import Count, CountOrNone, Radius, Section, Share, merged
+from sparring.params.values import Count, CountOrZero, Radius, Section, Share, merged
 
 STUDY_FILE = "studies/mask_padding/params.yaml"
 UNDEFENDED = "none"
@@ -31,7 +31,7 @@ class Dataset(Section):
     """
 
     data: Data
-    seeds: Annotated[list[CountOrNone], Field(min_length=1)]
+    seeds: Annotated[list[CountOrZero], Field(min_length=1)]
     networks: Annotated[list[str], Field(min_length=1)]
     controls: list[str]
 

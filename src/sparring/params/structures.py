@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from sparring.params.names import RANDOM, WORDS
-from sparring.params.values import BelowOne, Count, CountOrNone, Levels, NotNegative, Positive, Radius, Section, Share
+from sparring.params.values import BelowOne, Count, CountOrZero, Levels, NotNegative, Positive, Radius, Section, Share
 
 MOST_LEVELS = 127  # of int8
 
@@ -59,7 +59,7 @@ class Evolving(Section):
     step: Levels
     momentum: NotNegative
     consistency: NotNegative
-    reset: CountOrNone
+    reset: CountOrZero
     frame: Literal["fixed", "moving"]
     start: str
     adv_ratio: Share

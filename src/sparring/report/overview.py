@@ -69,6 +69,7 @@ def section(
 
 
 def _kinds(answers: Answers) -> str:
+    """Say for whom which attacks are white-box, and for whom they are transfer."""
     text = f"Stored attacks were made against {BASELINE} alone: for the others they are transfer."
     return text + (" Attacks aimed at a structure use its own gradients." if AIMED in answers else "")
 

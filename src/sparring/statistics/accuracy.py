@@ -149,6 +149,7 @@ def _mcnemar(gains: np.ndarray) -> dict[str, float]:
 
 
 def interval_columns(name: str) -> list[str]:
+    """Return the names of the columns for a number, the ends of its interval and its standard deviation."""
     return [name, f"{name}_low", f"{name}_high", f"{name}_sd"]
 
 
@@ -158,5 +159,6 @@ def accuracy_columns(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def with_index(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Turn a table's index of tuples into levels of these names, in place."""
     table.index = pd.MultiIndex.from_tuples(list(table.index), names=names)
     return table

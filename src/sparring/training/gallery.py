@@ -62,6 +62,7 @@ class Gallery:
             yield self.batch(version_tensor[rows], rows)
 
     def batch(self, version: Tensor, rows: Tensor) -> Batch:
+        """Return these images (N,) in these versions (N,)."""
         images = classifier.to_images(self.image[distributed.mine(version), distributed.mine(rows)], self.device)
         return Batch(rows, images, self.label[rows], self.adversarial[version, rows])
 
