@@ -20,8 +20,9 @@ Stamp = tuple[int, int, int]  # size and times of a file: what does not change u
 def watch(data: Data, layout: Layout = HERE) -> None:
     """Write the number and size of the files that `data.path` names, and a digest of contents and paths.
 
-    The facts go to data/source.json. A file is read again only if its size or times have changed. The other sources
-    have nothing to watch, as their content is fixed. Raises InputError where there is no such path.
+    The facts go to data/source.json. A file is read again only if its size or times have changed. For a source that
+    does not read `data.path` only its name is written, as its content is fixed. Raises InputError where there is no
+    such path.
     """
     facts: dict[str, object] = {"source": data.source}
     if data.source in READ_FROM_PATH:
