@@ -130,7 +130,7 @@ def _check_not_empty(whole: _Folder, left_out: LeftOut) -> None:
 def _unwrapped(folder: _Folder, classes: set[str]) -> _Folder:
     """Go down from a folder while all it has is one folder, which has only folders, and return the last one.
 
-    Stop before a folder whose name is one of `classes`, or names another split.
+    Stop before a folder whose name is one of `classes`, or names another split than this one or `train`.
     """
     while not folder.images and len(folder.filled) == 1:
         inner = folder.filled[0]
