@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _program() -> str:
-    """The words that this was called by. Completion in a shell needs the name of the console script."""
+    """Return the command that was typed. Completion in a shell needs the name of the console script."""
     return "python -m sparring" if Path(sys.argv[0]).name == "__main__.py" else "sparring"
 
 

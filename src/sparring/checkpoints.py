@@ -82,7 +82,7 @@ def _remove_abandoned(unfinished: Path) -> None:
 class Checkpoint:
     """A checkpoint holds the state of one training in one file. Without a path it saves nothing.
 
-    earlier: the seconds that earlier runs spent on the state that `load` returned.
+    earlier: the seconds that earlier runs took to reach the state that `load` returned.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -103,7 +103,7 @@ class Checkpoint:
         return state
 
     def due(self) -> bool:
-        """Tell whether enough time has passed since the last save for another one to stay within SHARE."""
+        """Tell whether it is time to save: at these intervals saving takes at most SHARE of the run's time."""
         return self.path is not None and time.monotonic() >= self._due
 
     def save(self, state: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ def size() -> int:
 
 
 def rank() -> int:
+    """Return the number of this process, from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 
@@ -99,7 +100,7 @@ def weighted(loss: Tensor, whole: int) -> Tensor:
 
 
 def average_norms(net: nn.Module) -> None:
-    """On the CPU, average BatchNorm's running averages over the processes, as each has seen its own slices only."""
+    """Average BatchNorm's running averages over the processes. On CUDA SyncBatchNorm does so, and nothing is done."""
     buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
     if size() == 1 or not buffers or buffers[0].device.type == "cuda":
         return
@@ -184,8 +185,8 @@ def orphaned() -> bool:
 def run(params: Params, work: Callable[[], None]) -> None:
     """Do the work in as many processes as `training.devices` says.
 
-    One process works here. More are started by torchrun with this process's command line; each then calls this function
-    again, and they work together.
+    If it is one, this process does the work. Otherwise torchrun starts them with this process's command line; each of
+    them then calls this function again, and they work together.
     Raises InputError for devices that do not exist, and SystemExit where the processes failed and have said why.
     """
     processes = count(params)

@@ -195,7 +195,7 @@ def _measure(study: Study, name: str, params: Params, place: Layout) -> tuple[pd
 
 
 def _lengths(params: Params, attack: str, place: Layout) -> pd.DataFrame:
-    """Return the distances of an attack's images from the clean ones: attack, index, l2 and linf, a row an image."""
+    """Return the distances of an attack's images from the clean ones, one row per image: attack, index, l2, linf."""
     attacked = store.read(place.attacked(params, attack) / f"{SPLIT}.parquet", ("l2", "linf"))
     return pd.DataFrame({"attack": attack, "index": attacked.index, **attacked.columns})
 

@@ -17,13 +17,13 @@ from sparring.layout import Layout, replacing
 
 
 class Advance(Protocol):
-    """This function moves a bar on by the items done since its last call."""
+    """This function, which `bar` yields, moves the bar on by the items done since its last call."""
 
     def __call__(self, done: int, note: str = "") -> None: ...
 
 
 class Done(Protocol):
-    """This function ends the timing of a stage."""
+    """This function, which `timed` yields, ends the timing of a stage."""
 
     def __call__(self, images: int, summary: str, earlier: float = 0.0) -> None: ...
 

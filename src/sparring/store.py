@@ -1,4 +1,4 @@
-"""The image store is a Parquet file with one row an image, which is read without a copy.
+"""The image store is a Parquet file with one row per image, which is read without a copy.
 
 Its columns are `index` (row in the source data set), `label` and `image` (fixed_size_binary of height × width ×
 channel, in levels from 0 to 255: uint8, or float16 where `store.dtype` says so; the column's width distinguishes them).
@@ -57,7 +57,7 @@ class Images:
 
 
 def write(path: Path, shards: Iterable[Images], metadata: dict[str, Any]) -> int:
-    """Write shards one after another, a row group each, so that memory holds one at a time. Returns the number of rows.
+    """Write shards, each as a row group, so that memory holds one at a time. Returns the number of rows.
 
     metadata: must hold `shape` [height, width, channels]; all of it is stored as JSON with sorted keys.
     The file appears under its name only when it is complete. Raises ValueError where there is no shard.
@@ -143,8 +143,8 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> Images:
     )
 
 
-class Groups:
-    """This class reads a store's images a row group at a time.
+class RowGroups:
+    """A store's images, which are read one row group at a time.
 
     rows, starts: for each row group, the number of its images and the row of the first one.
     shape: (height, width, channels).  dtype: uint8 or float16.
@@ -171,7 +171,7 @@ class Groups:
 
 def mean_colour(path: Path) -> tuple[float, ...]:
     """Return the mean of a store's images by channel, in [0, 1]. Raises InputError as `read` does."""
-    groups = Groups(path)
+    groups = RowGroups(path)
     total = np.zeros(groups.shape[2])
     for number in range(len(groups.rows)):
         total += groups.read(number).sum((0, 1, 2), dtype=np.float64)

@@ -32,7 +32,7 @@ def test_an_linf_ball_is_kept_as_stored(eps: float, seed: int, dtype: str) -> No
     stored = as_stored(clean, as_tensor(attacked), attack, dtype)
     assert stored.dtype == dtype
     radius = int(np.floor(255 * eps + 0.001))
-    assert attack.linf == radius / 255 == attack.stored()["eps"]
+    assert attack.linf == radius / 255 == attack.run_arguments()["eps"]
     assert np.abs(stored.astype(float) - clean).max() <= radius
     # To nearest wherever the ball allows it.
     nearest = np.clip(attacked * 255, 0, 255)

@@ -55,7 +55,7 @@ def both(folder: Path, images: list[Images], sizes: list[int], budget: float) ->
         path = folder / f"{number}.parquet"
         shards = (version[end - size : end] for size, end in zip(sizes, ends, strict=True))
         store.write(path, shards, {"shape": list(version.image.shape[1:]), "classes": []})
-        groups.append(store.Groups(path))
+        groups.append(store.RowGroups(path))
     clean, *attacked = images
     gallery = Gallery(np.stack([version.image for version in images]), clean, attacked, CPU)
     return gallery, Stream(groups, clean, attacked, budget, CPU)

@@ -28,8 +28,8 @@ def cw(
     kappa: margin of the logits that counts as success.  steps, learning_rate: of Adam.
     search_steps: how many values of c each image tries, the first being `c`; the next are found by bisection.
     Whenever an image crosses the boundary, its momentum starts anew, as it would carry the image far beyond (adaptive
-    restart: O'Donoghue and Candès, 2015, arXiv 1204.3982). An image leaves the batch when a fifth of the steps, or
-    PATIENCE of them, brought it no nearer to its first success, or after that no nearer success.
+    restart: O'Donoghue and Candès, 2015, arXiv 1204.3982). An image leaves the batch after a fifth of the steps, and
+    PATIENCE at least, without progress: a smaller margin before its first success, a nearer success after it.
     Returns each image's nearest success, or the image itself where there was none.
     """
     best, best_distance = images.clone(), torch.full((len(images),), torch.inf, device=images.device)
@@ -58,8 +58,11 @@ def _minimise(
     best: Tensor,
     best_distance: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run Adam on each image at its own weight, but for images that are their own nearest success. Return which images
-    succeeded (N,), and the nearest successes so far with their squared distances."""
+    """Run Adam on each image at its own weight, but for images that succeed unchanged. Return which images succeeded
+    (N,), and the nearest successes so far with their squared distances.
+
+    best, best_distance: the nearest successes of earlier runs, and their squared distances, infinite without any.
+    """
     patience = max(steps // 5, PATIENCE)
     results = torch.zeros_like(labels, dtype=torch.bool), best.clone(), best_distance.clone()
     rows = torch.arange(len(labels), device=labels.device)
@@ -79,7 +82,7 @@ def _minimise(
 
 
 def _initial_state(images: Tensor, labels: Tensor, weight: Tensor, best: Tensor, nearest: Tensor) -> dict[str, Tensor]:
-    """Return the state of Adam and of the search for each image, (N, …) each."""
+    """Return the state of Adam and of the search for each image, (N, …) each.  nearest: squared distance of `best`."""
     # atanh of exactly ±1 is infinite; the float32 neighbours of the ends are as near as tanh space allows.
     latent = torch.atanh((2 * images - 1).clamp(-1 + 1e-6, 1 - 1e-6))
     never = torch.zeros_like(labels, dtype=torch.bool)

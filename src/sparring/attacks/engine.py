@@ -90,10 +90,10 @@ class Fast(nn.Module):
 
 
 def worth_compiling(net: Classifier, attack: Attack, shape: tuple[int, ...], count: int, device: torch.device) -> bool:
-    """Say whether attacking `count` images (H, W, C) is so much work that torch.compile saves more time than it takes.
-    It never is on a GPU, where graphs save the launches without it.
+    """Tell whether attacking `count` images (H, W, C) is so much work that torch.compile saves more time than it takes.
 
-    This depends on the whole run, also where a part of it is done already: both parts must compute alike.
+    It is not worth it on a GPU, where CUDA graphs save as much.
+    count: of the whole run, also where a killed run made a part, as both parts must be computed in the same way.
     """
     if device.type == "cuda" or isinstance(net, Averaged):  # Averaged draws in numpy, which the compiler cannot trace
         return False

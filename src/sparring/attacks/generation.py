@@ -59,7 +59,7 @@ def attack_splits(params: Params, name: str, layout: Layout = HERE, splits: Sequ
         origin = {
             "attack": name,
             "method": attack.method,
-            "arguments": attack.stored(),
+            "arguments": attack.run_arguments(),
             "source_model": model_files.digest(net),
         }
         channels_last(net, device)
@@ -178,7 +178,7 @@ def attack_batch(
     """Return a batch as attacked (N, 3, H, W), not yet rounded. Arguments and InputError are those of `attacked`."""
     function = attacks.find(attack.method)
     wants = inspect.signature(function).parameters
-    arguments = attack.stored()
+    arguments = attack.run_arguments()
     if arguments.get("seed", 0) is None:
         # By default, torchattacks would take the time of day.
         arguments["seed"] = int(rng(params.seed, "torchattacks", name).integers(2**31))

@@ -33,7 +33,10 @@ class Graphs:
         self._failed = False
 
     def run(self, name: str, work: Callable[..., Any], tensors: tuple[Tensor, ...], settings: dict[str, Any]) -> Any:
-        """Return work(*tensors, **settings): one tensor, or several.  name: belongs to this `work` alone."""
+        """Return work(*tensors, **settings), one tensor or a tuple, replayed where it is recorded.
+
+        name: identifies `work`; no other function may have it.
+        """
         key = (name, *settings.items(), *map(_size, tensors))
         if key not in self._recorded:
             self._calls[key] = self._calls.get(key, 0) + 1

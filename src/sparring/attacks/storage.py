@@ -242,7 +242,7 @@ class Judge:
         self._predictions[column].append(exact.argmax(1))
 
     def _pick(self, column: str) -> None:
-        """Of the pending images, keep only those on which the net itself has to be run."""
+        """Keep those of the pending images on which the net itself has to be run, and drop the others."""
         for batch, images, unsure in self._pending.pop(column, []):
             rows = unsure.nonzero()[:, 0]
             self._unsure.setdefault(column, []).append((batch, rows, images[rows]))

@@ -46,8 +46,9 @@ class Limits(Section):
 class Options:
     """The options of an audit, by their names on the command line.
 
-    eps: in [0, 1] units.  batch_size: None for as many images as fit.  transfer_from: a model; images that are attacked
-    through it are given to the audited model, too.
+    eps: in [0, 1] units.  images: how many at most.  batch_size: None for as many images as fit.
+    transfer_from: a model; images that are attacked through it are given to the audited model, too.
+    command: the command line, for the page.
     """
 
     model: str
@@ -176,7 +177,7 @@ def _prepare_work(options: Options, clock: Clock) -> tuple[Work, list[str], str]
 
 
 def _transfer_aim(options: Options, work: Work) -> engine.Aim:
-    """The net of --transfer-from, ready for attacks. Raises InputError where it has no gradient or other classes."""
+    """Load the net of --transfer-from for attacks. Raises InputError where it has no gradient or other classes."""
     text, classes, device = str(options.transfer_from), work.subject.model.classes or 0, work.device
     source = models.open_model(text, None)
     net, count = models.load(source, classes, work.images.image.shape[1], device)

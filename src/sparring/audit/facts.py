@@ -22,14 +22,15 @@ POINTS = 60  # of the curve over L2 lengths
 class Facts:
     """The numbers of an audit.
 
-    images: a row an image: index, label, correct (clean), standing, confidence (clean), attack (the title of the first
-    that broke it), attacked_confidence, attacked_correct, least (the least change in the audit's norm that broke it),
+    images: one row per image: index, label, correct (clean), standing (right when clean, and no attack broke it within
+    the ball), confidence (clean), attack (the title of the first that broke it), attacked_confidence, attacked_correct,
+    least (the least change in the audit's norm that broke it; 0 where it is wrong when clean, inf where none did),
     least_l2 (the same in L2), on_curve (whether the curve has it), measured (whether its least change was looked for).
-    attacks: a row an attack of the worst case, in its order.  curve: eps, accuracy, ci_low, ci_high, images.
-    lengths: the same by L2 length.  checks: as `report.checks.verdicts`, without structures.
+    attacks: one row per attack of the worst case, in its order.  curve: eps, accuracy, ci_low, ci_high, images.
+    lengths: the same by L2 length, which is `eps`.  checks: as `report.checks.verdicts`, without structures.
     corruptions: corruption, strength, accuracy, ci_low, ci_high, images.  classes: their names.
     waiting: the titles of the worst case's attacks that had no time.  autoattack: whether all of AutoAttack ran.
-    left_out: reason by what was not done.  has_gradients: whether the model has any.
+    left_out: what was not done → why.  has_gradients: whether the model has any.
     """
 
     images: pd.DataFrame
@@ -48,20 +49,22 @@ class Facts:
 
     @property
     def clean(self) -> dict[str, Any]:
+        """Return the accuracy on clean images, as `share`."""
         return share(self.images["correct"])
 
     @property
     def worst(self) -> dict[str, Any]:
+        """Return the accuracy under the worst of all attacks within the ball, as `share`."""
         return share(self.images["standing"])
 
     @property
     def median_least(self) -> float:
-        """The change in the audit's norm that breaks half of the images that are on the curve and right when clean."""
+        """Return the median of `least` over the images that are on the curve and right when clean; NaN without any."""
         return self._median("least", "on_curve")
 
     @property
     def median_length(self) -> float:
-        """The L2 length that breaks half of the images whose least change was looked for and that are right clean."""
+        """Return the median of `least_l2` over the `measured` images that are right when clean; NaN without any."""
         return self._median("least_l2", "measured")
 
     def _median(self, column: str, membership: str) -> float:
@@ -70,8 +73,10 @@ class Facts:
 
     @property
     def by_class(self) -> pd.DataFrame:
-        """A row for each class that has images, the least robust first: class, clean, standing, ci_low, ci_high,
-        images."""
+        """Return a row for each class that has images, the least robust first.
+
+        Columns: class, clean (accuracy), standing (robust accuracy) with its interval ci_low, ci_high, and images.
+        """
         rows = []
         for number, rows_of_class in self.images.groupby("label"):
             standing = share(rows_of_class["standing"])
@@ -81,7 +86,10 @@ class Facts:
 
     @property
     def calibration(self) -> dict[str, float]:
-        """The expected calibration error and the mean confidence, clean and under the worst case."""
+        """Return the expected calibration error and the mean confidence, on clean and on attacked images.
+
+        An attacked image is the work of the first attack that broke it or, where none did, of the last one on it.
+        """
         images = self.images
         return {
             "clean": statistics.calibration_error(images["confidence"].to_numpy(), images["correct"].to_numpy(bool)),
@@ -94,13 +102,13 @@ class Facts:
 
 
 def share(right: pd.Series) -> dict[str, Any]:
-    """An accuracy with its 95 % interval over images."""
+    """Return an accuracy with its 95 % interval and the number of images.  right: bool, one per image."""
     low, high = statistics.wilson(int(right.sum()), len(right))
     return {"accuracy": float(right.mean()), "ci_low": low, "ci_high": high, "images": len(right)}
 
 
 def gather(work: Work, classes: Sequence[str], waiting: Sequence[PlannedAttack], corruptions: pd.DataFrame) -> Facts:
-    """The facts of a finished audit.
+    """Compute the facts of a finished audit.
 
     waiting: attacks of the worst case that had no time.  corruptions: from `run.predict_corrupted`.
     """
@@ -152,7 +160,7 @@ def _images(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _curve(work: Work, images: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy by radius, from 0. An image falls at the least change by which any attack of the audit broke it."""
+    """Return accuracy by radius, from 0. An image is right at the radii below the least change that broke it."""
     columns = ["eps", "accuracy", "ci_low", "ci_high", "images"]
     on_curve = images[images["on_curve"]]
     met = set(rows.loc[rows["part"] == CURVE, "attack"])
@@ -178,8 +186,10 @@ def _lengths(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _checks(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
-    """The sanity checks (Carlini et al., 2019, arXiv 1902.06705); columns check, compared, images, accuracy, against,
-    passed. A check whose attacks had no time is left out."""
+    """Return the sanity checks (Carlini et al., 2019, arXiv 1902.06705) whose attacks had time, one per row.
+
+    Columns: check, compared, images, accuracy, against, passed.
+    """
     check_rows = rows[(rows["part"] == CHECKS) | (rows["attack"] == plan.TRANSFER)].assign(seed=0)
     # An image that an attack broke only outside of the ball counts as correct.
     check_rows["correct"] = check_rows["correct"].astype(bool) | ~check_rows["inside"].astype(bool)
@@ -201,8 +211,9 @@ def _checks(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _unbounded(work: Work, curve: pd.DataFrame) -> list[dict[str, Any]]:
-    """The check that no image stands at the largest radius; none where a standing image had no time to meet it.
+    """Return the check that every image is broken at the largest radius, as a row in a list.
 
+    The list is empty where the time left an unbroken image unattacked at that radius.
     curve: rows of the curve's attacks, the radii rising.
     """
     if curve.empty:
@@ -224,5 +235,5 @@ def _corruptions(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_under_corruptions(table: pd.DataFrame) -> float:
-    """The mean accuracy over all kinds and strengths; NaN where there are none."""
+    """Return the mean accuracy over all corruptions and strengths; NaN where there are none."""
     return float(table.loc[table["corruption"] != CLEAN, "accuracy"].mean()) if len(table) else float("nan")

@@ -37,12 +37,12 @@ class DataSet:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes; empty where they are not known."""
+        """Return the names of the classes; empty where they are not known."""
         return self.source.classes
 
     @property
     def is_numbered(self) -> bool:
-        """Whether the classes' names are the numbers of their labels."""
+        """Tell whether the classes' names are the numbers of their labels."""
         return self.classes == [str(number) for number in range(len(self.classes))]
 
 
@@ -73,7 +73,7 @@ def open_data(text: str) -> DataSet:
 
 
 def _recognised_name(name: str, classes: list[str]) -> str:
-    """The data set's name by its class names, where they are those of CIFAR-10 or ImageNet; else `name`."""
+    """Recognise CIFAR-10 and ImageNet by their class names, and return their names; else return `name`."""
     if [word.lower() for word in classes] == CIFAR10:
         return "cifar10"
     if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", word) for word in classes):
@@ -82,7 +82,10 @@ def _recognised_name(name: str, classes: list[str]) -> str:
 
 
 def _kind_and_path(text: str) -> tuple[str, str | None]:
-    """The kind of a data set, and its path where it has one."""
+    """Split the text of --data into the kind of the data set and its path, None where it has none.
+
+    Raises InputError where there is no such path or name.
+    """
     word, colon, rest = text.partition(":")
     if word in NAMES and not (Path(text).exists() and not colon):
         if word not in ("digits", *known.TORCHVISION) and not rest:
@@ -109,7 +112,7 @@ def _data_params(name: str, path: str | None, size: int) -> Data:
 
 
 def _open_store(path: Path) -> DataSet:
-    """The clean images of a store of the pipeline, such as data/clean/test.parquet."""
+    """Open a store of the pipeline, as data/clean/test.parquet. Raises InputError where it holds attacked images."""
     images = store.read(path)
     if "attack" in images.metadata:
         raise InputError(f"{path} holds attacked images; name clean ones, as in data/clean/test.parquet")
@@ -163,8 +166,8 @@ def read(data: DataSet, rows: np.ndarray, size: int) -> store.Images:
 
 
 def native_size(data: DataSet, rows: np.ndarray) -> int:
-    """The side in pixels of the images as they are stored. Raises InputError where they have several sizes or are not
-    square."""
+    """Return the side in pixels of the images as they are stored. Raises InputError where they differ in size or are
+    not square."""
     sample = np.sort(rows)[:SIZE_SAMPLE]
     sample_sizes = [decode.native_size(encoded) for batch in data.source.read(sample) for _, encoded in batch]
     sizes = sorted({size for size in sample_sizes if size is not None})

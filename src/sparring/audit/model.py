@@ -115,7 +115,10 @@ def load(source: ModelSource, classes: int, size: int, device: torch.device) -> 
 
 
 def _imported(text: str) -> nn.Module:
-    """The module that python:MODULE:FUNCTION returns. This runs the user's own code, found from the current folder."""
+    """Return the module that python:MODULE:FUNCTION makes. This runs the user's code, found from the current folder.
+
+    Raises InputError where that fails or makes no module.
+    """
     module, colon, name = text.removeprefix(PYTHON).partition(":")
     if not (module and colon and name):
         raise InputError(f"{text} is not {PYTHON}MODULE:FUNCTION, as in {PYTHON}my_models:resnet")
@@ -193,7 +196,7 @@ def check_better_than_guessing(text: str, clean: pd.DataFrame) -> None:
 
 
 def has_gradients(aim: engine.Aim, images: store.Images, device: torch.device) -> bool:
-    """Whether the loss has gradients: finite on all images, and other than zero on at least one."""
+    """Tell whether the loss has usable gradients: finite on all images, and not zero on at least one."""
     pixels, labels = classifier.to_images(images.image, device), on_device(images.label, device)
     try:
         gradient = losses.loss_gradient(aim, pixels, labels)
@@ -212,8 +215,8 @@ def _digest(source: ModelSource, net: nn.Module) -> str:
 
 
 def largest_batch(model: nn.Module, size: int, device: torch.device) -> int:
-    """The number of images in an attack's batch: on a CPU as many as suit its caches, on a GPU as many as fit half of
-    the free memory."""
+    """Return the number of images in an attack's batch: on a CPU as many as suit its caches, on a GPU as many as fit
+    half of the free memory."""
     if device.type != "cuda":
         return int(np.clip(2 ** np.floor(np.log2(2**16 / size**2)), 4, 64))
     batch = 8

@@ -26,7 +26,7 @@ def write(out: Path, facts: Facts, verdict: Verdict, page_data: PageData) -> Non
 
 
 def json_tree(facts: Facts, verdict: Verdict, page_data: PageData) -> dict[str, Any]:
-    """The content of audit.json, with NaN for what is not known."""
+    """Return the content of audit.json, with NaN for what is not known."""
     images = facts.images
     return {
         "clean": facts.clean,
@@ -51,7 +51,7 @@ def json_tree(facts: Facts, verdict: Verdict, page_data: PageData) -> dict[str, 
 
 
 def one_line(facts: Facts, out: Path) -> str:
-    """The last line that an audit prints."""
+    """Return the last line that an audit prints."""
     worst = facts.worst
     accuracy = with_interval(worst["accuracy"], worst["ci_low"], worst["ci_high"])
     return (

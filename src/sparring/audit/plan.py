@@ -43,7 +43,8 @@ class PlannedAttack:
     """An attack of an audit, with what it costs.
 
     key: its name in files.  title: its name on the page.
-    gradients, forwards: the passes that an image takes, forward and back, and forward alone; mostly upper bounds.
+    gradients: how many passes forward and back an image takes.  forwards: how many forward alone. Both are mostly upper
+    bounds.
     """
 
     key: str
@@ -55,17 +56,21 @@ class PlannedAttack:
 
 @dataclass(frozen=True)
 class Rates:
-    """The seconds that a pass of one image takes: gradient, forward and back; forward, alone."""
+    """The seconds that one image takes.
+
+    gradient: in a pass forward and back.  forward: in a pass forward alone.
+    """
 
     gradient: float
     forward: float
 
     def seconds(self, attack: PlannedAttack, images: int = 1) -> float:
+        """Return the seconds that an attack takes on so many images."""
         return images * (attack.gradients * self.gradient + attack.forwards * self.forward)
 
 
 class Clock:
-    """The time of an audit: `left` are the seconds until its end, less the `reserved` ones that later parts need."""
+    """The time of an audit. `left` is the seconds until its end, less those `reserved` for later parts."""
 
     def __init__(self, seconds: float) -> None:
         self.start = time.monotonic()
@@ -81,7 +86,7 @@ class Clock:
         return self.seconds - self.used - self.reserved
 
     def allows(self, seconds_per_image: float) -> Callable[[int], bool]:
-        """A predicate: do so many images, of which each takes so long, fit the time left when it is called?"""
+        """Return a predicate on a number of images: whether they fit the time that is left when it is called."""
         return lambda count: count * seconds_per_image <= self.left
 
 
@@ -103,14 +108,14 @@ def measure_rates(aim: engine.Aim, images: Tensor, labels: Tensor, has_gradients
 
 
 def pgd(norm: str, eps: float, steps: int, restarts: int, loss: str) -> Attack:
-    """PGD whose steps together are two and a half radii long, in L∞ at least a level each."""
+    """Return PGD whose steps together are two and a half radii long; in L∞ each is at least 1/255."""
     step = max(2.5 * eps / steps, 1 / 255 if norm == "linf" else 0.0)
     settings = {"eps": eps, "step": step, "steps": steps, "norm": norm, "restarts": restarts, "loss": loss}
     return attack_entry("pgd", settings)
 
 
 def one_step(norm: str, eps: float) -> Attack:
-    """FGSM, or in L2 one step along the gradient."""
+    """Return FGSM or, in L2, PGD of one step."""
     if norm == "linf":
         return attack_entry("fgsm", {"eps": eps})
     settings = {"eps": eps, "step": eps, "steps": 1, "norm": norm, "restarts": 1, "loss": "cross_entropy"}
@@ -118,12 +123,12 @@ def one_step(norm: str, eps: float) -> Attack:
 
 
 def square_attack(norm: str, eps: float, queries: int) -> Attack:
-    """Square, with its schedule scaled to the number of queries."""
+    """Return the Square attack, with its schedule scaled to the number of queries."""
     return torchattacks_entry("Square", norm, eps=eps, n_queries=queries, resc_schedule=True)
 
 
 def worst_case_attacks(norm: str, eps: float, classes: int, has_gradients: bool) -> list[PlannedAttack]:
-    """The attacks of the worst case, the cheapest first.
+    """Return the attacks of the worst case in the order in which they run, the cheapest first.
 
     eps: in [0, 1] units.  has_gradients: whether the model has any; without them only Square is run.
     """
@@ -154,7 +159,7 @@ def worst_case_attacks(norm: str, eps: float, classes: int, has_gradients: bool)
 
 
 def check_attacks(norm: str, eps: float, has_gradients: bool) -> list[PlannedAttack]:
-    """The attacks that the sanity checks compare; each is run on all images of a subset."""
+    """Return the attacks that the sanity checks compare; each is run on all images of a subset."""
     white_box = [
         PlannedAttack(SINGLE, "one step", one_step(norm, eps), 1),
         PlannedAttack(REFERENCE, "PGD, 20 steps", pgd(norm, eps, 20, 1, "cross_entropy"), 20),
@@ -165,7 +170,7 @@ def check_attacks(norm: str, eps: float, has_gradients: bool) -> list[PlannedAtt
 
 
 def minimum_norm_attacks(has_gradients: bool) -> list[PlannedAttack]:
-    """The attacks that look for the least L2 change of each image; none without gradients."""
+    """Return the attacks that look for the least L2 change of each image; none without gradients."""
     steps = STEPS // 2
     ddn = attack_entry("ddn", {"steps": STEPS, "gamma": 0.05, "start": 1.0})
     cw = {"c": 1.0, "kappa": 0.0, "steps": steps, "learning_rate": 0.01, "search_steps": 4}
@@ -178,7 +183,10 @@ def minimum_norm_attacks(has_gradients: bool) -> list[PlannedAttack]:
 
 
 def curve_attacks(norm: str, eps: float, size: int, has_gradients: bool) -> list[PlannedAttack]:
-    """PGD at rising radii, up to one at which any image can be made grey; none without gradients."""
+    """Return PGD at rising radii, up to one at which any image can be made grey; none without gradients.
+
+    size: the side of the images in pixels, with which the L2 radii grow.
+    """
     if norm == "linf":
         radii = sorted({level / 255 for level in LEVELS} | {eps})
     else:
@@ -192,13 +200,16 @@ def curve_attacks(norm: str, eps: float, size: int, has_gradients: bool) -> list
 
 
 def transfer_attack(norm: str, eps: float) -> PlannedAttack:
-    """The attack whose images are made through another net and then given to the model."""
+    """Return the attack whose images are made through another net and then given to the audited model."""
     return PlannedAttack(TRANSFER, "PGD on another net, 40 steps", pgd(norm, eps, 40, 1, "margin"), 40)
 
 
 def images_that_fit(wanted: int, seconds: float, rates: Rates, attacks: list[PlannedAttack]) -> int:
-    """The number of images, of those wanted, for which the time allows the attacks up to APGD-CE, if half of them still
-    stand at the last two; without gradients, Square's short version. It is FEWEST_AUDITED at least."""
+    """Return on how many images, up to `wanted`, the worst case's first attacks can run: FEWEST_AUDITED at least.
+
+    These are the attacks up to APGD-CE, where half of the images are expected to be left for the last two. Without
+    gradients it is Square's short version.  seconds: all the time that the audit has.
+    """
     by_key = {attack.key: rates.seconds(attack) for attack in attacks}
     first = by_key.get(SINGLE, 0.0) + by_key.get("pgd_ce", 0.0)
     later = by_key.get("pgd_margin", 0.0) + by_key.get(APGD, 0.0)
@@ -207,15 +218,15 @@ def images_that_fit(wanted: int, seconds: float, rates: Rates, attacks: list[Pla
 
 
 def part_seconds(name: str, attacks: list[PlannedAttack], rates: Rates) -> float:
-    """The seconds that a part of the audit takes an image. The images on the curve are fewer at each radius."""
+    """Return the seconds that a part of the audit takes per image. The curve's radii have fewer and fewer images."""
     return sum(rates.seconds(attack) for attack in attacks) * (STANDING_ON_CURVE if name == CURVE else 1.0)
 
 
 def part_sizes(parts: dict[str, list[PlannedAttack]], available: int, seconds: float, rates: Rates) -> dict[str, int]:
-    """The number of images of each part, so that all parts together keep to their share of the time.
+    """Return the number of images of each part, so that all parts together keep to FOR_PARTS of the time.
 
-    parts: the most important first. Where FEWEST images do not fit for all of them, the last ones have none.
-    available: the number of images that there are.
+    parts: the most important first. Where there is no time for FEWEST images of each, the last parts get none.
+    available: the number of images that there are.  seconds: all the time that the audit has.
     """
     wanted = min(available, SUBSET)
     for last in range(len(parts), 0, -1):
@@ -228,6 +239,6 @@ def part_sizes(parts: dict[str, list[PlannedAttack]], available: int, seconds: f
 
 
 def radius_of(planned: PlannedAttack, norm: str) -> float:
-    """The radius of an attack of the curve in the audit's norm, in [0, 1] units; NaN where it has none."""
+    """Return an attack's radius in the audit's norm, in [0, 1] units; NaN where it has none."""
     radius = planned.attack.linf if norm == "linf" else planned.attack.l2
     return float(np.nan if radius is None else radius)

@@ -27,7 +27,7 @@ PICTURES = 12  # the images broken by an attack that are kept for the page, at m
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that decide how attacked images are made, in the names of params.yaml."""
+    """These settings decide how an audit's attacked images are made. They have the names that params.yaml has."""
 
     store: Store
     seed: int = SEED
@@ -39,7 +39,7 @@ class Settings:
 
 
 def settings_of(batch_size: int) -> Settings:
-    """The settings of an audit. Attacked images are stored as float16 levels, as rounding would weaken the attacks."""
+    """Return the settings of an audit. Attacked images are float16 levels, as rounding to 8 bits weakens attacks."""
     store_settings = Store(
         shard_size=batch_size, batch_size=batch_size, dtype="float16", faithful=True, margin=1e-3, memory_budget=1.0
     )
@@ -59,11 +59,12 @@ class Picture:
 class Work:
     """The state of an audit while it runs.
 
-    images: (N, S, S, 3).  clean: a row of predictions of each, with `correct`.  folder: keeps finished batches.
+    images: (N, S, S, 3).  clean: one row of predictions per image, with `correct`.  folder: keeps finished batches.
     frames: rows of predictions under attacks, with `attack`, its `title`, `part`, `correct`, and `inside`: whether the
-    change lies within the ball.  attack_rows: a row an attack of the worst case.
-    left_out: reason by what was not done.  pictures: broken images, by index.
-    right (N,): whether an image is correct when clean.  standing (N,): whether no attack has broken it so far.
+    change lies within the ball.  attack_rows: one row per attack of the worst case.
+    left_out: what was not done → why.  pictures: broken images, by index.
+    right (N,): whether an image is right when clean.  standing (N,): whether it is, and no attack so far has broken it
+    within the ball.
     """
 
     settings: Settings
@@ -90,7 +91,8 @@ class Work:
     ) -> pd.DataFrame:
         """Attack the images where `only` (N,) is true, as far as the time allows. Returns a row for each attacked one.
 
-        Whatever part it belongs to, an image that it breaks within the ball stands no longer.
+        part: the part of the audit that this belongs to, as plan.WORST. In every part, `standing` becomes false for
+        images that are broken within the ball.  aim: the model that the attack queries; by default the audited one.
         """
         seconds_per_image, count = self.rates.seconds(planned), int(only.sum())
         fits = seconds_per_image * count <= self.clock.left
@@ -130,10 +132,11 @@ class Work:
         return rows
 
     def predict(self, images: store.Images) -> pd.DataFrame:
-        """The model's predictions of images, a row each."""
+        """Return the model's predictions, one row per image."""
         return predict.classified(self.subject.model, images, self.settings.store.batch_size, self.device)
 
     def _record_fallen(self, rows: pd.DataFrame, attacked: store.Images, fallen: pd.Series, title: str) -> None:
+        """Note which images an attack broke within the ball, and keep the first few for the page."""
         fallen_index = rows.loc[fallen, "index"].to_numpy()
         self.standing &= ~np.isin(self.images.index, fallen_index)
         for place in np.flatnonzero(fallen.to_numpy())[:PICTURES]:
@@ -155,14 +158,17 @@ class Work:
 
 
 def is_inside_ball(rows: pd.DataFrame, norm: str, eps: float) -> pd.Series:
-    """Whether each change lies within the ball, with room for rounding."""
+    """Tell for each row whether its change, `linf` or `l2`, lies within the ball, with room for rounding."""
     if norm == "linf":
         return 255 * rows["linf"] <= 255 * eps + 1e-3
     return rows["l2"] <= eps * (1 + 1e-4)
 
 
 def run_worst_case(work: Work, attacks: Sequence[PlannedAttack]) -> list[PlannedAttack]:
-    """Run the attacks of the worst case, each on the images still standing. Returns those that had no time."""
+    """Run the attacks of the worst case, each on the images that none has broken. Returns those that lacked time.
+
+    An attack that reached only some of its images is among these.
+    """
     waiting = []
     for planned in attacks:
         if not work.standing.any():
@@ -219,8 +225,10 @@ def predict_corrupted(work: Work, seconds_per_image: float) -> pd.DataFrame:
 
 
 def unfinished_folder(out: Path, subject: Subject, size: int, settings: Settings, norm: str, eps: float) -> Path:
-    """The folder, below that of the audit, where finished batches are kept. Its name is a digest of the model and the
-    settings; its files have digests of their images in their names."""
+    """Return the folder, below that of the audit, where finished batches are kept, and say so where it exists already.
+
+    Its name is a digest of the model and the settings; its files have digests of their images in their names.
+    """
     facts = [subject.digest, size, norm, eps, settings.store.model_dump(), settings.seed, torch.__version__]
     folder = out / "unfinished" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     if folder.exists():

@@ -43,7 +43,7 @@ class PageData:
 
 
 def sections(folder: Path, facts: Facts, verdict: Verdict, page_data: PageData) -> list[Section]:
-    """The sections of the page in their order; figures are drawn into `folder`."""
+    """Make the sections of the page in their order, and draw their figures into `folder`."""
     sentences = "\n".join(f"- {sentence}" for sentence in verdict.sentences)
     return [
         Section("Verdict", [sentences, *_published(facts, page_data.data)]),
@@ -154,7 +154,7 @@ def _curve(folder: Path, facts: Facts) -> list[str | Table | Figure]:
 
 
 def _least(facts: Facts) -> str:
-    """Sentences on the median least change."""
+    """Return sentences on the median least change."""
     parts = []
     if not math.isnan(facts.median_length):
         count = int((facts.images["measured"] & facts.images["correct"]).sum())
@@ -223,7 +223,7 @@ def _classes(folder: Path, facts: Facts) -> list[str | Table | Figure]:
 
 
 def _images(facts: Facts, images: store.Images, pictures: dict[int, Picture]) -> list[str | Table | Figure]:
-    """Pictures of the images that fell first, and of images that never fell."""
+    """Return pictures of the images that were easiest to break, and of images that no attack broke."""
     by_index = {int(row.index_): row for row in records(facts.images.rename(columns={"index": "index_"}))}
     place = {int(index): number_ for number_, index in enumerate(images.index)}
     by_ease = sorted(pictures, key=lambda index: (min(by_index[index].least, facts.eps), by_index[index].confidence))

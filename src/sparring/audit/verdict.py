@@ -31,14 +31,17 @@ class Verdict:
 
 
 def threat_model(facts: Facts) -> str:
-    """The norm and radius of the audit in words."""
+    """Return the audit's norm and radius in words."""
     if facts.norm == "linf":
         return f"an L∞ radius of {round(255 * facts.eps)}/255"
     return f"an L2 radius of {facts.eps:g}"
 
 
 def verdict(facts: Facts, data: str) -> Verdict:
-    """The verdict from an audit's numbers.  data: the data set's name, by which published models are found."""
+    """Return the verdict that follows from an audit's numbers.
+
+    data: the data set's name, by which published models are found.
+    """
     signs = masking_signs(facts)
     sentences = [_headline(facts), _breakers(facts), _gradients(facts, signs), _autoattack(facts)]
     published = published_comparison(facts, data)
@@ -65,8 +68,10 @@ def _breakers(facts: Facts) -> str:
 
 
 def masking_signs(facts: Facts) -> list[str]:
-    """The signs that gradients mislead the attacker or that attacks were too weak, in words; empty where there are
-    none."""
+    """Return, in words, the signs that gradients mislead the attacker or that attacks were too weak.
+
+    The list is empty where there is no such sign, or the model has no gradients.
+    """
     if not facts.has_gradients:
         return []
     failed = facts.checks[facts.checks["passed"].eq(False)]
@@ -108,12 +113,12 @@ def _autoattack(facts: Facts) -> str:
 
 @cache
 def leaderboard() -> pd.DataFrame:
-    """RobustBench's figures: data, norm, eps (as text), model, architecture, more_data, clean, robust, link."""
+    """Read RobustBench's accuracies: data, norm, eps (as text), model, architecture, more_data, clean, robust, link."""
     return pd.read_csv(LEADERBOARD, dtype={"eps": str})
 
 
 def published(facts: Facts, data: str) -> pd.DataFrame:
-    """The published models of this data set and threat model, the most robust first."""
+    """Return the published models of this data set and threat model, the most robust first."""
     table = leaderboard()
     same = (table["data"] == data) & (table["norm"] == facts.norm)
     radius = table["eps"].map(fraction).astype(float)
@@ -121,7 +126,7 @@ def published(facts: Facts, data: str) -> pd.DataFrame:
 
 
 def published_comparison(facts: Facts, data: str) -> str:
-    """A sentence on how robust published models of this data set and threat model are; empty where there are none."""
+    """Return a sentence on how robust published models of this data set and threat model are; empty without any."""
     models = published(facts, data)
     if models.empty:
         return ""

@@ -85,9 +85,10 @@ def draw_crops(generator: np.random.Generator, count: int, area: tuple[float, fl
 
 
 def crop(images: Tensor, boxes: Tensor, outside: str = "border") -> Tensor:
-    """Cut its box (N, 2, 2) out of each image (N, C, H, W) and scale it bilinearly to the image's size.
+    """Cut a box (N, 2, 2) out of each image (N, C, H, W) and scale it bilinearly to the image's size.
 
-    outside: the pixels of a box beyond the image: `border`, the image's nearest pixel, or `zeros`.
+    boxes: as `draw_crops` returns them.
+    outside: what a box has beyond the image: `border`, the image's nearest pixel, or `zeros`.
     """
     boxes = boxes.to(images.device)
     # affine_grid, which can also rotate, took four times as long as this, and half of the sampler's time.
@@ -96,7 +97,7 @@ def crop(images: Tensor, boxes: Tensor, outside: str = "border") -> Tensor:
 
 
 def places(images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the place in its image, across and down, of each pixel of the boxes' crops: (N, H, W) each."""
+    """Return where in its image each pixel of the boxes' crops lies, across and down, from -1 to 1: (N, H, W) each."""
     height, width = images.shape[2:]
     across, down = _centres(boxes[:, 0], width), _centres(boxes[:, 1], height)
     return across[:, None].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)

@@ -132,9 +132,9 @@ def _decode(name: str, encoded: Encoded, size: int, background: str, several: li
 
 
 def _reduced(image: Image.Image, size: int) -> Image.Image:
-    """Read a large JPEG at its final size, by way of a half, a quarter or an eighth of at least twice that size.
+    """Read a large JPEG at half, a quarter or an eighth of its size, at least twice the final one, then scale it.
 
-    Other images return as they are.
+    Return images that are no JPEG, or too small for that, as they are.
     """
     full_size = image.size
     draft = image.draft(None, (2 * size, 2 * size))
@@ -155,7 +155,7 @@ def _cut(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Scale the image to 8 bits a channel, where Pillow would clip it. Raises _Refused for pixels of unknown range."""
+    """Scale the image to 8 bits a channel where Pillow would clip it. Raises _Refused for pixels of unknown range."""
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB")) or image

@@ -106,7 +106,7 @@ def _without_copies(images: list[tuple[str, Path]]) -> tuple[list[tuple[str, Pat
 
 
 def _pixels(file: Path) -> object:
-    """Return a value that is the same for images that are equal pixel for pixel: size and digest, or a broken file."""
+    """Return a key that is the same for images that are equal pixel for pixel; a broken file has one of its own."""
     try:
         with Image.open(file) as image:
             return image.size, blake2b(image.convert("RGB").tobytes(), digest_size=16).digest()

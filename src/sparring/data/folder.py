@@ -1,4 +1,4 @@
-"""This module reads a folder of images with one folder a class, below folders of the official splits if it has some."""
+"""This module reads images that lie in one folder per class, and those in folders of the official splits, if any."""
 
 import os
 import re
@@ -128,7 +128,10 @@ def _check_not_empty(whole: _Folder, left_out: LeftOut) -> None:
 
 
 def _unwrapped(folder: _Folder, classes: set[str]) -> _Folder:
-    """Return the folder itself or, where it has nothing but one folder that has only folders, that one, and so on."""
+    """Go down from a folder while all it has is one folder, which has only folders, and return the last one.
+
+    Stop before a folder whose name is one of `classes`, or names another split than this one or `train`.
+    """
     while not folder.images and len(folder.filled) == 1:
         inner = folder.filled[0]
         if inner.images or inner.name in classes or _kind(inner.name) not in (None, "train", _kind(folder.name)):
@@ -143,7 +146,7 @@ def _kind(name: str) -> str | None:
 
 
 def _classes_of_splits(whole: _Folder, left_out: LeftOut, top: Path) -> dict[str, list[_Folder]]:
-    """Return the class folders of each official split; without splits, all of them as those of `train`."""
+    """Return the class folders of each official split. Without official splits, all class folders are `train`'s."""
     # A class may be called train: a folder of that name is a split only if its images lie in folders of their own.
     trains = _of_kind(whole, "train", [folder for folder in whole.filled if not folder.images])
     left_out["images in no class folder"] += [image.relative_to(top).as_posix() for image in whole.images]
@@ -171,7 +174,7 @@ def _classes_of_splits(whole: _Folder, left_out: LeftOut, top: Path) -> dict[str
 
 
 def _of_kind(whole: _Folder, kind: str, folders: list[_Folder]) -> list[_Folder]:
-    """Return the one folder of this split, or none: a folder called by the very word, or else by a name with it.
+    """Return, in a list, the one folder of this split, or none: one called just `train`, say, before `seg_train`.
 
     Raises InputError for more than one.
     """

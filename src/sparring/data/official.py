@@ -47,7 +47,7 @@ class Tree:
         return [inner for inner in self.files if inner.parent == folder]
 
     def only(self, paths: list[Path], noun: str) -> Path:
-        """Return the one path.  Raises InputError, which calls it by the noun, for none and for several."""
+        """Return the only one of the paths. Raises InputError, which calls it by the noun, for none and for several."""
         if not paths:
             raise InputError(f"{PARAMS_FILE}: data.path is {self.top}, which has no {noun}; it needs {self.layout}")
         if len(paths) > 1:
@@ -63,7 +63,7 @@ class Tree:
             self.left_out[noun] += [path.relative_to(self.top).as_posix() for path in paths]
 
     def leave_out_others(self, folder: Path, names: list[str]) -> None:
-        """Note the same of files that are no images of the data set."""
+        """Note, for a warning, these files of a folder as no images of the data set, but for a readme and the like."""
         others = [folder / name for name in names if not name.lower().startswith(UNREMARKED)]
         self.leave_out("files that are none of its images", *others)
 

@@ -67,7 +67,10 @@ def _official_by_name(file: Path) -> str | None:
 
 
 def _official(words: list[str | None], top: Path) -> list[str]:
-    """Return the official split of each row; an empty list where no row has a word for one."""
+    """Return the official split of each row, which its word names; an empty list where no row's word names one.
+
+    Raises InputError where only some of the words do.
+    """
     split_of = {word: SPLIT_WORDS.get(str(word).lower()) for word in dict.fromkeys(words)}
     if not any(split_of.values()):
         return []

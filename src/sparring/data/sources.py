@@ -89,7 +89,7 @@ def heldout_rows(kind: np.ndarray) -> np.ndarray:
 
 
 def some(names: Sequence[object], most: int = 5) -> str:
-    """List the first few names, and say how many more there are."""
+    """List the first `most` names on one line, and say how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return f"{', '.join(str(name) for name in names[:most])}{more}"
 

@@ -57,7 +57,7 @@ def carve(
 ) -> dict[str, np.ndarray]:
     """Carve disjoint parts out of one pool, stratified by class. The result depends on the arguments alone.
 
-    label: (N,) of small integers.  sizes: images a split; if the pool has fewer than all of them, they shrink in
+    label: (N,) of small integers.  sizes: images per part; if the pool has fewer than all of them, they shrink in
     proportion.  Without groups the (shrunk) sizes are met exactly, and each class has in each part its share of
     the pool to within three images; every class gets an image of `train` before another gets its second.
     groups: N names, with sizes that have `train`; no group has images in two parts. A part may use some images of a
@@ -93,7 +93,7 @@ def carve(
 
 
 def _in_proportion(total: int, weight: np.ndarray) -> np.ndarray:
-    """Share `total` places in proportion to the weights, by largest remainder. No share exceeds its weight."""
+    """Split `total` into whole shares in proportion to the weights, by largest remainder. None exceeds its weight."""
     whole = int(weight.sum())
     if not whole:
         return np.zeros(len(weight), np.int64)
@@ -103,8 +103,8 @@ def _in_proportion(total: int, weight: np.ndarray) -> np.ndarray:
 
 
 def _quotas(count: np.ndarray, sizes: dict[str, int]) -> dict[str, np.ndarray]:
-    """Return the number of images of each class for each part. A part adds up to its size exactly, and a class over
-    all parts to at most its `count`."""
+    """Return the number of images of each class for each part. The numbers of a part add up to its size exactly, and
+    those of a class, over all parts, to its `count` at most."""
     remaining = _spread(_in_proportion(sum(sizes.values()), count), count)
     quotas = {}
     for name, size in sizes.items():
@@ -115,7 +115,11 @@ def _quotas(count: np.ndarray, sizes: dict[str, int]) -> dict[str, np.ndarray]:
 
 
 def _spread(share: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """Move places so that a class with images gets none only where there are fewer places than classes."""
+    """Return the images per class with some moved from the largest classes, so that every class with images gets one.
+
+    Where there are fewer images in all than such classes, some classes get none.
+    share: the images that each class gets.  available: those that it has.
+    """
     share = share.copy()
     for number in np.flatnonzero((share == 0) & (available > 0)):
         richest = int(np.argmax(share))

@@ -23,7 +23,7 @@ Draw = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RandomTransform:
-    """This class draws one transform of params.yaml.
+    """A transform of params.yaml, of which `draw` draws what it does to each image.
 
     word: the name of its section.  settings: that section.
     mean: the training images' mean colour in [0, 1], for `fill: mean`.
@@ -42,7 +42,7 @@ class RandomTransform:
     def draw(self, shape: tuple[int, ...], images: np.ndarray, seed: int, *purpose: str | int) -> Draw:
         """Draw for N images of one shape (3, H, W). Each image's draw depends on seed, purpose and its number alone.
 
-        images: (N,) of those numbers.
+        images: the images' numbers (N,), which identify them.
         """
         return DRAWN_BY[self.word](self.settings, self.mean, shape, images, Draws(seed, *purpose))
 
@@ -50,7 +50,7 @@ class RandomTransform:
 def _draw_mask(
     settings: Masking, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """Hide exactly `share` of each image's units, to the nearest whole number but never all of them.
+    """Draw a mask that hides exactly `share` of each image's units, rounded to a whole number, but never all.
 
     A unit is a position with all its channels, one value of one channel, or a patch of `patch` × `patch` pixels, which
     may be cut off at the right and lower edge.
@@ -79,7 +79,7 @@ def _random_units(draws: Draws, images: np.ndarray, units: int, count: int) -> n
 
 
 def _fill_hidden(visible: Tensor, fill: str, mean: tuple[float, ...]) -> Draw:
-    """Return a draw that fills the pixels that are not `visible`, (N, 1 or 3, H, W) bool."""
+    """Return a Draw that fills the pixels that are not `visible`, (N, 1 or 3, H, W) bool.  mean: the fill `mean`."""
 
     def apply(images: Tensor) -> Tensor:
         visible_pixels = visible.to(images.device, images.dtype)
@@ -98,7 +98,7 @@ def _colour(mean: tuple[float, ...], images: Tensor) -> Tensor:
 def _draw_padding(
     settings: Padded, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """Place each image at random on a canvas whose sides are up to `most` pixels longer than the image on it.
+    """Draw for each image a place on a canvas whose sides are up to `most` pixels longer than the image on it.
 
     order pad: the whole image is placed on a canvas of H to H + most by W to W + most pixels, which is then scaled to
     H × W.  order resize: the image is scaled to H - most to H by W - most to W pixels and placed on a canvas of H × W
@@ -133,7 +133,7 @@ def _draw_padding(
 def _draw_mask_padding(
     settings: MaskPadding, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """Draw the mask, and after it the padding."""
+    """Draw a mask, and a padding that is applied after it."""
     mask = _draw_mask(settings.mask, mean, shape, images, draws.part("mask"))
     padding = _draw_padding(settings.padding, mean, shape, images, draws.part("padding"))
     return lambda batch: padding(mask(batch))
@@ -142,7 +142,7 @@ def _draw_mask_padding(
 def _draw_noise(
     settings: Noise, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """Add Gaussian noise of standard deviation `std`, not clipped (Cohen et al., 2019, arXiv 1902.02918)."""
+    """Draw Gaussian noise of standard deviation `std`, which is not clipped (Cohen et al., 2019, arXiv 1902.02918)."""
     # The noise is drawn in the order of channels_last, in which the images lie.
     channels, height, width = shape
     noise = torch.from_numpy(draws.normal(images, (height, width, channels))).permute(0, 3, 1, 2)
@@ -152,8 +152,8 @@ def _draw_noise(
 def _draw_cutout(
     settings: Cutout, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """Hide a square of `side` pixels around a random pixel, as far as it lies in the image (DeVries and Taylor, 2017,
-    arXiv 1708.04552)."""
+    """Draw a square of side × side pixels around a random pixel; its part within the image is hidden (DeVries and
+    Taylor, 2017, arXiv 1708.04552)."""
     _, height, width = shape
     centre = np.floor(draws.uniform(images, 2) * (height, width)).astype(np.int64)
     start = centre - settings.side // 2
@@ -164,8 +164,8 @@ def _draw_cutout(
 def _draw_erasing(
     settings: Erasing, mean: tuple[float, ...], shape: tuple[int, ...], images: np.ndarray, draws: Draws
 ) -> Draw:
-    """Hide a box of random area and aspect ratio in a share `probability` of the images (Zhong et al., 2020,
-    arXiv 1708.04896). The rules are those of torchvision's RandomErasing, which draws one box for a whole batch."""
+    """Draw a box of random area and aspect ratio for a share `probability` of the images; the box is hidden (Zhong et
+    al., 2020, arXiv 1708.04896). The rules are those of torchvision's RandomErasing, but for one box for each image."""
     _, height, width = shape
     chance = draws.uniform(images, 3 + 2 * ATTEMPTS)
     low, high = settings.area

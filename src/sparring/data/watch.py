@@ -20,8 +20,9 @@ Stamp = tuple[int, int, int]  # size and times of a file: what does not change u
 def watch(data: Data, layout: Layout = HERE) -> None:
     """Write the number and size of the files that `data.path` names, and a digest of contents and paths.
 
-    The facts go to data/source.json. A file is read again only if its size or times have changed. The other sources
-    have nothing to watch, as their content is fixed. Raises InputError where there is no such path.
+    The facts go to data/source.json. A file is read again only if its size or times have changed. For a source that
+    does not read `data.path` only its name is written, as its content is fixed. Raises InputError where there is no
+    such path.
     """
     facts: dict[str, object] = {"source": data.source}
     if data.source in READ_FROM_PATH:
@@ -30,7 +31,7 @@ def watch(data: Data, layout: Layout = HERE) -> None:
 
 
 def watch_path(path_setting: str | None, target: Path) -> None:
-    """Write the same facts on `path_setting`, which is like `data.path`, to `target`, a .json file of a unique name.
+    """Write the facts that `watch` writes on another path of params.yaml to `target`, a .json file of a unique name.
 
     For a path that does not exist this writes that it is absent, and for None no facts.
     """
@@ -47,7 +48,7 @@ def _write(facts: dict[str, object], target: Path) -> None:
 
 
 def _facts(top: Path, suffix: str = "") -> dict[str, object]:
-    """Return number, size and digest of the files.  suffix: of the file of digests, one for each watched path."""
+    """Return number, size and digest of the files below a path.  suffix: of REMEMBERED, unique for each path."""
     digests_file = main_repository() / PARTIAL / REMEMBERED.format(suffix)
     earlier = _read(digests_file)
     stamps = {str(path): _stamp(path) for path in _files(top)}

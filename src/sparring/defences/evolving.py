@@ -182,9 +182,10 @@ def _as_images(stored: Tensor) -> Tensor:
 
 
 def _as_stored(images: Tensor) -> Tensor:
+    """Convert (N, 3, H, W) to (N, H, W, 3), of the same type."""
     return images.permute(0, 2, 3, 1).contiguous()
 
 
 def _beside_images(values: Tensor) -> Tensor:
-    """Reshape one value an image (N,) so that it broadcasts over images (N, 3, H, W)."""
+    """Reshape one value per image (N,) so that it broadcasts over images (N, 3, H, W)."""
     return values[:, None, None, None]

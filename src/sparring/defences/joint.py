@@ -30,24 +30,24 @@ def joint_step(
     `detector.order` is `after`, from the detector after its step and with dropout, as in the published code.
     """
     after = detector_settings.order == "after"
-    optimizer, teach_net = _teaching_of_net(net, detector, settings, detector_settings, dtype)
-    detector_optimizer, teach_detector = _teaching_of_detector(detector, settings, detector_settings, dtype)
+    optimizer, step_net = _net_step(net, detector, settings, detector_settings, dtype)
+    detector_optimizer, step_detector = _detector_step(detector, settings, detector_settings, dtype)
 
     def run(images: Tensor, labels: Tensor, adversarial: Tensor, penalty: Penalty | None = None) -> dict[str, Tensor]:
         batch_size, labels, adversarial = len(labels), distributed.mine(labels), distributed.mine(adversarial)
         with autocast(images.device, dtype), torch.no_grad():
             source_maps = pretrained.maps(images, last=detector.last_map)
         if after:
-            of_detector = teach_detector(source_maps, adversarial, batch_size)
-            return teach_net(images, labels, source_maps, batch_size, penalty) | of_detector
-        return teach_net(images, labels, source_maps, batch_size, penalty) | teach_detector(
+            of_detector = step_detector(source_maps, adversarial, batch_size)
+            return step_net(images, labels, source_maps, batch_size, penalty) | of_detector
+        return step_net(images, labels, source_maps, batch_size, penalty) | step_detector(
             source_maps, adversarial, batch_size
         )
 
     return Step(run, [optimizer, detector_optimizer], (detector,))
 
 
-def _teaching_of_net(
+def _net_step(
     net: Classifier,
     detector: TransformerDetector,
     settings: Training,
@@ -71,7 +71,7 @@ def _teaching_of_net(
 
     classify_of_all = distributed.parallel(net, classify)
 
-    def teach(
+    def step(
         images: Tensor, labels: Tensor, source_maps: dict[str, Tensor], batch_size: int, penalty: Penalty | None
     ) -> dict[str, Tensor]:
         detector.train(after).requires_grad_(False)
@@ -86,10 +86,10 @@ def _teaching_of_net(
             "matching_loss": matching.detach() * len(labels),
         }
 
-    return optimizer, teach
+    return optimizer, step
 
 
-def _teaching_of_detector(
+def _detector_step(
     detector: TransformerDetector, settings: Training, detector_settings: Detector, dtype: torch.dtype
 ) -> tuple[torch.optim.Optimizer, Callable[..., dict[str, Tensor]]]:
     """Return the detector's optimizer, and a function that makes its step on one batch and returns the batch's sums."""
@@ -102,7 +102,7 @@ def _teaching_of_detector(
 
     detect_of_all = distributed.parallel(detector, detect)
 
-    def teach(source_maps: dict[str, Tensor], adversarial: Tensor, batch_size: int) -> dict[str, Tensor]:
+    def step(source_maps: dict[str, Tensor], adversarial: Tensor, batch_size: int) -> dict[str, Tensor]:
         detector.train().requires_grad_(True)
         detection, guess = detect_of_all(source_maps, adversarial)
         update(optimizer, distributed.weighted(detection, batch_size))
@@ -111,4 +111,4 @@ def _teaching_of_detector(
             "detector_accuracy": (guess.argmax(1) == adversarial).sum(),
         }
 
-    return optimizer, teach
+    return optimizer, step

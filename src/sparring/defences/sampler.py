@@ -42,8 +42,8 @@ def draw(
 def draw_fixed(
     settings: Sampler, attacks: list[str], *, seed: int, epoch: int, visits: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """Draw the same by the classical strategy: each image has one attack, the same in every epoch. Only whether it is
-    clean is drawn anew each time."""
+    """Draw as `draw` does, by the classical strategy: each image has one attack, the same in every epoch, and only
+    whether it is clean is drawn anew."""
     base, share, _, chance = _probabilities_of_images(settings, attacks, seed, epoch, visits, batch_size)
     chance[:, 1] = rng(seed, "fixed").random(len(visits))
     return _versions(base, chance, share, np.cumsum(base)[None])

@@ -114,8 +114,11 @@ def _unfinished(
 
 
 def _settings(params: Params, structure: Structure) -> Training:
-    """Return the settings of a structure's training. Only a net that is attacked itself in training keeps its best
-    epoch by PGD. Any other net ends with no accuracy under PGD, so an epoch before it has learned would be kept."""
+    """Return the settings of a structure's training. Where its opponents do not attack the net in training, the value
+    `best_robust` of `keep` becomes `last`.
+
+    Such a net ends with no accuracy under PGD, so its best epoch would be one before it has learned.
+    """
     settings = params.training
     if settings.keep != "best_robust" or structure.aimed_at:
         return settings

@@ -25,7 +25,7 @@ RUNS = (0.0, 0.5)
 
 
 def image_rows(images: store.Images, split: str, seed: int, kind: str, attack: str) -> pd.DataFrame:
-    """A row an image: index, label, and the other arguments, which are the same in all rows."""
+    """Return one row per image: index and label, and the other arguments, which are the same in all rows."""
     rows = pd.DataFrame({"index": images.index, "label": images.label})
     return rows.assign(split=split, seed=seed, kind=kind, attack=attack)
 
@@ -34,7 +34,7 @@ def image_rows(images: store.Images, split: str, seed: int, kind: str, attack: s
 
 
 def detector_score(pretrained: Classifier, detector: TransformerDetector, images: Tensor) -> Tensor:
-    """The detector's logit of adversarial less its logit of clean, for images (N, 3, H, W): (N,).
+    """Return the detector's logit of adversarial minus its logit of clean (N,), for images (N, 3, H, W).
 
     Unlike probabilities, logits do not saturate at 1.
     """
@@ -52,7 +52,7 @@ def adaptive(
     steps: int,
     starts: Tensor,
 ) -> Tensor:
-    """PGD in L∞ on a classifier and its detector together, in two runs from random starts.
+    """Run PGD in L∞ on a classifier and its detector together, twice, each time from a random start.
 
     A step follows the sign of a weighted sum of two gradients: up the cross-entropy (by losses.log_odds) and down the
     score. Each gradient has length 1, so that the detector's scale does not matter. The weights of cross-entropy and
@@ -90,7 +90,7 @@ def adaptive(
 
 
 def step_length(eps: float, steps: int) -> float:
-    """PGD's step length: all steps together are two and a half radii, so any start can reach any point of the ball."""
+    """Return PGD's step length: all steps together are two and a half radii, so that any start reaches all the ball."""
     return 2.5 * eps / steps
 
 
@@ -99,7 +99,7 @@ def _per_image(values: Tensor) -> Tensor:
 
 
 def _unit_gradient(values: Tensor, images: Tensor) -> Tensor:
-    """The gradient (N, 3, H, W) of values (N,) by the images, each image's scaled to L2 length 1 (or 0)."""
+    """Return the gradient (N, 3, H, W) of values (N,) by the images. Each image's has L2 length 1, or 0."""
     return losses.unit(torch.autograd.grad(values.sum(), images)[0])
 
 
@@ -113,7 +113,7 @@ def aimed_rows(
     detector: TransformerDetector,
     device: torch.device,
 ) -> Iterator[pd.DataFrame]:
-    """Yield rows of kind aimed for `detection.images` images, drawn from a split.
+    """Yield rows, whose `kind` is aimed, for `detection.images` images that are drawn from a split.
 
     Each image is scored three times: unchanged, as attacked by PGD on the classifier alone, and as attacked by
     `adaptive` on classifier and detector. Nothing is rounded to 8 bits.

@@ -15,7 +15,7 @@ from sparring.attacks import engine, generation
 from sparring.params.attacks import Attack
 
 Predict = Callable[[store.Images], pd.DataFrame]
-"""A function from images to a row an image: index, label, prediction, confidence, and further columns."""
+"""A function from images to one row per image: index, label, prediction, confidence, and further columns."""
 
 
 def attack_images(
@@ -66,5 +66,5 @@ def attack_images(
 
 
 def _image_digest(shard: store.Images) -> str:
-    """A hexadecimal digest of a shard's clean images, by which its file is recognised."""
+    """Return a hexadecimal digest of a shard's clean images, by which its file is recognised."""
     return blake2b(np.ascontiguousarray(shard.image).tobytes(), digest_size=8).hexdigest()

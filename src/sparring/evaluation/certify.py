@@ -37,7 +37,7 @@ COLUMNS = ["index", "split", "seed", "label", "prediction", "votes", "samples", 
 
 
 class Sampling(Section):
-    """How many images and draws a certification takes, and its error probability.
+    """The numbers of images and draws of a certification, and its error probability.
 
     images: the number of images, drawn evenly from the classes; all where there are fewer.
     selection: the number of draws that choose an image's class.  samples: the number of other draws, whose votes for
@@ -61,27 +61,31 @@ class Sampling(Section):
 
     @property
     def highest_bound(self) -> float:
-        """The lower bound where all votes agree: the largest that so many samples can give."""
+        """Return the lower bound where all votes agree: the largest that so many samples can give."""
         return float(lower_bounds(np.array([self.samples]), self.samples, self.alpha)[0])
 
 
 def lower_bounds(votes: np.ndarray, samples: int, alpha: float) -> np.ndarray:
-    """Clopper and Pearson's (1934) one-sided lower bounds on a class's probability, given `votes` (N,) for it among
-    `samples` draws: (N,) float64. A bound lies above the true probability with probability alpha at most."""
+    """Return Clopper and Pearson's (1934) one-sided lower bounds (N,) on a class's probability, float64.
+
+    votes: (N,), for the class among `samples` draws.  alpha: the largest probability that a bound is above the truth.
+    """
     bounds: np.ndarray = stats.beta.ppf(alpha, np.maximum(votes, 1), samples - votes + 1)
     return np.where(votes > 0, bounds, 0)
 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """The certificate of Gaussian noise of standard deviation `std`, in [0, 1] units."""
+    """The certificate of a net under Gaussian noise of standard deviation `std`, in [0, 1] units."""
 
     std: float
     norm: ClassVar[str] = "L2"
 
     def radius(self, bound: float) -> float:
-        """The L2 radius, in [0, 1] units, within which no change of the image turns a class whose probability is at
-        least `bound`, which is above 1/2."""
+        """Return the L2 radius, in [0, 1] units, within which no change of the image alters the predicted class.
+
+        bound: a lower bound, above 1/2, on the class's probability.
+        """
         return float(self.std * stats.norm.ppf(bound))
 
     def __str__(self) -> str:
@@ -90,15 +94,16 @@ class Smoothing:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The certificate of masks that leave `visible` of an image's `positions`, drawn evenly from all such sets."""
+    """The certificate of a net under masks that show `visible` of an image's `positions`, drawn uniformly."""
 
     positions: int
     visible: int
     norm: ClassVar[str] = "L0"
 
     def radius(self, bound: float | Fraction) -> float:
-        """The largest number of positions that may change at once without turning a class whose probability is at
-        least `bound`, which is above 1/2.
+        """Return the largest number of positions that may change at once without altering the predicted class.
+
+        bound: a lower bound, above 1/2, on the class's probability.
 
         A mask that hides all changed positions has the same vote before and after. With a share Δ(r) of masks that do
         not hide r given positions, the class keeps at least `bound` - Δ(r) of the votes, which must be above 1/2.
@@ -109,7 +114,7 @@ class Ablation:
 
     @cached_property
     def _hidden(self) -> list[Fraction]:
-        """The shares 1 - Δ(r), for r = 0, 1, …, of masks that hide r given positions, as long as they are above 1/2.
+        """Return the shares 1 - Δ(r), for r = 0, 1, …, of masks that hide r given positions, while above 1/2.
 
         A share is C(d - r, k) / C(d, k), for d positions of which k are visible.
         """
@@ -127,7 +132,7 @@ Certificate = Smoothing | Ablation
 
 
 def certificate(params: Params, structure: str) -> Certificate:
-    """The certificate that the transform of a structure allows.
+    """Return the certificate that the transform of a structure allows.
 
     Raises InputError where there is no such structure, or its transform has no certificate.
     """
@@ -154,7 +159,7 @@ def certificate(params: Params, structure: str) -> Certificate:
 
 
 def _visible_positions(mask: RandomTransform, size: int) -> int:
-    """The number of positions that a mask leaves visible: there a light and a dark image still differ."""
+    """Count the positions that a mask leaves visible: there a light and a dark image still differ."""
     draw = mask.draw((3, size, size), np.zeros(1, np.int64), 0, "certify")
     light, dark = draw(torch.ones(1, 3, size, size)), draw(torch.zeros(1, 3, size, size))
     return int((light != dark).any(1).sum())
@@ -200,7 +205,7 @@ def _certified_rows(
     device: torch.device,
     advance: progress.Advance,
 ) -> pd.DataFrame:
-    """The rows of one seed: index, label, prediction, votes, bound, radius."""
+    """Certify images for one seed. Returns rows: index, label, prediction, votes, bound, radius."""
     path = layout.model(structure, seed)
     net = networks.load(params.network, images.metadata["classes"], params.data.image_size, path)
     transform = predict.transform_of(params, structure, path)
@@ -237,7 +242,7 @@ def count_votes(
     batch_size: int,
     advance: progress.Advance = lambda done, note="": None,
 ) -> np.ndarray:
-    """The number of draws under which the net, in eval mode, predicts each class of each image: (N, classes) int64.
+    """Count the draws under which the net, in eval mode, predicts each class of each image: (N, classes) int64.
 
     A draw is a function of the seed, the purpose, its number and the image's index, so it does not depend on the other
     images. A batch has `batch_size` views of images, under one draw or several.

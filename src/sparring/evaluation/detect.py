@@ -1,8 +1,8 @@
 """Scores of a structure's own detector and of two known ones, on clean, attacked and benignly changed images, and under
 an attack that aims at classifier and detector together.
 
-There is one row for each version of an image. The report's figures on detectors are made from these rows, but those of
-the mixture.
+There is one row for each version of an image. All the report's numbers on detectors are computed from these rows, but
+for those on the mixture.
 """
 
 import json

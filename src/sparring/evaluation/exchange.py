@@ -24,7 +24,7 @@ from sparring.params.sections import Network
 
 
 def load(path: str | Path) -> Classifier:
-    """The classifier in a model file of Sparring, on the CPU and in eval mode.
+    """Load the classifier in a model file of Sparring, on the CPU and in eval mode.
 
     It takes images (N, 3, H, W) in [0, 1], not normalised, and gives logits (N, classes). The file says what it is: no
     params.yaml is read. Raises InputError for a file that is missing or holds no classifier of Sparring.

@@ -104,7 +104,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def quick(self, images: Tensor) -> Tensor:
-        """The logits without gradient."""
+        """Return the logits (N, classes) without gradient."""
         logits: Tensor = self(images)
         return logits
 
@@ -134,7 +134,7 @@ def check_fixed_function(model: Model, path: Path, stored: np.ndarray, device: t
 
 
 def _coarsest_eps(net: nn.Module) -> float:
-    """The step from 1 to the next number in the coarsest floating-point format that a net or program computes in."""
+    """Return the machine epsilon of the coarsest floating-point format that a net or program computes in."""
     values = [*net.state_dict().values()]
     if isinstance(net, torch.fx.GraphModule):
         values += [node.meta.get("val") for node in net.graph.nodes]
@@ -145,7 +145,7 @@ def _coarsest_eps(net: nn.Module) -> float:
 def read(
     path: Path, network: Network | None, classes: int, size: int, device: torch.device
 ) -> tuple[nn.Module, object]:
-    """The model in a file, on the device and in eval mode, and the names of its classes as the file has them, or None.
+    """Load a file's model, on the device and in eval mode, and the names of its classes as the file has them, or None.
 
     Raises InputError where the file cannot be read, or its model is not for so many classes or images of this size.
     """
@@ -177,7 +177,7 @@ def read(
 
 
 def read_facts(path: Path) -> dict[str, object] | None:
-    """The facts on a model that Sparring wrote into its safetensors file; None for a file from elsewhere.
+    """Read the facts on a model that Sparring wrote into its safetensors file; None for a file from elsewhere.
 
     Raises InputError where it is no safetensors file.
     """
@@ -188,7 +188,7 @@ def read_facts(path: Path) -> dict[str, object] | None:
 
 
 def network_of(facts: dict[str, object], path: Path) -> Network:
-    """The architecture that the facts of a model file name. Raises InputError where they name none."""
+    """Return the architecture that the facts of a model file name. Raises InputError where they name none."""
     try:
         return Network.model_validate(facts["network"])
     except (KeyError, ValueError) as error:
@@ -217,7 +217,7 @@ def load_tensors(net: nn.Module, path: Path, classes: int, size: int) -> None:
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their names in the net itself, without the prefixes that wrappers give them."""
+    """Return tensors by their names in the net itself, without the prefixes that wrappers give them."""
     for prefix in PREFIXES * 2:  # in either order
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

@@ -29,7 +29,7 @@ Squeeze = Callable[[np.ndarray], np.ndarray]
 
 
 def read_attacked(path: Any, clean: store.Images, source: str) -> store.Images:
-    """The attacked images in a store. Raises InputError where they are not of these clean images and this net."""
+    """Read a store of attacked images. Raises InputError where they are not of these clean images and this net."""
     images = store.read(path, ("image", "linf"))
     store.check_rows(clean, images, path)
     store.check_source(images, source, path)
@@ -85,8 +85,8 @@ def fit_known_detectors(
 def _fitting_images(
     params: Params, layout: Layout, source: str, clean: dict[str, store.Images], split: str
 ) -> tuple[list[np.ndarray], store.Images]:
-    """The images of `split` for the fit, first clean and then under each seen attack, and the clean images for the
-    Gaussians."""
+    """Return the images of `split` for the fit, first clean and then those that each seen attack changed, and the clean
+    images for the Gaussians."""
     pool, gaussian_images = clean[split], clean["train"]
     fitting_rows = np.arange(len(pool))
     if split == "train":
@@ -111,8 +111,8 @@ def _fitting_images(
 def features(
     net: Classifier, stored: np.ndarray, size: int, device: torch.device
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The net's softmax (N, classes) of stored images (N, H, W, C), N above 0, and the mean over all positions of each
-    of its feature maps, (N, channels) each."""
+    """Return the net's softmax (N, classes) of stored images (N, H, W, C), N above 0, and of each of its feature maps
+    the mean over all positions, (N, channels)."""
     softmax: list[np.ndarray] = []
     means: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(stored), size):
@@ -161,7 +161,7 @@ def median(images: np.ndarray, *, side: int) -> np.ndarray:
 def squeezing_distances(
     net: nn.Module, stored: np.ndarray, plain: np.ndarray, squeezers: Sequence[Squeeze], size: int, device: torch.device
 ) -> np.ndarray:
-    """The L1 distances (N, squeezers), from 0 to 2, by which each squeezer moves the net's softmax from `plain`
+    """Return the L1 distances (N, squeezers), from 0 to 2, by which each squeezer moves the net's softmax from `plain`
     (N, classes) (Xu et al., 2018, arXiv 1704.01155)."""
     parts = [np.empty((0, len(squeezers)), np.float32)]
     for start in range(0, len(stored), size):
@@ -172,7 +172,7 @@ def squeezing_distances(
 
 
 def choose_squeezers(distances: np.ndarray, adversarial: np.ndarray) -> tuple[int, int]:
-    """The (bits, side) whose larger distance separates adversarial from clean images best, by AUROC; the first of ties.
+    """Choose the (bits, side) whose larger distance separates adversarial from clean images best, by AUROC.
 
     distances: (N, BITS then SIDES).  adversarial: (N,) bool.
     """

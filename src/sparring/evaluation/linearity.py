@@ -17,7 +17,7 @@ from sparring.models.classifier import Classifier
 def linearity_rows(
     net: Classifier, images: store.Images, eps: float, steps: int, seed: int, batch_size: int, device: torch.device
 ) -> pd.DataFrame:
-    """A row an image: index, gradient_norm and linearity_error, as `measure` returns them.
+    """Return one row per image: index, and gradient_norm and linearity_error, which `measure` describes.
 
     seed: the starts are drawn from it, image by image. A net that predicts at random is measured under the draws that
     it predicts with, as two draws would differ by more than two images.
@@ -38,9 +38,10 @@ def linearity_rows(
 def measure(
     model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, eps: float, steps: int, starts: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The L2 norm of the cross-entropy's gradient by each image (N,), and the local linearity error (N,): the largest
-    |loss(x + d) − loss(x) − d · gradient(x)| over changes d within eps in L∞ (Qin et al., 2019, arXiv 1907.02610),
-    found by `steps` signed-gradient steps from `starts`.
+    """Return the L2 norm of the cross-entropy's gradient by each image (N,), and the local linearity error (N,).
+
+    That error is the largest |loss(x + d) − loss(x) − d · gradient(x)| over changes d within eps in L∞ (Qin et al.,
+    2019, arXiv 1907.02610), as `steps` signed-gradient steps from `starts` find it.
 
     images: (N, 3, H, W) in [0, 1].  starts: of their shape, in [-1, 1].
     """

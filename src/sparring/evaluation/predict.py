@@ -1,4 +1,4 @@
-"""Predictions of structures on stored images, one row an image. The report's tables are made from these rows alone."""
+"""Predictions of structures on stored images, one row per image. The report's tables are made from these rows alone."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +64,7 @@ def trained(
 
 
 def transform_of(params: Params, structure: str, path: Path) -> RandomTransform | None:
-    """The transform with which a structure's net, in the file at `path`, was trained; None where it has none.
+    """Return the transform with which a structure's net, in the file at `path`, was trained; None where it has none.
 
     Raises InputError where it has one, but the net was trained without.
     """
@@ -113,14 +113,14 @@ def versions(
 def _detector(
     params: Params, layout: Layout, structure: str, seed: int, pretrained: Classifier, device: torch.device
 ) -> TransformerDetector:
-    """A structure's detector, on `device` and in eval mode. Raises InputError as networks.load_into does."""
+    """Load a structure's detector, on `device` and in eval mode. Raises InputError as model_files.load_into does."""
     detector = TransformerDetector(params.detector, classifier.map_shapes(pretrained, params.data.image_size))
     model_files.load_into(detector, layout.detector(structure, seed))
     return detector.to(device).eval()
 
 
 def classified(net: nn.Module, images: store.Images, size: int, device: torch.device) -> pd.DataFrame:
-    """A row an image: index, label, prediction, confidence. The net takes `size` images at a time."""
+    """Return one row per image: index, label, prediction, confidence.  size: images in a batch of the net."""
     probabilities = classifier.predict(net, images.image, size, device)
     rows = pd.DataFrame({"index": images.index, "label": images.label})
     rows["prediction"], rows["confidence"] = probabilities.argmax(1), probabilities.max(1)
@@ -135,7 +135,7 @@ def classified_and_scored(
     images: store.Images,
     device: torch.device,
 ) -> pd.DataFrame:
-    """A row an image: index, label, prediction, confidence, detector_score (NaN without a detector)."""
+    """Return one row per image: index, label, prediction, confidence, detector_score (NaN without a detector)."""
     size = params.store.batch_size
     rows = classified(net, images, size, device)
     rows["detector_score"] = pd.Series(np.nan, rows.index, dtype="float32")
@@ -148,7 +148,7 @@ def classified_and_scored(
 def _scores(
     pretrained: Classifier, detector: TransformerDetector, stored: np.ndarray, size: int, device: torch.device
 ) -> np.ndarray:
-    """The detector's probability (N,) that an image is adversarial, from the pretrained net's maps of it."""
+    """Return the detector's probability (N,) that an image is adversarial, from the pretrained net's maps of it."""
     parts = [np.empty(0, np.float32)]
     for start in range(0, len(stored), size):
         maps = pretrained.eval().maps(

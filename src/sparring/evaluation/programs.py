@@ -32,7 +32,7 @@ ONE_OUT = json.dumps([1, LEAF])
 
 
 def facts(path: Path) -> dict[str, object]:
-    """The facts on the model that `exchange.export` wrote beside a program's graph; empty for one from elsewhere."""
+    """Read the facts on the model that `exchange.export` wrote into a program; empty for one from elsewhere."""
     try:
         with ZipFile(path) as archive:
             for name in archive.namelist():

@@ -25,7 +25,7 @@ COLUMNS = ["index", "split", "seed", "attack", "label", "prediction", "confidenc
 
 
 def draw(index: np.ndarray, label: np.ndarray, seed: int) -> np.ndarray:
-    """A random permutation (N,) of the images, every prefix of which has the classes in their proportions.
+    """Draw a permutation (N,) of the images, every prefix of which has the classes in their proportions.
 
     The test split lies in the order of its source, where images of one class may stand together.
     """
@@ -77,7 +77,7 @@ def attack_structure(params: Params, structure: str, layout: Layout = HERE, spli
 
 
 def runs_of(params: Params, at_random: bool) -> dict[str, tuple[Attack, int]]:
-    """Every attack on a structure by name, with the largest number of images that it is run on.
+    """Return every attack on a structure by name, with the largest number of images that it is run on.
 
     at_random: whether the structure predicts at random.
     """
@@ -94,7 +94,7 @@ def _attacked_rows(
     folder: Path,
     advance: progress.Advance,
 ) -> pd.DataFrame:
-    """Rows of the images test[order], clean and under each attack on `net`. An attack takes a prefix of `order`.
+    """Return rows of the images test[order], clean and under each attack on `net`. An attack takes a prefix of `order`.
 
     Gradients are float32 whatever `precision` says: rounded ones make an attacker weaker.
     """

@@ -60,5 +60,5 @@ class Averaged(Classifier):
 
 
 def as_attacked(net: Classifier) -> Classifier:
-    """Return what an attacker aims at: the net itself or, for one with a random transform, the expectation."""
+    """Return what an attacker aims at: the net itself, or for an Averaged one its copy `with_fresh_draws`."""
     return net.with_fresh_draws() if isinstance(net, Averaged) else net

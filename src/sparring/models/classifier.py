@@ -33,7 +33,7 @@ def layers(names: Iterable[str]) -> list[str]:
 
 
 def map_shapes(net: Classifier, size: int) -> dict[str, tuple[int, int, int]]:
-    """Return (channels, height, width) of every feature map for square images of `size` pixels a side."""
+    """Return (channels, height, width) of every feature map for images of size × size pixels."""
     weight = next(net.parameters())
     probe = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
     training = net.training

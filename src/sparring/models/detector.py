@@ -19,7 +19,7 @@ TOKENS = 4200  # that pass through the layers at once on a CPU, so that a layer'
 
 
 class Dropout(nn.Dropout):
-    """Is nn.Dropout, except that on a CPU one random number decides on four elements, so p is rounded to a 65,536th.
+    """A faster nn.Dropout: on a CPU one random number decides on four elements, so p is rounded to a 65,536th.
 
     PyTorch draws one number for each element in turn, which took a tenth of a joint step and more.
     """
@@ -34,7 +34,7 @@ class Dropout(nn.Dropout):
 
 
 class Layer(nn.Module):
-    """Is a pre-norm Transformer encoder layer. It has dropout on projection and MLP, and none on the attention weights,
+    """A pre-norm Transformer encoder layer. It has dropout on projection and MLP, and none on the attention weights,
     which would rule out PyTorch's fused attention. (nn.MultiheadAttention copies its tokens to another order.)"""
 
     def __init__(self, dim: int, dropout: float) -> None:

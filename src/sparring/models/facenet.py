@@ -99,7 +99,7 @@ class _Conv(nn.Sequential):
 
 
 class _Residual(nn.Module):
-    """Adds scale × a 1×1 convolution of the concatenated branches to its input. ReLU follows but in the last block."""
+    """Adds scale × a 1×1 convolution of the concatenated branches to its input. `rectified`: whether ReLU follows."""
 
     def __init__(self, branches: list[nn.Module], width: int, channels: int, scale: float, rectified: bool) -> None:
         """width: channels of all branches together.  channels: those of the input."""

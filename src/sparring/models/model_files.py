@@ -34,7 +34,7 @@ def save_model(module: nn.Module, path: Path, facts: dict[str, object]) -> None:
 
 
 def facts(path: Path) -> dict[str, object]:
-    """Return the metadata that save_model wrote. Raises InputError for a file that is missing or not Sparring's."""
+    """Return the metadata that `save_model` wrote. Raises InputError for a file that is missing or not Sparring's."""
     metadata = facts_or_none(path)
     if metadata is None:
         raise InputError(f"{path} is not a model file of Sparring (no metadata of one); delete it and run `dvc repro`")
@@ -42,7 +42,7 @@ def facts(path: Path) -> dict[str, object]:
 
 
 def facts_or_none(path: Path) -> dict[str, object] | None:
-    """Return the same, or None for a safetensors file that is not Sparring's."""
+    """Return the metadata as `facts` does, but None for a safetensors file that is not Sparring's."""
     try:
         with safe_open(path, "pt") as file:
             return dict(json.loads((file.metadata() or {})[METADATA_KEY]))
@@ -81,12 +81,15 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def no_number(tensor: Tensor) -> str:
-    """Return, for messages, which of the two a tensor that is not finite holds."""
+    """Return, for messages, whether a tensor that is not finite holds NaN or infinity."""
     return "NaN" if tensor.isnan().any() else "infinity"
 
 
 def misfits(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, tuple[tuple[int, ...] | None, ...]]:
-    """Return by name the shapes (given, expected) of tensors that differ from the module's; None for an absent one."""
+    """Return, for each tensor whose shape differs from the module's, name → (shape in the file, in the module).
+
+    A tensor that only one of them has is None in the other.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     names = sorted(expected.keys() | shapes.keys())

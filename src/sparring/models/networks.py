@@ -21,8 +21,10 @@ from sparring.params.sections import Network
 
 
 def create(network: Network, classes: int, image_size: int) -> Classifier:
-    """Create the classifier that params.yaml describes for images of image_size pixels a side. Its weights are random:
-    seed torch before. Raises InputError where it cannot read images of that size."""
+    """Create the classifier of a section `network` for images of image_size × image_size pixels.
+
+    Its weights are random: seed torch before. Raises InputError where it cannot read images of that size.
+    """
     dropout = network.dropout or 0.0
     if network.name == "facenet":
         return facenet.create(classes, network.width_factor or 1.0, dropout)
@@ -84,7 +86,7 @@ def _folded(conv: Any, norm: Any) -> nn.Conv2d:
 
 
 def load(network: Network, classes: int | Sequence[str], image_size: int, path: Path) -> Classifier:
-    """Load the classifier that params.yaml describes, for images of image_size pixels a side, from a file of tensors.
+    """Load the classifier of a section `network`, for images of image_size × image_size pixels, from a file of tensors.
 
     classes: their number, or the names of the data's classes. Names are compared with those in the file; where their
     order differs, the net's logits are put in the data's. Raises InputError as `load_into` and `class_order` do.

@@ -10,7 +10,7 @@ LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
 class Block(nn.Module):
-    """The basic residual block (He et al., 2016, arXiv 1512.03385) has two 3×3 convolutions and a shortcut."""
+    """The basic residual block (He et al., 2016, arXiv 1512.03385): two 3×3 convolutions and a shortcut."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class ResNet(Classifier):
-    """A ResNet for small images has a 3×3 stem of stride 1, no max-pooling, and four stages of basic blocks.
+    """The ResNet for small images: a 3×3 stem of stride 1, no max-pooling, and four stages of basic blocks.
 
     blocks (3, 4, 6, 3) at width 64 is ResNet-34. Images are (N, 3, H, W) in [0, 1], not normalised.
     """

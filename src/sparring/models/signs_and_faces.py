@@ -22,7 +22,7 @@ class Staged(Classifier):
     """Runs stages in turn, each of which gives a map: layer1, layer2, …; then a head, which gives the logits."""
 
     def __init__(self, stages: Sequence[nn.Module], head: nn.Module, side: int | None = None) -> None:
-        """side: the pixels a side to which square images are resized first; None: they are not."""
+        """side: of the square, in pixels, to which images are resized first; None where they are not."""
         super().__init__()
         self.side = side
         self.names = [f"layer{number}" for number in range(1, len(stages) + 1)]
@@ -43,7 +43,7 @@ class Staged(Classifier):
 
 
 def create(name: str, classes: int, image_size: int, dropout: float) -> Staged:
-    """Create one of NETWORKS, with random weights, for square images of image_size pixels a side.
+    """Create one of NETWORKS, with random weights, for images of image_size × image_size pixels.
 
     dropout: share of the inputs of each hidden or last fully connected layer that is dropped in training.
     Raises InputError where the images are too small for its layers.
@@ -110,7 +110,7 @@ def _dnn2() -> Built:
 
 
 def _dnn3() -> Built:
-    """Build a ResNet (He et al., 2016, arXiv 1512.03385) with one basic block a stage and no hidden layer."""
+    """Build a ResNet (He et al., 2016, arXiv 1512.03385) with one basic block per stage and no hidden layer."""
     stages: list[nn.Module] = [
         nn.Sequential(*_conv(3, 16, 3), Block(16, 16, 1)),
         Block(16, 32, 2),

@@ -21,7 +21,7 @@ LEAST_GRID = 7
 
 
 class _LastMapReached(Exception):
-    """Is raised to end a pass once the last requested map is computed."""
+    """This exception ends a pass once the last requested map is computed."""
 
 
 class Torchvision(Classifier):

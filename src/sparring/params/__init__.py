@@ -29,7 +29,7 @@ from sparring.params.names import (
 from sparring.params.sections import Data, Detection, Mixture, Monitor, Network, Store, Training
 from sparring.params.structures import Detector, Evolving, Online, Sampler, Structure
 from sparring.params.transforms import Cutout, Erasing, Mask, MaskPadding, Noise, Padding, Transform
-from sparring.params.values import CountOrNone, Section
+from sparring.params.values import CountOrZero, Section
 from sparring.params.whitebox import Whitebox
 
 PLAIN_PASSES = 3  # one forward, and two backward: to the weights and to the feature maps
@@ -38,8 +38,8 @@ PLAIN_PASSES = 3  # one forward, and two backward: to the weights and to the fea
 class Params(Section):
     """Params holds all sections of params.yaml; profiles/digits.yaml explains every key."""
 
-    seed: CountOrNone
-    seeds: Annotated[list[CountOrNone], Field(min_length=1)]
+    seed: CountOrZero
+    seeds: Annotated[list[CountOrZero], Field(min_length=1)]
     device: str
     precision: Literal["auto", "float32", "bfloat16"]
     deterministic: bool

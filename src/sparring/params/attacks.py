@@ -155,7 +155,7 @@ class Attack(Section):
         """Tell whether the attack is mere noise, which is not aimed at the model."""
         return self.method in NOISE
 
-    def stored(self) -> dict[str, Any]:
+    def run_arguments(self) -> dict[str, Any]:
         """Return the arguments that the attack runs with: those configured, with eps as stored."""
         return self.arguments | ({} if self.linf is None else {self.radius_key: self.linf})
 

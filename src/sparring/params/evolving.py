@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from sparring.params import Params, read, validate
 from sparring.params.errors import InputError, validated
 from sparring.params.names import BASELINE, DEFAULT_FILE, EVOLVING, check_names, structure_entry
-from sparring.params.values import Count, CountOrNone, Positive, Section, merged
+from sparring.params.values import Count, CountOrZero, Positive, Section, merged
 
 STUDY_FILE = "studies/evolving/params.yaml"
 REFERENCE = "pgd"  # the white-box attack of the study, beside AutoAttack
@@ -17,7 +17,7 @@ REFERENCE = "pgd"  # the white-box attack of the study, beside AutoAttack
 class Method(Section):
     """A method says how nets are trained.
 
-    opponents, evolving: the words of their structure.  step: the step of the opponents, in units of eps.
+    opponents, evolving: as in their entry of `structures`.  step: the step of the opponents, in units of eps.
     changes: the other changes in the section of params.yaml that describes the opponents.
     """
 
@@ -33,14 +33,18 @@ class Method(Section):
 
 
 class Training(Section):
+    """A training of the study.  eps: in levels of 255.  autoattack: the images that AutoAttack attacks; 0 for none."""
+
     method: str
     eps: Annotated[int, Field(ge=1, le=127)]
-    seed: CountOrNone
+    seed: CountOrZero
     epochs: Count
-    autoattack: CountOrNone
+    autoattack: CountOrZero
 
 
 class Test(Section):
+    """How each net is attacked by PGD.  images: the test images, at most."""
+
     images: Count
     steps: Count
 

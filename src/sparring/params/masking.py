@@ -13,7 +13,7 @@ from sparring.params import Params, read, validate
 from sparring.params.errors import InputError, validated
 from sparring.params.names import BASELINE, DEFAULT_FILE, check_names, structure_entry
 from sparring.params.sections import Data
-from sparring.params.values import Count, CountOrNone, Radius, Section, Share, merged
+from sparring.params.values import Count, CountOrZero, Radius, Section, Share, merged
 
 STUDY_FILE = "studies/mask_padding/params.yaml"
 UNDEFENDED = "none"
@@ -31,7 +31,7 @@ class Dataset(Section):
     """
 
     data: Data
-    seeds: Annotated[list[CountOrNone], Field(min_length=1)]
+    seeds: Annotated[list[CountOrZero], Field(min_length=1)]
     networks: Annotated[list[str], Field(min_length=1)]
     controls: list[str]
 
@@ -46,7 +46,8 @@ class Trained(Section):
 class Defence(Section):
     """A defence says how the nets of a row are trained.
 
-    opponents, transform: the words of its structure.  controls: whether only the data set's `controls` are trained.
+    opponents, transform: as in its entry of `structures`.
+    controls: whether only the data set's `controls` are trained.
     changes: its changes in other sections.  train: the most training images.
     noise_of_mask: a mask's share; the noise then has the mean square of that mask's change, in place of noise.std.
     """

@@ -30,7 +30,7 @@ def outputs(classes: list[str]) -> str:
 
 
 def structure_entry(opponents: str, **words: str) -> dict[str, str]:
-    """Return an entry of `structures`, with `none` for the other words."""
+    """Return an entry of `structures`, with `none` for the keys that are not given."""
     return dict.fromkeys(WORDS, "none") | {"opponents": opponents} | words
 
 

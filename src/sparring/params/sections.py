@@ -18,7 +18,7 @@ from sparring.params.errors import quoted
 from sparring.params.values import (
     BelowOne,
     Count,
-    CountOrNone,
+    CountOrZero,
     NotNegative,
     Positive,
     Radius,
@@ -50,9 +50,9 @@ class Data(Section):
     background: str
     image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
     train: Count
-    validation: CountOrNone
-    test: CountOrNone
-    heldout: CountOrNone
+    validation: CountOrZero
+    test: CountOrZero
+    heldout: CountOrZero
 
     @field_validator("group_pattern")
     @classmethod
@@ -164,7 +164,7 @@ class Training(Section):
     momentum: Share
     weight_decay: NotNegative
     crop_area: Annotated[list[Share], Field(min_length=2, max_length=2)]
-    shift: CountOrNone
+    shift: CountOrZero
     horizontal_flip: bool
     label_smoothing: BelowOne
     ema: BelowOne
@@ -197,7 +197,7 @@ class Training(Section):
 
 
 class Monitor(Section):
-    every: CountOrNone
+    every: CountOrZero
     images: Count
     eps: Radius
     steps: Count

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from sparring.params.names import RANDOM, WORDS
-from sparring.params.values import BelowOne, Count, CountOrNone, Levels, NotNegative, Positive, Radius, Section, Share
+from sparring.params.values import BelowOne, Count, CountOrZero, Levels, NotNegative, Positive, Radius, Section, Share
 
 MOST_LEVELS = 127  # of int8
 
@@ -59,7 +59,7 @@ class Evolving(Section):
     step: Levels
     momentum: NotNegative
     consistency: NotNegative
-    reset: CountOrNone
+    reset: CountOrZero
     frame: Literal["fixed", "moving"]
     start: str
     adv_ratio: Share
@@ -100,12 +100,12 @@ class Structure(Section):
 
     @property
     def online(self) -> bool:
-        """Tell whether the structure's opponents attack during training, as the section of their name says."""
+        """Tell whether PGD or FGSM attacks the net anew at every training step, as the section online_… says."""
         return self.opponents in ("online_fgsm", "online_pgd")
 
     @property
     def evolves(self) -> bool:
-        """Tell whether the structure trains on perturbations that follow the net, alone or among stored attacks."""
+        """Tell whether the structure trains on evolving perturbations of its images, alone or among stored attacks."""
         return "evolving" in (self.opponents, self.evolving)
 
     @property
@@ -115,7 +115,7 @@ class Structure(Section):
 
     @property
     def sections(self) -> dict[str, str]:
-        """Return the names of the sections of params.yaml that the structure uses, by its words."""
+        """Return for each key of the structure its value: the section of params.yaml that it uses, or `none`."""
         return {word: getattr(self, word) for word in WORDS}
 
     @model_validator(mode="after")

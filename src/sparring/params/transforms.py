@@ -1,10 +1,10 @@
-"""This module defines the sections of random transforms, which a structure's word `transform` names."""
+"""This module defines the sections of random transforms, which a structure's key `transform` names."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sparring.params.values import BelowOne, Count, CountOrNone, NotNegative, Positive, Section, Share
+from sparring.params.values import BelowOne, Count, CountOrZero, NotNegative, Positive, Section, Share
 
 Fill = Literal["zero", "mean"]
 
@@ -17,7 +17,7 @@ class Transform(Section):
     """
 
     training: bool
-    draws: CountOrNone
+    draws: CountOrZero
 
     @model_validator(mode="after")
     def _check_use(self) -> "Transform":
@@ -27,6 +27,8 @@ class Transform(Section):
 
 
 class Masking(Section):
+    """What a mask hides: a share of an image's units, which it fills with black or the mean colour."""
+
     share: BelowOne
     unit: Literal["pixel", "channel", "patch"]
     patch: Count
@@ -34,7 +36,9 @@ class Masking(Section):
 
 
 class Padded(Section):
-    most: CountOrNone
+    """How an image is padded or shrunk at random, by `most` pixels at most in height and in width."""
+
+    most: CountOrZero
     order: Literal["pad", "resize"]
     fill: Fill
 

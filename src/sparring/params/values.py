@@ -49,10 +49,12 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator
 Radius = Annotated[float, Field(gt=0), AfterValidator(radius), BeforeValidator(fraction)]
 Levels = Annotated[float, AfterValidator(_whole_levels), BeforeValidator(fraction)]
 Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
+CountOrZero = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
+    """A section of params.yaml: it is immutable, allows no other keys, and converts no types."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 

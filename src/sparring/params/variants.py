@@ -23,6 +23,8 @@ class Row(Section):
 
 
 class Ablation(Section):
+    """The content of studies/table3/params.yaml."""
+
     rows: Annotated[dict[str, Row], Field(min_length=1)]
 
     @field_validator("rows")

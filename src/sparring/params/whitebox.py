@@ -6,11 +6,11 @@ from pydantic import Field, field_validator, model_validator
 
 from sparring.params.attacks import TORCHATTACKS, Attack, attack_entries
 from sparring.params.names import AUTOATTACK, CLEAN, MORE_STEPS, SINGLE_DRAW, SQUARE
-from sparring.params.values import Count, CountOrNone, Radius, Section
+from sparring.params.values import Count, CountOrZero, Radius, Section
 
 
 class AutoAttack(Section):
-    images: CountOrNone
+    images: CountOrZero
     eps: Radius
 
     @field_validator("eps")
@@ -22,13 +22,13 @@ class AutoAttack(Section):
 
 
 class Checks(Section):
-    images: CountOrNone
+    images: CountOrZero
     steps: Count
     queries: Count
 
 
 class Curve(Section):
-    images: CountOrNone
+    images: CountOrZero
     eps: Annotated[list[Annotated[int, Field(ge=1, le=255)]], Field(min_length=1)]
 
     @field_validator("eps")
@@ -40,7 +40,7 @@ class Curve(Section):
 
 
 class Whitebox(Section):
-    images: CountOrNone
+    images: CountOrZero
     attacks: dict[str, Attack]
     autoattack: AutoAttack
     checks: Checks

@@ -43,7 +43,7 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(tidy: pd.DataFrame, split: str) -> dict[str, Any]:
-    """Return accuracy by structure and attack.  tidy: the frame of `table`."""
+    """Return accuracy by structure and attack.  tidy: the tidy frame of `table`."""
     by_structure = tidy[tidy["split"] == split].groupby("structure", sort=False)
     return {"per_attack": {name: rows.set_index("attack")["accuracy"].to_dict() for name, rows in by_structure}}
 
@@ -77,7 +77,7 @@ def table(results: Results) -> Table:
 
 
 def draw_accuracy_by_attack(folder: Path, table: pd.DataFrame, titles: dict[str, str]) -> None:
-    """Draw grouped bars with 95 % intervals: a group an attack, a bar a structure.
+    """Draw grouped bars with 95 % intervals: one group per attack, one bar per structure.
 
     table: columns structure, attack, accuracy, ci_low, ci_high, of one split.  titles: attack → what to write below.
     """

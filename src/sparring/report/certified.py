@@ -80,7 +80,7 @@ def table(rows: pd.DataFrame, proofs: dict[str, Certificate], sampling: Sampling
 
 
 def _overview(rows: pd.DataFrame, proofs: dict[str, Certificate], sampling: Sampling) -> pd.DataFrame:
-    """Return a row a structure.
+    """Return one row per structure.
 
     Columns: structure, certificate (in words), accuracy, ci_low, ci_high, images, sd, abstained (a share), largest (the
     largest radius of an image that it gets right), largest_possible.
@@ -129,7 +129,10 @@ def _notes(overview: pd.DataFrame, sampling: Sampling, images: int) -> list[str]
 
 
 def draw_curve(folder: Path, curve: pd.DataFrame) -> None:
-    """Draw certified accuracy with 95 % intervals: a panel a norm, a line a structure.  curve: from `by_radius`."""
+    """Draw certified accuracy with 95 % intervals: one panel per norm, one line per structure.
+
+    curve: from `by_radius`.
+    """
     norms = list(curve["norm"].unique())
     with canvas(folder, "certified", 4.4 * len(norms) + 0.6, 3.8, picture=True) as figure:
         panels = np.ravel(figure.subplots(1, len(norms), sharey=True, squeeze=False))

@@ -130,7 +130,7 @@ def paired(lower: pd.DataFrame, other: pd.DataFrame, tolerance: float) -> dict[s
 
 
 def table(params: Params, verdicts: pd.DataFrame) -> Table:
-    """Return the table of verdicts: a row a check, a column a structure.  verdicts: from `verdicts`."""
+    """Return the table of verdicts: one row per check, one column per structure.  verdicts: from `verdicts`."""
     wide = []
     for kind in records(verdicts[["check", "compared"]].drop_duplicates()):
         rows = verdicts[(verdicts["check"] == kind.check) & (verdicts["compared"] == kind.compared)]
@@ -157,7 +157,10 @@ def table(params: Params, verdicts: pd.DataFrame) -> Table:
 
 
 def warnings(verdicts: pd.DataFrame) -> list[str]:
-    """Warn of structures that an attacker without a bound does not bring to zero.  verdicts: from `verdicts`."""
+    """Return a warning for each structure that even the curve's largest radius does not bring to an accuracy of zero.
+
+    verdicts: from `verdicts`.
+    """
     ends = verdicts[(verdicts["check"] == UNBOUNDED) & ~verdicts["passed"].astype(bool)]
     return [
         f"**Warning: gradients may be masked.** {escape.markdown(row.structure)} still classifies a share of "

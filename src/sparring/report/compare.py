@@ -22,18 +22,18 @@ DETECTOR = {"accuracy": "accuracy", "auroc": "AUROC", "tpr_at_fpr05": "found at 
 
 @dataclass(frozen=True)
 class Revision:
-    """Hold the parameters of an experiment or commit, by their dotted names, and its report's figures."""
+    """Hold the parameters of an experiment or commit, by their dotted names, and its report's numbers."""
 
     name: str
     params: dict[str, str]
-    mixture: pd.DataFrame  # Table 2, a figure a row
-    per_attack: pd.DataFrame  # Table 4, a figure a row
-    whitebox: pd.DataFrame  # accuracy under white-box attacks, a figure a row; empty where none was run
+    mixture: pd.DataFrame  # Table 2, one number per row
+    per_attack: pd.DataFrame  # Table 4, one number per row
+    whitebox: pd.DataFrame  # accuracy under white-box attacks, one number per row; empty where none was run
     detector: pd.DataFrame  # split, structure, figure, value
 
 
 def compare(revisions: Sequence[str]) -> list[Table]:
-    """Return tables with a column a revision: differing parameters, Tables 2 and 4, white-box accuracy, the detector.
+    """Return tables with a column for each revision: differing parameters, Tables 2 and 4, white box, detector.
 
     revisions: names of experiments, branches, tags, commits, or `workspace` for the files as they are now.
     Raises InputError for a revision that there is not, or that has no report.
@@ -44,7 +44,7 @@ def compare(revisions: Sequence[str]) -> list[Table]:
 
 
 def read(name: str) -> Revision:
-    """Read a revision's parameters and figures. Raises InputError where it or its report cannot be found."""
+    """Read a revision's parameters and numbers. Raises InputError where it or its report cannot be found."""
     try:
         system = DVCFileSystem(rev=None if name == WORKSPACE else name)
         values = YAML(typ="safe").load(_read_text(system, PARAMS_FILE))
@@ -106,7 +106,10 @@ def _joined(revisions: list[Revision], part: str) -> pd.DataFrame:
 
 
 def _side_by_side(tidy: pd.DataFrame, revisions: list[Revision], rows: list[str], cells: pd.Series) -> pd.DataFrame:
-    """Return a row for each combination of the columns `rows`, in order, and a column a revision; `-` where none is."""
+    """Return a row for each combination of the columns `rows`, in order, and a column for each revision.
+
+    cells: the text of each row of `tidy`; `-` where there is none.
+    """
     indexed = tidy[[*rows, "revision"]].assign(cell=cells)
     order = indexed[rows].drop_duplicates()
     wide = indexed.pivot(index=rows, columns="revision", values="cell")

@@ -65,7 +65,7 @@ def table(results: Results) -> Table | None:
 
 
 def draw_corruptions(folder: Path, table: pd.DataFrame) -> None:
-    """Draw accuracy by strength (0: clean) with 95 % intervals: a panel a corruption, a line a structure.
+    """Draw accuracy by strength (0: clean) with 95 % intervals: one panel per corruption, one line per structure.
 
     table: columns structure, corruption, strength, accuracy, ci_low, ci_high.
     """

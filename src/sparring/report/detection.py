@@ -21,7 +21,7 @@ KEYS = ["split", "attack", "method"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Hold the scores that the stage `detect` made.
+    """The detectors' scores that the stage `detect` made.
 
     rows: from statistics.accuse.  pairs: from statistics.matched.  fitted: what the known detectors were fitted on.
     """
@@ -34,12 +34,12 @@ class Scores:
 
     @property
     def methods(self) -> dict[str, str]:
-        """Return the detectors, own and known, with their titles."""
+        """Return the titles of the detectors, those of structures and the known ones, by name."""
         return {name: METHOD_TITLES.get(name, name) for name in self.rows["method"].unique()}
 
     @property
     def attacks(self) -> dict[str, str]:
-        """Return the attacks with their titles: real attacks, all of these together, then mere noise."""
+        """Return the titles of the attacks by name: real attacks, all of these together, then mere noise."""
         entries = {**self.params.attacks, **self.params.unseen_attacks}
         real = {name: attack_title(self.params, name) for name, attack in entries.items() if not attack.noise}
         noise = {name: attack_title(self.params, name) + " (noise)" for name in entries if name not in real}
@@ -72,7 +72,7 @@ def tables(scores: Scores | None) -> list[Table]:
 
 
 def _attack_table(scores: Scores) -> Table:
-    """Return how well each detector tells each attack from clean images."""
+    """Return the table of how well each detector tells images under each attack from clean ones."""
     tidy = full(
         statistics.separation(scores.pairs), [EVALUATED_SPLITS, list(scores.attacks), list(scores.methods)], KEYS
     )
@@ -115,7 +115,7 @@ def _attacks_notes(scores: Scores) -> list[str]:
 
 
 def _pair_table(scores: Scores) -> Table:
-    """Return accuracy on pairs of a clean and an attacked image, by whether the attack succeeded."""
+    """Return the table of accuracy on pairs of a clean and an attacked image, by whether the attack succeeded."""
     levels = [EVALUATED_SPLITS, list(scores.attacks), list(scores.methods), OUTCOMES]
     tidy = full(statistics.pair_accuracy(scores.pairs), levels, [*KEYS, "outcome"])
     wide = {}
@@ -139,7 +139,7 @@ def _pair_table(scores: Scores) -> Table:
 
 
 def _benign_table(scores: Scores) -> Table:
-    """Return the shares of clean and of benignly changed images that are accused."""
+    """Return the table of the shares of clean and of benignly changed images that are accused of being attacked."""
     rows, count = scores.rows, scores.validation_images
     changes = [CLEAN, *dict.fromkeys(rows.loc[rows["kind"] == "benign", "attack"])]
     tidy = full(statistics.false_positives(rows), [EVALUATED_SPLITS, changes, list(scores.methods)], KEYS)
@@ -162,7 +162,7 @@ def _benign_table(scores: Scores) -> Table:
 
 
 def _attacker_table(scores: Scores) -> Table:
-    """Return how structures with a detector fare against attackers who know of it and who do not."""
+    """Return the table of how structures with a detector withstand attackers who know of it, and those who do not."""
     own_detectors, settings = [name for name in scores.methods if name not in KNOWN_DETECTORS], scores.params.detection
     tidy = full(statistics.joint_robustness(scores.rows), [EVALUATED_SPLITS, list(ATTACKERS), own_detectors], KEYS)
     wide = {}

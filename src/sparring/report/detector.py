@@ -53,7 +53,10 @@ def section(results: Results, scores: Scores | None, tables: Sequence[Table], fo
 
 
 def summary(results: Results, tables: Sequence[Table], split: str) -> dict[str, Any]:
-    """Return the detectors' figures on the mixture, and, where there are tables, by attack and by attacker."""
+    """Return the detectors' numbers on the mixture and, where there are tables, by attack and by attacker.
+
+    tables: from `detection.tables`.
+    """
     tree: dict[str, Any] = {
         "detector": {
             name: {key: results.detected[name, split][key] for key in ("accuracy", "auroc", "tpr_at_fpr05")}
@@ -76,7 +79,8 @@ def summary(results: Results, tables: Sequence[Table], split: str) -> dict[str, 
 
 
 def _verdicts(results: Results, attacks: pd.DataFrame, aimed: pd.DataFrame) -> list[str]:
-    """Say of each detector its AUROC beside the known ones', and the joint accuracy that attackers leave; test images.
+    """Say for each detector, on test images, its AUROC beside the known ones', and the share that is still classified
+    right or accused under attackers who know of it, and under those who do not.
 
     attacks, aimed: the tidy frames of the first and the last of `detection.tables`.
     """
@@ -152,7 +156,7 @@ def draw_detector_roc(folder: Path, lines: dict[str, tuple[np.ndarray, np.ndarra
 
 
 def draw_detector_roc_by_attack(folder: Path, panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> None:
-    """Draw a panel an attack, in it a ROC line for each detector.
+    """Draw one panel per attack, with a ROC line for each detector.
 
     panels: title → legend → (false-positive rates, true-positive rates); the same legends in each.
     """

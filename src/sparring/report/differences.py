@@ -23,40 +23,40 @@ ASSUMED_SPREAD = (
 
 
 def signed(value: float, *interval: float) -> str:
-    """A difference for reading, as in `+0.169`, with its interval as in `+0.205 [+0.161, +0.247]`."""
+    """Format a difference, as in `+0.169`, or with its interval, as in `+0.205 [+0.161, +0.247]`; `-` for nan."""
     ends = f" [{', '.join(f'{end:+.3f}' for end in interval)}]" if interval else ""
     return "-" if math.isnan(value) else f"{value:+.3f}{ends}"
 
 
 def signed_row(compared: Mapping[Any, Any]) -> str:
-    """A row of comparisons for reading: the difference with its interval."""
+    """Format the difference and its interval in a row of statistics.comparisons, as `signed` does."""
     return signed(*(compared[name] for name in ("difference", "difference_low", "difference_high")))
 
 
 def probability(p: float) -> str:
-    """A p for reading, as in `0.035` and `<0.001`."""
+    """Format a p-value, as in `0.035` and `<0.001`."""
     return "<0.001" if p < 0.0005 else number(p)
 
 
 def starred(text: str, side: float) -> str:
-    """A difference, or its p, with a star where the difference lies on a side of zero beyond chance."""
+    """Add a star to a difference, or to its p-value, where the difference is beyond chance (side 1 or -1)."""
     return f"{text} *" if side in (1, -1) else text
 
 
 def starred_intervals(frame: pd.DataFrame, name: str) -> list[str]:
-    """The differences in a column for reading, with their intervals and stars."""
+    """Format the differences in the column `name` with their intervals, and with stars as `starred`."""
     texts = intervals(frame, name, f"{name}_low", f"{name}_high", f"{name}_sd")
     return [starred(text, side) for text, side in zip(texts, frame[f"{name}_side"], strict=True)]
 
 
 def trainings_of(compared: pd.DataFrame) -> int:
-    """How many trainings of a structure the differences are from; 1 where nothing is compared."""
+    """Return how many trainings of a structure the differences are from; 1 where nothing is compared."""
     counts = compared["trainings"].dropna()
     return int(counts.max()) if len(counts) else 1
 
 
 def scope(trainings: int) -> str:
-    """What stands before a verdict that is of one training and of no other."""
+    """Return the words before a verdict that limit it to one training; none where there were several trainings."""
     return "in this one training " if trainings == 1 else ""
 
 
@@ -66,7 +66,7 @@ def capitalised(text: str) -> str:
 
 
 def differences_note(count: int) -> str:
-    """What the intervals of differences hold for.  count: from `trainings_of`."""
+    """Return the note that says what the intervals of differences hold for.  count: from `trainings_of`."""
     if count == 1:
         return (
             "Differences are paired, image by image; their 95 % interval is Bonett and Price's, over images alone: it "
@@ -81,14 +81,14 @@ def differences_note(count: int) -> str:
 
 
 def chance_note(count: int) -> str:
-    """What `beyond chance` says of a difference.  count: from `trainings_of`."""
+    """Return the note that says what `beyond chance` means.  count: from `trainings_of`."""
     if count > 1:
         return "*Beyond chance*: the 95 % interval of the difference, over trainings and images, does not contain zero."
     return "*Beyond chance*: more than other images and another training would make together. " + ASSUMED_SPREAD
 
 
 def seeds_note(predictions: pd.DataFrame) -> list[str]:
-    """How often each structure was trained, where one was trained more than once."""
+    """Return a note, in a list, on how often each structure was trained; none where all were trained once."""
     seeds = predictions.groupby("structure")["seed"].nunique()
     several = [f"{escape.markdown(str(name))} {count}" for name, count in seeds.items() if count > 1]
     if not several:
@@ -100,10 +100,9 @@ def seeds_note(predictions: pd.DataFrame) -> list[str]:
 
 
 def mcnemar(params: Params, name: str, compared: pd.DataFrame, splits: Sequence[str] = EVALUATED_SPLITS) -> list[Table]:
-    """McNemar's exact test between any two structures, on the mixture, on the clean images and under each attack, or in
-    the worst cases; no table where nothing is compared.
+    """Return, in a list, the table of McNemar's exact test between any two structures; none if nothing is compared.
 
-    compared: from statistics.comparisons by split and attack, with what `name` is beside.
+    name: the table's.  compared: from statistics.comparisons by split and attack; a column per attack.
     """
     if compared.empty:
         return []

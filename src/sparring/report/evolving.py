@@ -33,7 +33,7 @@ def write(study: Study, layout: Layout = HERE) -> None:
 
 
 def table(rows: pd.DataFrame) -> Table:
-    """Return the table: a row a method, radius and length of training, with means over its seeds."""
+    """Return the table: one row per method, radius and length of training, with means over its seeds."""
     tidy = summary(rows)
     wide = [
         {
@@ -115,9 +115,9 @@ def _joined(seeds: pd.Index) -> str:
 
 
 def draw(rows: pd.DataFrame, histories: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Draw accuracy under PGD on validation images over the time of training: a panel a radius, a colour a method.
+    """Draw accuracy under PGD on validation images over the time of training.
 
-    There is a line for each training among those with the most epochs.
+    There is a panel for each radius, a colour for each method, and a line for each training with the most epochs.
     """
     longest = rows[rows["epochs"] == rows["epochs"].max()] if len(rows) else rows
     radii = sorted(longest["eps"].unique()) or [0]

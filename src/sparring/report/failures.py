@@ -88,7 +88,7 @@ def _pictures(results: Results, rows: pd.DataFrame) -> np.ndarray:
 
 
 def draw_confusion(folder: Path, matrices: dict[str, np.ndarray], names: Sequence[str]) -> None:
-    """Draw the confusion matrices, a panel a structure.
+    """Draw the confusion matrices, one panel per structure.
 
     matrices: a structure's name → (C, C) counts, rows true classes, columns predicted ones.  names: the C classes.
     """
@@ -116,7 +116,7 @@ def draw_confusion(folder: Path, matrices: dict[str, np.ndarray], names: Sequenc
 
 
 def draw_failures(folder: Path, rows: dict[str, tuple[np.ndarray, list[str]]]) -> None:
-    """Draw a row of images a structure.
+    """Draw one row of images per structure.
 
     rows: its name → (R, H, W, 3) uint8 images, and the text below each, whose names `short` has shortened.
     """

@@ -51,10 +51,10 @@ STYLE = {
 def canvas(
     folder: Path, name: str, width: float, height: float, texts: Iterable[str] = (), picture: bool = False
 ) -> Iterator[Figure]:
-    """A figure of that size in inches, saved when the block ends well: in a report's folder as vector/<name>.svg, and
-    where it is one of PICTURES as figures/<name>.png.
+    """Yield a figure of that size in inches, and save it when the block ends well: in a report's folder as
+    vector/<name>.svg and, where it is one of PICTURES or `picture` is true, as figures/<name>.png.
 
-    texts: what is drawn of names that may be in any script.  picture: as PNG in any case.
+    texts: the drawn texts that may be in any script, as names are; fonts are chosen for them.
     """
     drawing, drawn = folder / "vector" / f"{name}.svg", folder / "figures" / f"{name}.png"
     with style.context(["default", STYLE | {"font.family": families(texts)}]):
@@ -71,8 +71,8 @@ def canvas(
 
 
 def small_png(picture: Image.Image) -> bytes:
-    """A picture as PNG with a palette, of PICTURE_BYTES at most: with as many colours as fit into that, and where 32
-    are too many, with fewer pixels."""
+    """Encode a picture as PNG with a palette, of PICTURE_BYTES at most: with as many colours as fit into that, and
+    where 32 are too many, with fewer pixels."""
     picture, colours = picture.convert("RGB"), 256
     while len(content := _with_palette(picture, colours)) > PICTURE_BYTES:
         if colours > 32:
@@ -84,7 +84,7 @@ def small_png(picture: Image.Image) -> bytes:
 
 
 def _with_palette(picture: Image.Image, colours: int) -> bytes:
-    """The colours are chosen from every third pixel of every third row, as choosing them from all takes seconds."""
+    """Encode a picture as PNG with so many colours. They are chosen from a ninth of the pixels, as all take seconds."""
     some = picture.resize([-(-side // 3) for side in picture.size], Image.Resampling.NEAREST)
     palette = some.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=1)
     buffer = io.BytesIO()
@@ -93,24 +93,27 @@ def _with_palette(picture: Image.Image, colours: int) -> bytes:
 
 
 def title_lines(title: str, limit: int = 12) -> str:
-    """A title whose lines are names, shortened one by one."""
+    """Shorten each line of a title, which is a name, to `limit` characters by `short`."""
     return "\n".join(short(line, limit) for line in title.split("\n"))
 
 
 def attack_titles(params: Params) -> dict[str, str]:
-    """What stands in figures for clean images and each attack."""
+    """Return the titles in figures of clean images and of each attack, by name; each word is a line."""
     return {name: attack_title(params, name).replace(" ", "\n") for name in (CLEAN, *params.all_attacks)}
 
 
 def error_bars(rows: pd.DataFrame, column: str = "accuracy") -> np.ndarray:
-    """Distances to both ends of the interval, as matplotlib wants them; rounding must not make them negative."""
+    """Return the distances (2, N) from a column to both ends of its interval, as matplotlib wants them: none negative.
+
+    rows: with the columns ci_low and ci_high.
+    """
     value = rows[column].to_numpy(float)
     ends = np.stack([value - rows["ci_low"].to_numpy(float), rows["ci_high"].to_numpy(float) - value])
     return ends.clip(min=0)
 
 
 def shared_legend(figure: Figure, columns: int) -> None:
-    """One legend below all panels, with each label once; none where nothing is labelled."""
+    """Add one legend below all panels, with each label once; none where nothing is labelled."""
     handles = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -119,14 +122,18 @@ def shared_legend(figure: Figure, columns: int) -> None:
 
 
 def line_look(number: int) -> dict[str, Any]:
-    """The colour and the dashes of a line: those of many structures differ in at least one of the two."""
+    """Return the colour and dashes, for matplotlib, of the line of this number. Lines differ in one of the two."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
 def bars(
     axes: Axes, number: int, left: np.ndarray, heights: pd.Series, ends: np.ndarray | None, width: float, label: str
 ) -> None:
-    """One bar of each group.  number: its place within the groups.  ends: from `error_bars`, or None."""
+    """Draw one bar in each group.
+
+    number: its place within the groups, which decides its look.  left: the bars' positions.
+    ends: from `error_bars`, or None.
+    """
     axes.bar(
         left,
         heights,

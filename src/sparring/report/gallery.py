@@ -55,7 +55,7 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(results: Results, timings: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
-    """Return what each attack does to the pretrained net, and its images a second.  timings: from `read.timings`."""
+    """Return what each attack does to the pretrained net, and its images per second.  timings: from `read.timings`."""
     rates = {
         timing["stage"].partition("@")[2]: timing.get("images_per_second")
         for timing in timings
@@ -126,7 +126,7 @@ def _arguments(attack: Attack) -> str:
 
 
 def _gallery(results: Results, folder: Path, titles: dict[str, str]) -> Gallery:
-    """Make the gallery of a test image a class: the first that the pretrained net gets right, else the first."""
+    """Make the gallery with one test image per class: the first that the pretrained net gets right, else the first."""
     source = results.source_clean[results.source_clean["split"] == "test"].drop_duplicates("index")
     examples = source.sort_values(["label", "correct", "index"], ascending=[True, False, True])
     examples = examples.drop_duplicates("label").head(GALLERY_ROWS)
@@ -135,6 +135,7 @@ def _gallery(results: Results, folder: Path, titles: dict[str, str]) -> Gallery:
     rows = place.loc[examples["index"]].to_numpy()
 
     def example(name: str, images: np.ndarray, prediction: np.ndarray) -> Example:
+        """Make a column of the gallery from levels (R, H, W, 3) and the numbers of the predicted classes (R,)."""
         return Example(titles[name], images, [results.classes[label] for label in prediction])
 
     stored = {
@@ -192,13 +193,16 @@ def _gallery_images(results: Results, clean: store.Images, stored: dict[str, sto
 
 
 def _magnification(change: np.ndarray) -> int:
-    """Return the largest round factor at which all but 5 % of the values still fit between black and white."""
+    """Return the largest of MAGNIFICATIONS at which all but 5 % of a change's values fit between black and white.
+
+    change: in [0, 1] units; 0 is shown as grey.
+    """
     largest = float(np.quantile(np.abs(change), 0.95)) if change.size else 0.0
     return max([factor for factor in MAGNIFICATIONS if factor * largest <= 0.5], default=1)
 
 
 def draw_gallery(folder: Path, names: Sequence[str], clean: Example, attacked: Sequence[Example]) -> None:
-    """Draw a row an image: clean, then under each attack with its magnified change to the right.
+    """Draw one row per image: clean, then under each attack with its magnified change to the right.
 
     names: the classes of the R images.
     """

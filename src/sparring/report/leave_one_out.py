@@ -36,7 +36,10 @@ def write(params: Params, layout: Layout = HERE) -> None:
 def _facts(
     params: Params, layout: Layout, attack: str, structure: str, clean: dict[str, Images]
 ) -> list[dict[str, Any]]:
-    """Compare a structure trained with all attacks with one trained without it; return a dict for `_table` a split."""
+    """Compare a structure trained with all attacks with the one trained without `attack`.
+
+    Returns a dict for each split, with the index and columns that `_table` takes.
+    """
     settings = only(params, attack)
     predictions = {
         "with": read.predictions(settings, layout, structure, clean),
@@ -65,8 +68,8 @@ def _facts(
 def _table(params: Params, facts: pd.DataFrame) -> Table:
     """Return the table of accuracies under each attack, of structures trained with all attacks and without that one.
 
-    facts: index split, attack and structure; columns with_accuracy, with_low, with_high, with_sd and the same of
-    without; DIFFERENCE and difference_side under the attack, and the same of clean on clean images; more, less, p,
+    facts: index split, attack and structure; columns with_accuracy, with_low, with_high, with_sd, and such columns
+    without_…; DIFFERENCE and difference_side under the attack, and such columns clean_… on clean images; more, less, p,
     trainings and images.
     """
     structures = [name for name, structure in params.structures.items() if structure.stored]

@@ -22,7 +22,7 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # else it 
 
 
 def short(name: str, limit: int = 12) -> str:
-    """A name in at most `limit` characters of which each can be drawn, on one line."""
+    """Shorten a name to `limit` characters on one line. A character that no font has becomes its code point."""
     glyphs = [character if _family(character) and not name.isspace() else code_point(character) for character in name]
     if sum(map(len, glyphs)) <= limit:
         return "".join(glyphs)
@@ -35,7 +35,7 @@ def short(name: str, limit: int = 12) -> str:
 
 
 def families(texts: Iterable[str]) -> list[str]:
-    """rcParams["font.family"] for these texts: matplotlib's own, then installed ones with what it lacks."""
+    """Return rcParams["font.family"] for these texts: matplotlib's own, then installed ones with what it lacks."""
     fonts = {_family(character) for character in "".join(texts)}
     own = _own()
     return [*own, *sorted(family for family in fonts if family and family not in own)]
@@ -47,7 +47,7 @@ def _own() -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _family(character: str) -> str | None:
-    """The first font that has it; None where there is none, or it is nothing to be drawn."""
+    """Return the first font family that has a character; None where none has, or there is nothing to be drawn."""
     if unicodedata.category(character) in HIDDEN and character not in JOINERS:
         return None
     own = _own()
@@ -64,7 +64,7 @@ def _installed() -> list[str]:
 
 @functools.cache
 def _characters(family: str) -> frozenset[int]:
-    """The code points that it has in every weight that figures use."""
+    """Return the code points that a font family has in every weight that figures use."""
     by_weight = []
     for weight in WEIGHTS:
         try:

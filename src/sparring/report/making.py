@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def draw_curves(folder: Path, histories: dict[str, pd.DataFrame]) -> None:
-    """Draw loss and accuracy by epoch, a line a model; panels for a detector and for attacks where there are such."""
+    """Draw loss and accuracy by epoch, a line for each model, with panels for detectors and attacks if any."""
     titles = {
         "detector_accuracy": "Accuracy of the detector\n(training images)",
         "pgd_accuracy": "Under attack, validation images\n(dotted: FGSM, solid: PGD)",

@@ -66,7 +66,7 @@ def _page(facts: Facts, tables: list[Table]) -> str:
 
 
 def coverage(facts: Facts) -> list[str]:
-    """Say what was measured, what is missing and what the words take for chance: paragraphs in Markdown."""
+    """Say what was measured, what is missing and what `beyond chance` means, in paragraphs of Markdown."""
     if not facts.measured_datasets:
         return _missing(facts)
     return [_measured(facts), *_missing(facts), *_chance(facts)]

@@ -1,4 +1,4 @@
-"""Draw the control nets' accuracy under FGSM by its radius, a panel a data set and attacker."""
+"""Draw the control nets' accuracy under FGSM by its radius, one panel per data set and attacker."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def curve(facts: Facts) -> pd.DataFrame:
 
 
 def draw(facts: Facts, numbers: pd.DataFrame, folder: Path) -> None:
-    """Save the figure in `folder`, a report's; it has an empty panel while nothing was measured.
+    """Draw the figure and save it in a report's folder; it is an empty panel where nothing was measured.
 
     numbers: from `curve`.
     """
@@ -65,7 +65,7 @@ def draw(facts: Facts, numbers: pd.DataFrame, folder: Path) -> None:
 
 
 def _draw_panel(axes: Axes, rows: pd.DataFrame, levels: list[int]) -> None:
-    """Draw a line a defence; the radii stand at even distances, as they double."""
+    """Draw one line per defence. Radii are spaced evenly, as they double."""
     for number, defence in enumerate(DEFENCES):
         line = rows[rows["defence"] == defence]
         if len(line):

@@ -1,6 +1,6 @@
 """Gather what the study of masked and padded features measured, and compute the numbers of its tables and words.
 
-A frame of its predictions has the columns of mask_padding.COLUMNS, one row an image, attack and attacker, and
+A frame of its predictions has the columns of mask_padding.COLUMNS, one row per image, attack and attacker, and
 `correct`; `seed` is the number of the split. Images of two splits overlap, and every split has a training of its own.
 """
 
@@ -29,9 +29,9 @@ Condition = tuple[str, str, str]  # defence, attacker and attack: which net meet
 
 @dataclass(frozen=True)
 class Facts:
-    """Hold the study's predictions and measures of flatness.
+    """The study's predictions and measures of flatness.
 
-    rows: the predictions; those under C&W stand there once more for each radius, under the name that `within` gives.
+    rows: the predictions; those under C&W are there once more for each radius, as the attack that `cw_within` names.
     local: the frame of mask_padding's linearity files.
     missing_rows: data set and defence of rows without files.  empty_datasets: data sets whose rows have no images.
     """
@@ -49,14 +49,15 @@ class Facts:
 
     @cached_property
     def by_condition(self) -> dict[Any, dict[Any, Any]]:
-        """Return the same, a dict for each combination."""
+        """Return `measured` as a dict for each combination, by the tuple of its keys."""
         return self.measured.to_dict("index")
 
     @cached_property
     def flatness(self) -> pd.DataFrame:
         """Return the means of gradient_norm and linearity_error by dataset, network and defence.
 
-        They are means over splits of means over images; <name>_sd is the standard deviation over splits, nan for one.
+        They are means over splits of means over images; <name>_sd is the standard deviation over splits, nan for one
+        split.
         """
         splits = self.local.groupby([*NET, "seed"], sort=False)[LOCAL].mean().groupby(level=NET, sort=False)
         return splits.mean().join(splits.std().add_suffix("_sd"))
@@ -75,7 +76,7 @@ class Facts:
 
     @cached_property
     def splits(self) -> dict[str, int]:
-        """Count the splits that each data set was measured on."""
+        """Return the number of splits on which each data set was measured, by its name."""
         counts = self.measured["trainings"].groupby(level="dataset").max()
         return {str(dataset): int(count) for dataset, count in counts.items()}
 
@@ -92,7 +93,7 @@ class Facts:
         """Return the accuracy in one condition minus that in another, paired by image and split.
 
         The keys are difference, difference_low and difference_high (95 %), side (1 above zero, -1 below it, beyond
-        chance, else 0) and trainings, as in statistics.paired_difference. None where one of the two was not measured.
+        chance, else 0) and trainings, as in statistics.paired_difference. None where the two have no image in common.
         """
         first_rows, other_rows = (self._groups.get((dataset, network, *condition)) for condition in (first, other))
         if first_rows is None or other_rows is None:
@@ -139,7 +140,7 @@ def _over_splits(value: float, low: float, high: float, splits: "pd.Series[float
 
 
 def _difference(value: float, low: float, high: float, trainings: int) -> dict[str, float]:
-    """Return a difference with its interval and the side of zero on which all of that lies."""
+    """Return a difference, its interval, and the side of zero on which the whole interval lies, 0 for neither."""
     side = int(low > 0) - int(high < 0)
     return {"difference": value, "difference_low": low, "difference_high": high, "side": side, "trainings": trainings}
 
@@ -165,8 +166,8 @@ def gather(study: Study, layout: Layout) -> Facts:
     return Facts(study, _with_radii(rows, study.radii), flat, missing_rows, empty_datasets)
 
 
-def within(radius: float) -> str:
-    """Name the attack C&W that is limited to a radius: only changes up to this L2 length count as fooling."""
+def cw_within(radius: float) -> str:
+    """Return the name of the attack C&W limited to a radius: only changes up to this L2 length count as fooling."""
     return f"{CW}_l2_{radius:g}"
 
 
@@ -179,7 +180,7 @@ def _with_radii(rows: pd.DataFrame, radii: Iterable[float]) -> pd.DataFrame:
     parts = [rows]
     for radius in radii:
         right = right_before & ~(fooled & (attacked["l2"] <= radius))
-        parts.append(attacked.assign(attack=within(radius), correct=right))
+        parts.append(attacked.assign(attack=cw_within(radius), correct=right))
     return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 
@@ -187,8 +188,8 @@ def measures(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Measure each group of predictions; index: `by`.
 
     Columns: those of statistics.accuracies; balanced_accuracy, the mean of the classes' accuracies, averaged over
-    splits; trainings; and, of white-box C&W (else nan) over the images of all splits that are right when clean, fooled,
-    the share that it fools, and l2_median, of its changes' lengths; an image that it never fools is infinitely far.
+    splits; trainings; and two on white-box C&W, nan for others, over the images of all splits that are right when
+    clean: fooled, the share that it fools, and l2_median, the median length of its changes, infinite where it fails.
     """
     frame = statistics.accuracies(rows, by)
     classes = rows.groupby([*by, "seed", "label"], sort=False)["correct"].mean()
@@ -205,9 +206,9 @@ def measures(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def tidy_rows(facts: Facts) -> pd.DataFrame:
-    """Return the frame of rows.csv: one row a training, attack and attacker.
+    """Return the frame of rows.csv: one row per training, attack and attacker.
 
-    eps is in [0, 1] units, nan where the attack has none. How flat the net is stands in its rows of clean images.
+    eps is in [0, 1] units, nan where the attack has none. The net's flatness is in its rows of clean images.
     """
     rows = facts.rows[facts.rows["attack"].isin([CLEAN, CW, *facts.radii])]
     frame = measures(rows.assign(split=rows["seed"]), [*NET, "split", "attack", "attacker"]).reset_index()

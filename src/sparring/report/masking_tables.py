@@ -11,7 +11,7 @@ from sparring.params.masking import RESEEDED, UNDEFENDED, Study
 from sparring.params.names import CLEAN
 from sparring.report import paper
 from sparring.report.escape import markdown
-from sparring.report.masking_facts import CW, KEYS, LOCAL, NET, Facts, within
+from sparring.report.masking_facts import CW, KEYS, LOCAL, NET, Facts, cw_within
 from sparring.report.table import ACCURACY, INTERVALS, Table, intervals, number
 
 CW_TRAINING, MASKS, PADDING = "cw_training", "mask_", "padding"
@@ -58,11 +58,11 @@ def title_of(titles: dict[str, str], name: str) -> str:
 
 
 def article_lines(study: Study) -> pd.DataFrame:
-    """Assign the article's figures to our rows.
+    """Assign the article's accuracies to our rows.
 
-    Columns: table, dataset, network, defence, attack, article, and article_dataset and article_network, which are what
-    the article says, or `unstated`. Figures without a network are assigned to our control net, figures without a data
-    set to each data set that has the network.
+    Columns: table, dataset, network, defence, attack, article (its accuracy), and article_dataset and article_network,
+    which are what the article says, or `unstated`. Accuracies without a network are assigned to our control nets, those
+    without a data set to each data set that has the network.
     """
     lines: list[dict[str, Any]] = []
     for row in paper.masking().to_dict("records"):
@@ -82,7 +82,7 @@ def article_lines(study: Study) -> pd.DataFrame:
 
 
 def article_tables(facts: Facts) -> list[Table]:
-    """Return Tables 3 to 6; a net that was not measured has the article's figures and a dash for ours."""
+    """Return Tables 3 to 6; a net that was not measured has the article's accuracies and a dash for ours."""
     lines = article_lines(facts.study)
     return [_article_table(facts, number, lines[lines["table"] == number]) for number in CAPTIONS]
 
@@ -120,7 +120,7 @@ def controls(facts: Facts) -> Table:
 
 
 def _notes(facts: Facts, tidy: pd.DataFrame) -> list[str]:
-    """Return the notes that every table has.  tidy: the table's figures."""
+    """Return the notes that every table has.  tidy: the table's numbers."""
     narrow = width_notes(facts.study, tidy["network"])
     return [NOBODY, ATTACKERS, _flatness_note(facts.study), LENGTHS, *narrow, _interval_note(facts)]
 
@@ -147,13 +147,13 @@ def _flatness_note(study: Study) -> str:
 
 
 def _tidy(facts: Facts, nets: list[tuple[str, str, str]], lines: pd.DataFrame | None) -> pd.DataFrame:
-    """Return one figure a row: every net, clean, under each attack and under C&W at each radius, from both attackers.
+    """Return a row for every net, clean, under each attack and under C&W at each radius, from both attackers.
 
     The last columns say how flat the net is, in each of its rows.
 
-    lines: from `article_lines`, of one table; their figures stand beside the transfer ones.
+    lines: from `article_lines`, of one table; the article's accuracies are in the rows of transfer.
     """
-    attacks = [*facts.study.attacks, *(within(radius) for radius in facts.study.radii)]
+    attacks = [*facts.study.attacks, *(cw_within(radius) for radius in facts.study.radii)]
     conditions = [(NEITHER, CLEAN), *((attacker, attack) for attacker in (TRANSFER, WHITEBOX) for attack in attacks)]
     index = pd.MultiIndex.from_tuples([(*net, *condition) for net in nets for condition in conditions], names=KEYS)
     tidy = facts.measured.reindex(index)[FIGURES].reset_index()
@@ -169,7 +169,7 @@ def _tidy(facts: Facts, nets: list[tuple[str, str, str]], lines: pd.DataFrame | 
 
 
 def _wide(tidy: pd.DataFrame, facts: Facts) -> dict[str, pd.DataFrame]:
-    """Return the frames to read: for each data set accuracies, and C&W by length where anything was measured."""
+    """Format for each data set a frame of accuracies and, where anything was measured, one of C&W by length."""
     wide = {}
     for dataset, rows in tidy.groupby("dataset", sort=False):
         title = title_of(DATASETS, str(dataset))
@@ -185,7 +185,7 @@ def _wide(tidy: pd.DataFrame, facts: Facts) -> dict[str, pd.DataFrame]:
 
 
 def _cells(rows: pd.DataFrame) -> dict[tuple[str, ...], str]:
-    """Format the figures that were measured, by network, defence, attacker and attack."""
+    """Format the accuracies that were measured, by network, defence, attacker and attack."""
     known = rows[rows["accuracy"].notna()]
     keys = known[["network", "defence", "attacker", "attack"]].itertuples(index=False, name=None)
     return dict(zip(keys, intervals(known, *ACCURACY), strict=True))
@@ -194,7 +194,7 @@ def _cells(rows: pd.DataFrame) -> dict[tuple[str, ...], str]:
 def _lines(
     rows: pd.DataFrame, cells: dict[tuple[str, ...], str], net: tuple[str, str], is_measured: bool, facts: Facts
 ) -> Iterable[dict[str, str]]:
-    """Yield the lines of one net: the article's figures where it has any, ours under transfer, ours white-box."""
+    """Yield the lines of one net: the article's accuracies where it has any, ours under transfer, ours white-box."""
     own = rows[(rows["network"] == net[0]) & (rows["defence"] == net[1])]
     start = {"network": net[0], "defence": net[1]}
     flat = _flat(own)
@@ -227,7 +227,7 @@ def _flat(own: pd.DataFrame) -> dict[str, str]:
 
 
 def _unstated(own: pd.DataFrame) -> str:
-    """Say whether the article leaves the data set or the network of a net's figures unstated."""
+    """Say whether the article leaves the data set or the network of a net's accuracies unstated."""
     figure = own.dropna(subset="article").iloc[0]
     missing = [key for key in ("dataset", "network") if figure[f"article_{key}"] == UNSTATED]
     return f" ({' and '.join(missing)} unstated)".replace("dataset", "data set") if missing else ""
@@ -242,7 +242,7 @@ def _lengths(
         fooled, median = own.loc[own["attacker"] == attacker, ["fooled", "l2_median"]].iloc[0].astype(float)
         line = {"network": net[0], "defence": net[1], "figures": attacker}
         line |= {"fooled": number(fooled), "median L2": length(median)}
-        columns = {f"right at {radius:g}": (*net, attacker, within(radius)) for radius in facts.study.radii}
+        columns = {f"right at {radius:g}": (*net, attacker, cw_within(radius)) for radius in facts.study.radii}
         yield line | {name: cells.get(key, "-") for name, key in columns.items()}
 
 

@@ -93,10 +93,10 @@ def _beside_article(facts: Facts) -> list[str]:
 
 
 def _against_reseed(facts: Facts) -> list[str]:
-    """Count on how many nets masks and padding beat others under each attack.
+    """Count in how many cases, each a net under an attack, masks and padding beat other nets.
 
-    The others are the undefended net that was attacked, the reseeded one, that whose mask hides nothing, and the
-    undefended one where each net is attacked itself.
+    Under transfer these are the undefended net that was attacked, the reseeded one, and the one whose mask hides
+    nothing. Where each net is attacked itself, it is the undefended one.
     """
     defences = [name for name in facts.study.defences if name == PADDING or name in MASKS_OF_TABLE_5]
     texts = []
@@ -176,7 +176,7 @@ def _count(differences: Sequence[Difference], side: int) -> int:
 
 
 def _defence(facts: Facts, dataset: str, network: str, defence: str, where: str) -> list[str]:
-    """Say of one defence what it beats under transfer and white-box, what it keeps, and how flat its net became."""
+    """Say of one defence what it beats under transfer and white-box, how accurate its net is, and how flat."""
     parts = []
     for other, attacker, start in (
         (UNDEFENDED, TRANSFER, "Under transfer, beside the undefended net that was attacked"),
@@ -196,7 +196,7 @@ def _defence(facts: Facts, dataset: str, network: str, defence: str, where: str)
 
 
 def _own_attacks(facts: Facts, dataset: str, network: str, defence: str) -> list[str]:
-    """Say what a net keeps when attacked itself, and how long C&W's changes are."""
+    """Say how accurate a net is when it is attacked itself, and how long C&W's changes are."""
     cells = []
     for attack in ("fgsm", STRONGEST):
         cell = _cell(facts, dataset, network, defence, WHITEBOX, attack)

@@ -28,7 +28,7 @@ from sparring.report.table import (
 
 
 def section(results: Results, table: Table, folder: Path) -> Section:
-    """Table 2, its figure, and a test of any two structures.  table: from `table`."""
+    """Make the section: Table 2, its figure, and a test of any two structures.  table: from `table`."""
     parts: list[Table | Figure] = [table]
     if table.tidy["images"].any():
         draw_mixture(folder, table.tidy)
@@ -37,7 +37,7 @@ def section(results: Results, table: Table, folder: Path) -> Section:
 
 
 def summary(results: Results, tidy: pd.DataFrame, split: str) -> dict[str, Any]:
-    """Return accuracy by structure, and the difference between any two.  tidy: the frame of `table`."""
+    """Return accuracy by structure, and the difference between any two.  tidy: the tidy frame of `table`."""
     rows = tidy[tidy["split"] == split].set_index("structure")
     return {
         "mixture": rows[["accuracy", "ci_low", "ci_high", "sd"]].to_dict("index"),
@@ -83,7 +83,8 @@ def table(results: Results) -> Table:
 
 
 def draw_mixture(folder: Path, table: pd.DataFrame) -> None:
-    """Accuracy on the mixture with 95 % intervals; a line a structure, a mark a split, a diamond for the paper.
+    """Draw accuracy on the mixture with 95 % intervals: one line per structure, one mark per split, a diamond for the
+    paper.
 
     table: columns split, structure, accuracy, ci_low, ci_high, paper.
     """

@@ -1,5 +1,5 @@
 """The first screen of the report: how accurate, how robust against stored attacks, how robust against who aims, at what
-cost; a sentence each, and one picture."""
+cost, in a sentence for each, and one picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +50,7 @@ def answers(results: Results, mixture: pd.DataFrame, per_attack: pd.DataFrame, w
 def section(
     results: Results, answers: Answers, timings: Sequence[dict[str, Any]], claims: pd.DataFrame, folder: Path
 ) -> Section:
-    """The report's first section.
+    """Make the report's first section, and draw its figure.
 
     answers: from `answers`.  timings: of stages, from `read.timings`.  claims: the tidy frame of `claims.claims`.
     """
@@ -69,12 +69,13 @@ def section(
 
 
 def _kinds(answers: Answers) -> str:
+    """Say for whom which attacks are white-box, and for whom they are transfer."""
     text = f"Stored attacks were made against {BASELINE} alone: for the others they are transfer."
     return text + (" Attacks aimed at a structure use its own gradients." if AIMED in answers else "")
 
 
 def _subject(results: Results) -> str:
-    """What was trained, on which images, against which attacks."""
+    """Say what was trained, on which images, against which attacks."""
     params, clean = results.params, results.clean
     unseen = f", and {len(params.unseen_attacks)} that nobody trained on" if params.unseen_attacks else ""
     attacks, structures = ([escape.markdown(name) for name in names] for names in (params.attacks, params.trained))
@@ -93,7 +94,7 @@ def _subject(results: Results) -> str:
 
 
 def _verdicts(answers: Answers) -> list[str]:
-    """A sentence a question: the accuracies, and which structures differ from the baseline beyond chance."""
+    """Answer each question in a sentence: accuracies, and which structures differ from the baseline beyond chance."""
     questions = {
         ACCURATE: ("How accurate?", "clean test images"),
         GALLERY: ("How robust against the stored attacks?", "test images, a part of them under such an attack"),
@@ -110,7 +111,7 @@ def _verdicts(answers: Answers) -> list[str]:
 
 
 def _beside_baseline(rows: pd.DataFrame) -> str:
-    """Which structures differ from the baseline beyond chance, as the end of a sentence and another one."""
+    """Say which structures differ from the baseline beyond chance: text that ends a sentence and begins another."""
     words = {1: "beyond chance better than", -1: "beyond chance worse than", 0: "not told apart from"}
     others = rows.drop(index=BASELINE, errors="ignore")
     parts = []
@@ -121,7 +122,7 @@ def _beside_baseline(rows: pd.DataFrame) -> str:
 
 
 def _cost(timings: Sequence[dict[str, Any]], seconds: Mapping[str, float]) -> list[str]:
-    """What training and attacking took.  seconds: of one training, by structure."""
+    """Say how long training and attacking took; nothing without timings.  seconds: of one training, by structure."""
     if not timings:
         return []
     trainings = [f"{escape.markdown(name)} {number(taken, 0)} s" for name, taken in seconds.items()]
@@ -134,7 +135,7 @@ def _cost(timings: Sequence[dict[str, Any]], seconds: Mapping[str, float]) -> li
 
 
 def _paper(claims: pd.DataFrame) -> list[str]:
-    """How many of the article's differences on the mixture this run has."""
+    """Say how many of the article's differences on the mixture have which verdict in this run."""
     rows = claims[(claims["attack"] == MIXTURE) & (claims["split"] == "test")]
     if rows.empty:
         return []
@@ -158,7 +159,7 @@ def _table(results: Results, answers: Answers, seconds: Mapping[str, float]) -> 
 
 
 def _differences(results: Results) -> list[Folded]:
-    """The differences on the mixture that tell something, folded."""
+    """Return the differences of `_compared` on the mixture, folded; nothing without images."""
     paragraphs = []
     for split in EVALUATED_SPLITS:
         if results.mixture["split"].eq(split).any():
@@ -171,7 +172,7 @@ def _differences(results: Results) -> list[Folded]:
 
 
 def _compared(results: Results, split: str) -> list[str]:
-    """The differences between structures that tell what a part is worth, in a line each: every structure minus the
+    """Return a line for each difference that shows what a part of a structure is worth: every structure minus the
     baseline, one with a detector or a transform minus the same without, the sampler minus other opponents."""
     structures = results.params.trained
     pairs = [(name, BASELINE) for name in structures]
@@ -205,7 +206,7 @@ def _compared(results: Results, split: str) -> list[str]:
 
 
 def draw_overview(folder: Path, answers: Answers) -> None:
-    """Accuracy of every structure, a bar a question, with 95 % intervals."""
+    """Draw the accuracy of every structure, one bar per question, with 95 % intervals."""
     names = list(next(iter(answers.values())).index)
     with canvas(folder, "overview", max(6.5, 1.1 * len(names)), 3.4) as figure:
         axes = figure.subplots()

@@ -23,8 +23,10 @@ SHARE = re.compile(r"([01]\.\d{3})(?: ± [\d.]+)? \[")  # as table.with_interval
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture, drawn as reports/vector/`name`.svg. photos: it shows images, which a dark page must not recolour as it
-    does lines and letters."""
+    """A figure, drawn as vector/<name>.svg.
+
+    photos: whether it shows images. A dark page recolours lines and letters, but must not recolour images.
+    """
 
     name: str
     caption: str
@@ -33,10 +35,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Gallery(Figure):
-    """A picture in whose place the web page lets the reader pick an image and an attack.
+    """A figure in whose place the web page lets the reader pick an image and an attack.
 
-    images: of each, `label`, `clean` (a data: URI), `said` (structure → what it says of the clean image) and
-    `attacked`: for each of `attacks` in its order `image`, `change` (data: URIs), `note` and `said`.
+    images: a dict for each image, with `label`, `clean` (a data: URI), `said` (structure → its answer on the clean
+    image) and `attacked`: a dict for each of `attacks`, with `image`, `change` (data: URIs), `note` and `said`.
     """
 
     attacks: Sequence[str] = ()
@@ -45,7 +47,7 @@ class Gallery(Figure):
 
 @dataclass(frozen=True)
 class Thumbnails(Figure):
-    """A picture in whose place the web page has single images.  rows: heading → images, as (data: URI, text below)."""
+    """A figure in whose place the web page has single images.  rows: heading → images, as (data: URI, text below)."""
 
     rows: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
@@ -60,7 +62,10 @@ class Folded:
 
 @dataclass(frozen=True)
 class Section:
-    """parts: paragraphs in Markdown, tables and pictures, in the order in which they are read."""
+    """A section of the report.
+
+    parts: paragraphs in Markdown, tables, figures and folded paragraphs, in the order in which they are read.
+    """
 
     title: str
     parts: Sequence[str | Table | Figure | Folded]
@@ -75,7 +80,7 @@ class Section:
 
 
 def markdown(title: str, sections: Sequence[Section], pictures: Collection[str]) -> str:
-    """The sections as one Markdown page.
+    """Render the sections as one Markdown page.
 
     pictures: the names of the figures that are shown, from figures/<name>.png; for any other a line names the web page.
     """
@@ -96,7 +101,7 @@ def markdown(title: str, sections: Sequence[Section], pictures: Collection[str])
 
 
 def html(title: str, sections: Sequence[Section], figures: Path) -> str:
-    """The sections as one web page; nothing is loaded from elsewhere, and the page itself forbids it.
+    """Render the sections as one web page; nothing is loaded from elsewhere, and the page itself forbids it.
 
     figures: the folder with the figures' SVG files.
     """
@@ -119,18 +124,18 @@ def html(title: str, sections: Sequence[Section], figures: Path) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """The value with characters that HTML or UTF-8 does not have as code points, which autoescape leaves alone."""
+    """Replace in a text the characters that HTML or UTF-8 does not have, which autoescape lets pass."""
     return escape.printable(value, "\n") if type(value) is str else value
 
 
 def isolated(name: str) -> str:
-    """A name that does not change the direction of the text beside it, though it may run from right to left."""
+    """Wrap a name that may run from right to left, so that it does not change the direction of the text beside it."""
     turns = {"R", "AL", "AN", "RLE", "RLO", "LRE", "LRO", "PDF", "RLI", "LRI", "FSI", "PDI"}
     return f"\u2068{name}\u2069" if any(unicodedata.bidirectional(character) in turns for character in name) else name
 
 
 def png(image: np.ndarray) -> str:
-    """An image (H, W, 3), in levels from 0 to 255, as a data: URI; other types than uint8 are rounded."""
+    """Encode an image (H, W, 3), in levels from 0 to 255, as a data: URI of a PNG. Floats are rounded."""
     levels = np.clip(np.rint(image.astype(float)), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(levels).save(buffer, "PNG", compress_level=9)
@@ -177,7 +182,7 @@ def _part(part: str | Table | Figure | Folded, reader: MarkdownIt, figures: Path
 
 
 def _cells(frame: pd.DataFrame) -> list[list[dict[str, str]]]:
-    """Of each cell its text and, where it is an accuracy, the length of the bar behind it."""
+    """Return for each cell its text and, where it is an accuracy, the length of the bar behind it."""
     rows = []
     for values in frame.astype(str).itertuples(index=False):
         cells = []

@@ -92,9 +92,9 @@ def predictions_without(
 def scores(
     params: Params, layout: Layout, structures: Sequence[str], clean: dict[str, store.Images]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read detectors' scores, one row an image and `method`, and the metadata on what the known detectors were fitted.
+    """Read detectors' scores, one row per image and `method`, and facts on the images to which known ones were fitted.
 
-    method: the name of the structure that a detector belongs to, or, only once for all structures, of a known detector.
+    method: the name of the structure that a detector belongs to, or of a known detector, whose scores are there once.
     """
     parts: list[pd.DataFrame] = []
     fitted: dict[str, Any] = {}
@@ -243,7 +243,7 @@ def _check_complete(
 
 
 def seconds_to_train(params: Params, timings: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The seconds of one training of each structure whose time is known.  timings: of stages, from `timings`."""
+    """Return the seconds of one training of each structure whose time is known.  timings: from `timings`."""
     seconds = {timing["stage"]: float(timing["seconds"]) for timing in timings}
     stages = {name: "pretrain" if name == BASELINE else f"train@{name}" for name in params.structures}
     return {name: seconds[stage] / len(params.seeds_of(name)) for name, stage in stages.items() if stage in seconds}

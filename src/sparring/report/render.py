@@ -73,7 +73,7 @@ def render(params: Params, left_out: Mapping[str, str] | None = None, layout: La
 
 @dataclass(frozen=True)
 class Numbers:
-    """What sections read and count for themselves, and what they hand to others through this."""
+    """The tables and frames that sections are made from. Some are used by several sections."""
 
     mixture: Table
     by_attack: Table
@@ -87,7 +87,7 @@ class Numbers:
 
 
 def _numbers(results: Results) -> Numbers:
-    """All files are read and checked here, before anything is drawn, as drawing takes long."""
+    """Read and check all files, before anything is drawn, as drawing takes long. Return the tables made from them."""
     scores = detection.scores(results)
     return Numbers(
         scores=scores,
@@ -103,8 +103,10 @@ def _numbers(results: Results) -> Numbers:
 
 
 def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]:
-    """The report, in the order in which it is read; figures are drawn into its `folder`. One more section is one more
-    entry: its tables are saved, and its figures shown, without further ado."""
+    """Make the report's sections in their order, and draw their figures into its `folder`.
+
+    A new section is one more entry here: `render` saves its tables and shows its figures.
+    """
     both = numbers.mixture.tidy, numbers.by_attack.tidy
     aimed = numbers.whitebox
     stated = claims.claims(results.params, results.all_comparisons)
@@ -126,7 +128,7 @@ def _sections(results: Results, numbers: Numbers, folder: Path) -> list[Section]
 
 
 def _summary(results: Results, numbers: Numbers) -> dict[str, Any]:
-    """Everything that is counted: the test images' tree, and the held-out images' like it below `heldout`."""
+    """Return the content of summary.json: all numbers of the test images and, under `heldout`, of the held-out ones."""
     clean = results.clean
     data = {"source": clean["train"].metadata["source"], "classes": len(results.classes)}
     data |= {split: len(images) for split, images in clean.items()}
@@ -147,7 +149,7 @@ def _summary_of(results: Results, numbers: Numbers, split: str) -> dict[str, Any
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
-    """The few figures that `dvc exp show` shows, of the test images."""
+    """Return the content of metrics.json: the few numbers, of the test images, that `dvc exp show` shows."""
     return {
         "mixture": {name: entry["accuracy"] for name, entry in summary["mixture"].items()},
         "whitebox": {name: entry["worst_case"] for name, entry in summary["whitebox"].items()},

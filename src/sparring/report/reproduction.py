@@ -16,11 +16,11 @@ from sparring.report.table import ACCURACY, Table, number, records, with_interva
 
 
 def withstanding(results: Results, worst: pd.DataFrame, compared: Mapping[Any, Mapping[Any, Any]]) -> str:
-    """Whether structures withstand an attacker who aims at them, in words: more often than guessing and than the
+    """Say in words which structures withstand an attacker who aims at them: better than guessing and better than the
     baseline, both beyond chance. The article has no such attacker.
 
-    worst: of the white-box worst case within any radius, by structure.  compared: structures in that case, with side
-    and trainings, by structure and other.
+    worst: accuracy in the white-box worst case within any radius, by structure.
+    compared: (structure, other) → their comparison in that case, with side and trainings.
     """
     trained = {name: entry for name, entry in results.params.trained.items() if name in worst.index}
     if not trained:
@@ -62,7 +62,8 @@ def sections(
     worst: pd.DataFrame,
     aimed: Mapping[Any, Any],
 ) -> tuple[Section, list[Section]]:
-    """What was reproduced, a sentence each, and, where there is anything to compare, the tables that they are from.
+    """Return the section that says what was reproduced, in a sentence per claim, and a section with the tables behind
+    it, in a list that is empty where there is nothing to compare.
 
     stated: from `claims.claims`.  mixture, per_attack: the tidy frames of Tables 2 and 4.  worst, aimed: as
     `withstanding` takes them.

@@ -18,7 +18,7 @@ from sparring.report.table import ACCURACY, full
 
 @dataclass(frozen=True)
 class Results:
-    """Hold the data of one run; `statistics` describes the frames."""
+    """The data of one run. The docstrings of `statistics` describe the frames."""
 
     params: Params
     layout: Layout
@@ -71,7 +71,7 @@ class Results:
 
     @cached_property
     def on_attacks(self) -> pd.DataFrame:
-        """Compare the structures likewise on clean images and under each stored attack."""
+        """Compare the structures on clean images and under each stored attack: comparisons by split and attack."""
         return statistics.comparisons(self.predictions, self.structures, ["split", "attack"])
 
     @cached_property
@@ -81,7 +81,7 @@ class Results:
 
     @cached_property
     def detected(self) -> dict[tuple[str, str], dict[str, float]]:
-        """Return how each structure's detector does on the mixture: `detector_facts` by structure and split."""
+        """Measure how well each structure's detector does on the mixture: `detector_facts` by structure and split."""
         by_group = dict(list(self.mixture.groupby(["structure", "split"])))
         no_rows = self.mixture.iloc[:0]
         return {
@@ -91,7 +91,7 @@ class Results:
         }
 
     def why_left_out(self, part: str) -> str:
-        """Return the sentence of a section whose rows were left out."""
+        """Return the sentence for a section that was left out: the reason."""
         return f"Left out of this run: {escape.markdown(self.left_out[part])}."
 
 
@@ -108,7 +108,7 @@ def gather(params: Params, layout: Layout, left_out: Mapping[str, str]) -> Resul
 def draw_mixture(
     params: Params, adv_ratio: float, clean: dict[str, store.Images], predictions: pd.DataFrame, stored: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return the predictions of a mixture with this adversarial share, with the column `adversarial`.
+    """Return the predictions on a mixture with this adversarial share, and with the column `adversarial`.
 
     The mixture is the same for every structure: each image once, clean or under one of the seen attacks.
     """
@@ -128,7 +128,7 @@ def detector_verdicts(mixture: pd.DataFrame) -> pd.DataFrame:
 
 
 def detector_facts(mixture: pd.DataFrame) -> dict[str, float]:
-    """Return how a detector does on a mixture; nan stands for what is not defined.
+    """Measure how well a detector does on a mixture; nan stands for what is not defined.
 
     The keys are accuracy, ci_low, ci_high and sd of its verdicts, and majority, auroc and tpr_at_fpr05 of
     statistics.detector_metrics, which are means over the trainings.
@@ -147,7 +147,7 @@ def detector_facts(mixture: pd.DataFrame) -> dict[str, float]:
 
 
 def attack_facts(stored: pd.DataFrame, source_clean: pd.DataFrame) -> pd.DataFrame:
-    """Count what each stored attack does to the source model; one row per (split, attack), which are the index.
+    """Measure what each stored attack does to the source model; one row per (split, attack), which are the index.
 
     stored: the stored attacks.  source_clean: the source model's predictions on the clean images.
     Columns: success (share of the images classified correctly when clean that are classified wrongly as stored),

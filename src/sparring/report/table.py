@@ -1,4 +1,4 @@
-"""Write tables as data (.csv, one figure a row) and for reading (.md, .tex), and format their cells."""
+"""Write tables as data (.csv, one number per row) and for reading (.md, .tex), and format their cells."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +28,10 @@ ACCURACY = ("accuracy", "ci_low", "ci_high", "sd")
 
 @dataclass(frozen=True)
 class Table:
-    """Hold a table's data in `tidy`, one figure a row, and the frames to read in `wide`, by their headings.
+    """A table of the report.
 
-    The heading is empty where there is only one frame.
+    tidy: its data, mostly one number per row, for .csv.  wide: heading → frame of formatted cells, for .md, .tex and
+    the web page; the heading is empty where there is only one frame.
     """
 
     name: str
@@ -47,17 +48,17 @@ class Table:
 
 
 def plain(name: str, caption: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> Table:
-    """Make a table whose one frame serves both as data and for reading; its cells are printed as they are."""
+    """Make a table whose one frame is both its data and, with its cells printed as they are, what is read."""
     return Table(name, caption, frame, {"": frame.astype(str)}, list(notes))
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Format a figure; `-` stands for what is not known."""
+    """Format a number; `-` stands for one that is not known."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def with_interval(value: float, low: float, high: float, sd: float = math.nan) -> str:
-    """Format a figure with its interval, as in `0.841 [0.800, 0.875]`.
+    """Format a number with its interval, as in `0.841 [0.800, 0.875]`.
 
     Over several trainings their standard deviation comes between the two: `0.841 ± 0.006 [0.800, 0.875]`.
     """
@@ -66,7 +67,10 @@ def with_interval(value: float, low: float, high: float, sd: float = math.nan) -
 
 
 def intervals(frame: pd.DataFrame, *columns: str) -> list[str]:
-    """Format a column with its intervals.  columns: the figure, its interval's ends and, where there is one, its sd."""
+    """Format each row's value with its interval, as `with_interval`.
+
+    columns: of the value, of its interval's two ends and, where there is one, of its sd.
+    """
     return [with_interval(*row) for row in frame[list(columns)].to_numpy(float)]
 
 
@@ -88,19 +92,22 @@ def attack_title(params: Params, attack: str) -> str:
 
 
 def records(frame: pd.DataFrame) -> Iterator[Any]:
-    """Iterate over the rows of a frame; cells are attributes."""
+    """Iterate over the rows of a frame as named tuples. (They are typed Any, so that mypy allows their attributes.)"""
     return iter(frame.itertuples())
 
 
 def full(frame: pd.DataFrame, levels: Sequence[Sequence[str]], names: list[str]) -> pd.DataFrame:
-    """Give a frame a row for every combination of the levels, in order; empty cells stand where the frame has none."""
+    """Give a frame a row for every combination of the levels, in order. New rows have nan, and 0 as counts.
+
+    levels: the values of each level of the frame's index, which becomes the columns `names`.
+    """
     rows = frame.reindex(pd.MultiIndex.from_product(levels, names=names)).reset_index()
     counts = rows.columns.intersection(["images", "unchanged", "correct_before"])
     return rows.fillna(dict.fromkeys(counts, 0)).astype(dict.fromkeys(counts, "int64"))
 
 
 def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame to read of a model's accuracy on clean images and under each stored attack; a column a split.
+    """Format a model's accuracy on clean images and under each stored attack as a frame with a column for each split.
 
     accuracy: from statistics.accuracies by split and attack.
     """
@@ -113,13 +120,13 @@ def own_model(params: Params, accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 def grid(frame: pd.DataFrame) -> str:
-    """Write a frame as a Markdown table, in which headings and cells are escaped."""
+    """Format a frame as a Markdown table, in which headings and cells are escaped."""
     text: str = _escaped(frame, escape.markdown).to_markdown(index=False, disable_numparse=True)
     return text
 
 
 def markdown(table: Table) -> str:
-    """Write a table in Markdown: caption, frames to read and notes."""
+    """Format a table in Markdown: caption, frames and notes."""
     parts = [f"**{table.label}** {table.caption}" if table.label else table.caption]
     for heading, frame in table.wide.items():
         parts += [f"*{escape.markdown(heading)}*"] if heading else []
@@ -128,7 +135,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """Write a table in LaTeX, one environment a frame; it needs the package booktabs and a font encoding such as T1."""
+    """Format a table in LaTeX, each frame as an environment. It needs the package booktabs and an encoding as T1."""
     parts = []
     for heading, frame in table.wide.items():
         caption = f"{table.caption} {heading}." if heading else table.caption

@@ -81,7 +81,7 @@ def _table(params: Params, settings: dict[str, Row], facts: pd.DataFrame, note: 
 
 
 def _tidy(params: Params, settings: dict[str, Row], facts: pd.DataFrame) -> pd.DataFrame:
-    """Put each row's settings and the paper's figures beside the facts."""
+    """Add each row's settings and the paper's accuracies to the facts."""
     published = paper.ablation().rename(
         columns={"detector_accuracy": "paper_detector_accuracy", "classification_accuracy": "paper"}
     )
@@ -98,7 +98,7 @@ def _tidy(params: Params, settings: dict[str, Row], facts: pd.DataFrame) -> pd.D
 
 
 def _wide(params: Params, tidy: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame to read.  tidy: the rows of one split."""
+    """Format the rows of one split as a frame."""
     columns: dict[str, Any] = {}
     for kind, suffix in (("own", ""), ("fixed", f" at {params.mixture.adv_ratio:g}")):
         rows = tidy[tidy["mixture"] == kind]

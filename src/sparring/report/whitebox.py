@@ -97,7 +97,7 @@ def section(results: Results, numbers: Numbers, timings: Sequence[dict[str, Any]
 
 
 def price(params: Params, numbers: Numbers, timings: Sequence[dict[str, Any]]) -> Table:
-    """What each structure withstands, and what that costs: accuracy on clean images, and time to train."""
+    """Return the table of what each structure withstands, and what that costs in clean accuracy and time to train."""
     seconds = read.seconds_to_train(params, timings)
     worst, compared = numbers.worst, numbers.compared_in_worst
     best = str(worst["accuracy"].idxmax())
@@ -244,7 +244,7 @@ def worst(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_whitebox_curve(folder: Path, table: pd.DataFrame) -> None:
-    """Draw accuracy by the attack's radius, a line a structure; radii stand at even distances, as they double.
+    """Draw accuracy by the attack's radius, one line per structure. Radii are spaced evenly, as they double.
 
     table: columns structure, eps (in 1/255), accuracy, ci_low, ci_high.
     """

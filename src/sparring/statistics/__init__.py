@@ -1,4 +1,4 @@
-"""Computes the figures of the tables: it turns frames of predictions into frames of numbers. It runs no model."""
+"""Computes the numbers of the tables: it turns frames of predictions into frames of numbers. It runs no model."""
 
 from sparring.statistics.accuracy import (
     LEVEL,

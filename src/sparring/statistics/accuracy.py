@@ -51,7 +51,7 @@ def accuracies(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def as_if_guessed(rows: pd.DataFrame) -> float | None:
-    """Return the accuracy of guessing, where that of a model is not above it by more than its 95 % interval; else None.
+    """Return the accuracy of guessing if the 95 % interval of a model's accuracy does not lie above it, else None.
 
     rows: predictions of one model on clean images.  To guess is to name the most frequent class for every image.
     """
@@ -79,7 +79,7 @@ def paired_difference(gains: np.ndarray) -> dict[str, float]:
     """Compare the accuracies of two structures on the same images, and tell whether chance explains the difference.
 
     gains: (images, trainings): 1 where only the first structure gets an image right, -1 where only the other, else 0.
-    Returns, nan or 0 without images:
+    Returns a dict, whose values are nan or 0 without images:
     difference, first accuracy minus the other; difference_sd, its standard deviation between trainings, nan for one;
     image_low, image_high: the 95 % interval over images alone, that of Bonett & Price (2012) for paired shares, which
     adds one image to each side of the disagreements, so that it holds for few images too;
@@ -113,7 +113,7 @@ COMPARED += ["image_low", "image_high", "side", "equivalent", "trainings", "more
 def comparisons(rows: pd.DataFrame, structures: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
     """Compare every structure with every other on the same images, in both directions.
 
-    rows: predictions; within each group of `by`, one attack an image.  Index: `by`, structure, other.
+    rows: predictions; within each group of `by`, one attack per image.  Index: `by`, structure, other.
     Trainings are paired by seed; a structure with a single one, as the baseline, is paired with each of the other's.
     Columns: those of `paired_difference`; more, less: the numbers of images that only `structure`, only `other` gets
     right, or gets right more often over several trainings; p: the p-value of McNemar's (1947) exact, two-sided test, 1
@@ -130,7 +130,7 @@ def comparisons(rows: pd.DataFrame, structures: Sequence[str], by: Sequence[str]
 
 
 def _gains(right: pd.DataFrame, structure: str, other: str) -> np.ndarray:
-    """Return the gains that `paired_difference` takes.  right: a row an image, columns structure and seed."""
+    """Return the gains that `paired_difference` takes.  right: one row per image, columns structure and seed."""
     if not {structure, other} <= set(right.columns.get_level_values("structure")):
         return np.empty((0, 0))
     first, second = right[structure], right[other]
@@ -149,6 +149,7 @@ def _mcnemar(gains: np.ndarray) -> dict[str, float]:
 
 
 def interval_columns(name: str) -> list[str]:
+    """Return the names of the columns for a number, the ends of its interval and its standard deviation."""
     return [name, f"{name}_low", f"{name}_high", f"{name}_sd"]
 
 
@@ -158,5 +159,6 @@ def accuracy_columns(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def with_index(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Turn a table's index of tuples into levels of these names, in place."""
     table.index = pd.MultiIndex.from_tuples(list(table.index), names=names)
     return table

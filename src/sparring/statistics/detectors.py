@@ -45,7 +45,7 @@ def matched(
 
     accused: from `accuse`.  stored: the stored attacks.  source_clean: the source model's predictions of the clean
     images.  noise: attacks that are mere noise.
-    Columns: split, attack, method, seed, index, `score`, `accused_05`, `accused_01`, the same of the clean image with
+    Columns: split, attack, method, seed, index, score, accused_05, accused_01, these three of the clean image with
     `_clean` after them, and `outcome` (succeeded: the source model went from right to wrong; failed: it stayed right;
     wrong before). The pairs of all attacks but noise come once more, as those of the attack ALL.
     """
@@ -96,7 +96,7 @@ def separation(pairs: pd.DataFrame) -> pd.DataFrame:
     """Measure how well each method tells attacked from clean images; index: split, attack, method.
 
     pairs: from `matched`.  Columns: auroc, tpr_05 and tpr_01 (the share of the attacked images that is accused), each
-    with _low, _high and _sd; images (of which there are pairs).
+    with _low, _high and _sd; images, their number.
     """
     by = ["split", "attack", "method"]
     areas = {key: auroc(rows) for key, rows in pairs.groupby(by, sort=False)}
@@ -108,15 +108,19 @@ def separation(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def pair_accuracy(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracy on matched pairs, half of whose images are clean, at the threshold of 5 %; index: split,
-    attack, method, outcome; columns as `accuracies`."""
+    """Return the accuracy on matched pairs, half of whose images are clean, at the threshold of 5 %.
+
+    Index: split, attack, method, outcome.  Columns: as `accuracies`.
+    """
     right = (pairs["accused_05"].astype(float) + ~pairs["accused_05_clean"].astype(bool)) / 2
     return accuracies(pairs.assign(correct=right), ["split", "attack", "method", "outcome"])
 
 
 def false_positives(accused: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of clean and of benignly changed images that is accused; index: split, attack, method; columns:
-    fpr_05 and fpr_01, each with _low, _high and _sd, and images."""
+    """Return the share of clean and of benignly changed images that is accused; index: split, attack, method.
+
+    Columns: fpr_05 and fpr_01, each with _low, _high and _sd, and images.
+    """
     rows = accused[accused["kind"].isin([CLEAN, "benign"])]
     by = ["split", "attack", "method"]
     rates = {name: accuracies(rows.assign(correct=rows[f"accused_{name}"]), by) for name in RATES}
@@ -125,9 +129,10 @@ def false_positives(accused: pd.DataFrame) -> pd.DataFrame:
 
 
 def joint_robustness(accused: pd.DataFrame) -> pd.DataFrame:
-    """Measure classifier and detector together under attacks that aim at both; index: split, attack, method; columns:
-    right (the share still classified right), accused (at 5 %), and joint (either of the two), with joint_low,
-    joint_high and joint_sd; images.
+    """Measure classifier and detector together on the rows of kind aimed; index: split, attack, method.
+
+    Columns: right (the share that is classified right), accused (the share at the threshold of 5 %), and joint (the
+    share that is either), with joint_low, joint_high and joint_sd; images.
     """
     rows = accused[(accused["kind"] == "aimed") & accused["score"].notna()]
     right = rows["prediction"] == rows["label"]

@@ -16,7 +16,7 @@ def collapsed_at(history: Sequence[Mapping[Any, Any]]) -> int | None:
 
     In it, accuracy under PGD is at most FALL of its highest value before, which was LEAST or more. And accuracy under
     FGSM, on the same images, is no lower than it was then, and above that under PGD by GAP or more.
-    history: a row an epoch; the epochs that were monitored have fgsm_accuracy and pgd_accuracy.
+    history: one row per epoch; the epochs that were monitored have fgsm_accuracy and pgd_accuracy.
     """
     highest = before = 0.0  # accuracy under PGD, and under FGSM in the same epoch
     for number, row in enumerate(history, 1):

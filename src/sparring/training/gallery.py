@@ -38,7 +38,7 @@ class Gallery:
     def __init__(
         self, image: np.ndarray, clean: store.Images, attacked: list[store.Images], device: torch.device
     ) -> None:
-        """image: as above.  clean, attacked: the rest of the stores, of which label and linf are used."""
+        """image: as above.  clean, attacked: the stores' other columns, of which label and linf are used."""
         fits = device.type != "cuda" or image.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
         self.image = torch.from_numpy(image).to(device if fits else "cpu")
         self._set_labels(clean, attacked, device)
@@ -62,28 +62,29 @@ class Gallery:
             yield self.batch(version_tensor[rows], rows)
 
     def batch(self, version: Tensor, rows: Tensor) -> Batch:
+        """Return these images (N,) in these versions (N,)."""
         images = classifier.to_images(self.image[distributed.mine(version), distributed.mine(rows)], self.device)
         return Batch(rows, images, self.label[rows], self.adversarial[version, rows])
 
 
 class Stream(Gallery):
-    """Does the same where the versions do not fit into memory: it reads row groups, one window of images ahead.
+    """A gallery whose versions do not fit into memory: it reads row groups, one window of images ahead.
 
     An epoch goes from window to window. It visits the images of a window in a random order, each in the version that
-    was drawn for it. Two windows take `budget` bytes at most, but a window has at least one row group. It has no more
-    than an eighth of the images, so that reading overlaps with training. Its row groups are drawn evenly from the whole
-    store: where that is sorted by class, as from folders, neighbouring row groups are of the same class.
+    was drawn for it. Two windows take `budget` bytes at most, but a window has at least one row group. A window has no
+    more than an eighth of the images, so that reading overlaps with training. Its row groups are drawn evenly from the
+    whole store: where that is sorted by class, as from folders, neighbouring row groups are of the same class.
     """
 
     def __init__(
         self,
-        versions: list[store.Groups],
+        versions: list[store.RowGroups],
         clean: store.Images,
         attacked: list[store.Images],
         budget: float,
         device: torch.device,
     ) -> None:
-        """versions: the stores' images.  clean, attacked: the rest of the stores.
+        """versions: the stores' images.  clean, attacked: the stores' other columns.
 
         Raises InputError where the stores' row groups differ.
         """
@@ -162,7 +163,7 @@ def load_gallery(params: Params, layout: Layout, attacks: list[str], source: str
         store.check_rows(clean, images, path)
         store.check_source(images, source, path)
         attacked.append(images)
-    versions = [store.Groups(path) for path in paths]
+    versions = [store.RowGroups(path) for path in paths]
     dtype = np.result_type(*(version.dtype for version in versions))
     shape = (len(paths), len(clean), *versions[0].shape)
     if math.prod(shape) * dtype.itemsize > params.store.memory_budget * 1e9:

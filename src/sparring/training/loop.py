@@ -133,8 +133,10 @@ class _State:
             raise SystemExit(f"{self.name}: stopped; the same command goes on {self._progress_text()}")
 
     def end_epoch(self, means: dict[str, float], keep: str) -> None:
-        """Append the epoch's means to the history. Copy the nets where the figure that `training.keep` selects by has
-        never been as high. Where that figure is not measured, no copy is made."""
+        """Append the epoch's means to the history, and copy the nets if this epoch is the best so far.
+
+        keep: `training.keep`, which names the accuracy that decides. Where it is not measured, no copy is made.
+        """
         by = CHOSEN_BY.get(keep)
         if by in means and all(means[by] > row.get(by, -1) for row in self.history):
             self.best = [
@@ -145,7 +147,7 @@ class _State:
         self.epoch += 1
 
     def restore_best(self) -> None:
-        """Load the best state into the nets; without one, the last state, or its moving average."""
+        """Load the best epoch's state into the nets. If none was copied, load the moving average, if one is kept."""
         states = self.best or [module.state_dict() for module in self.candidates]
         for module, state in zip(self.trained, states, strict=True):
             module.load_state_dict(state)
@@ -167,8 +169,8 @@ def fit(
     transform: RandomTransform | None = None,
     monitor: Monitor | None = None,
 ) -> list[dict[str, float]]:
-    """Train for params.training.epochs epochs. Return a row of means an epoch. In the end the nets have the state that
-    params.training.keep and ema select.
+    """Train for params.training.epochs epochs. Return a row of means for each epoch. In the end the nets have the state
+    that params.training.keep and ema select.
 
     validation: clean images on which accuracy is measured, by which `keep: best` selects the epoch.
     monitor: measures robustness, by which `keep: best_robust` selects it.

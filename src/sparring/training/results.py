@@ -44,7 +44,7 @@ def save_net(
 
 
 def save_history(path: Path, history: list[dict[str, float]]) -> None:
-    """Write a training curve, a row an epoch, as CSV."""
+    """Write a training curve, one row per epoch, as CSV."""
     import pandas as pd  # here, as loading it takes longer than all else that a training loads beside torch
 
     with replacing(path) as temporary:

@@ -53,6 +53,7 @@ def plain_step(net: Classifier, settings: Training, dtype: torch.dtype) -> Step:
 
 
 def sgd(module: nn.Module, learning_rate: float, settings: Training) -> torch.optim.SGD:
+    """Create SGD for a module's parameters, with the momentum and weight decay of `training`."""
     # Fused, an update takes 40 % of the time on a CPU and a step of a GPU four fifths (docs/log.md).
     return torch.optim.SGD(
         module.parameters(), learning_rate, settings.momentum, weight_decay=settings.weight_decay, fused=True
@@ -72,11 +73,13 @@ def scheduler(optimizer: torch.optim.Optimizer, settings: Training, steps: int) 
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Make one step of the optimizer down the gradient of a loss, a scalar."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return a context in which matrix products are computed in `dtype`; it does nothing for float32."""
     # Without its cache of weights in the other precision, which must not be in one CUDA graph and used outside of it.
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=device.type != "cuda")

@@ -71,7 +71,7 @@ def detector(params: Params) -> float | None:
 
 
 def note(params: Params, clean: dict[str, Images]) -> str:
-    """Say which data, network and epochs the paper's figures come from, and which ours."""
+    """Say which data, network and epochs the paper's accuracies come from, and which ours."""
     source = escape.markdown(clean["train"].metadata["source"])
     text = (
         "The paper's figures are for CIFAR-10, a ResNet-34 and 150 epochs (arXiv 2204.11596v2); ours are for "

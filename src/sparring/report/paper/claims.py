@@ -28,7 +28,7 @@ STRUCTURES = (BASELINE, "adv", "ours")
 
 
 def beside(mixture: pd.DataFrame, single: pd.DataFrame) -> Table:
-    """The figures of the paper's Tables 2 and 4 that this run has too, beside ours.
+    """Return a table of the accuracies in the paper's Tables 2 and 4 that this run has too, beside ours.
 
     mixture, single: the tidy frames of Tables 2 and 4.
     Its tidy frame has minus_paper (ours minus the paper's) and within (whether the paper's lies within our interval).
@@ -57,7 +57,10 @@ def beside(mixture: pd.DataFrame, single: pd.DataFrame) -> Table:
 
 
 def within(beside: pd.DataFrame) -> list[str]:
-    """How many of the paper's accuracies lie within our intervals, in a sentence for each split."""
+    """Say in a sentence for each split how many of the paper's accuracies lie within our intervals.
+
+    beside: the tidy frame of the function `beside`.
+    """
     sentences = []
     for split, rows in beside.groupby("split", sort=False):
         inside = rows["within"]
@@ -71,10 +74,10 @@ def within(beside: pd.DataFrame) -> list[str]:
 
 
 def claims(params: Params, compared: pd.DataFrame) -> Table:
-    """The differences between structures that the paper's Tables 2 and 4 state, and what this run says of each.
+    """Return a table of the differences between structures in the paper's Tables 2 and 4, and our verdict on each.
 
     compared: from statistics.comparisons by split and attack, of the mixture (attack `mixture`) and of each attack.
-    Its tidy frame has one row a claim and split, with `verdict`, one of `verdicts`.
+    Its tidy frame has one row per claim and split, with `verdict`, one of `verdicts`.
     """
     mixture = paper.mixture(params).rename("paper").reset_index().assign(attack=MIXTURE)
     published = pd.concat([mixture, paper.per_attack()]).set_index(["attack", "structure"])["paper"]
@@ -118,8 +121,11 @@ def claims(params: Params, compared: pd.DataFrame) -> Table:
 
 
 def verdicts(count: int) -> tuple[str, str, str]:
-    """What is said of a difference in the paper: ours has its sign beyond chance, chance could have made ours, ours has
-    the other sign beyond chance.  count: of the trainings that ours is from; one does not make a reproduction."""
+    """Return the words for three verdicts on a difference in the paper: ours has its sign beyond chance, chance could
+    have made ours, ours has the other sign beyond chance.
+
+    count: of the trainings that ours is from; one does not make a reproduction.
+    """
     if count == 1:
         return "on the paper's side", "not told apart", "on the other side"
     return "reproduced", "not shown", "contradicted"
@@ -143,7 +149,10 @@ def _notes(count: int) -> list[str]:
 
 
 def in_words(claims: pd.DataFrame) -> list[str]:
-    """What the run says of the paper's claims: each on the mixture in words, those of its Table 4 counted."""
+    """Put the verdicts on the paper's claims in sentences: each on the mixture in words, those of its Table 4 counted.
+
+    claims: the tidy frame of the function `claims`.
+    """
     if claims.empty:
         return ["No two of the paper's structures were trained and measured here, so none of its claims was tried."]
     trainings = claims["trainings"]
@@ -151,7 +160,7 @@ def in_words(claims: pd.DataFrame) -> list[str]:
 
 
 def _in_words(claims: pd.DataFrame, count: int) -> list[str]:
-    """The same of claims that were tried with this number of trainings."""
+    """Do as `in_words` for claims that were all tried with `count` trainings."""
     same, neither, opposite = words = verdicts(count)
     where, differs = scope(count), "not the same on test and on held-out images"
     by_verdict: dict[str, list[str]] = {word: [] for word in (same, differs, neither, opposite)}
@@ -182,7 +191,7 @@ def _in_words(claims: pd.DataFrame, count: int) -> list[str]:
 
 
 def of_detector(params: Params, facts: Mapping[str, Mapping[str, float]], trainings: int) -> str:
-    """What the run says of the accuracy of the paper's detector; nothing where there are no images.
+    """Compare the detector's accuracy with always giving the commoner answer, in words; nothing without images.
 
     facts: of the detector by split, as results.detector_facts.  trainings: how many they are from.
     """
