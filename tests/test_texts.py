@@ -1,4 +1,4 @@
-"""What the texts say to readers leads somewhere: links, anchors and commands; README is short."""
+"""What the texts say to readers leads somewhere: links, anchors and commands. README is short."""
 
 import functools
 import os
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 from test_command_line import GROUP
 from test_house import ROOT, tracked
@@ -54,7 +55,7 @@ def test_readme_is_short() -> None:
 
 
 def commands() -> list[tuple[Path, list[str]]]:
-    """Every command in the texts' shell blocks, as words without comments."""
+    """Every command in the texts' shell blocks and in their sentences, as words without comments."""
     lines = []
     for text in texts():
         for block in re.findall(rf"^```(?:{'|'.join(SHELLS)})\n(.*?)^```", text.read_text(), re.MULTILINE | re.DOTALL):
@@ -64,12 +65,21 @@ def commands() -> list[tuple[Path, list[str]]]:
                     end = next((place for place, word in enumerate(words) if word in ("&&", "|", ";", "&")), len(words))
                     lines.append((text, words[:end]))
                     words = words[end + 1 :]
+        for span in re.findall(r"`((?:sparring|dvc|make|python|--set) [^`]+)`", without_code(text.read_text())):
+            lines.append((text, [word for word in shlex.split(span) if "…" not in word]))
     return [(text, words) for text, words in lines if words]
 
 
 def check_own(words: list[str]) -> None:
-    """One of Sparring's commands: parsed as when it is called, and not run."""
-    GROUP.commands[words[0]].make_context(words[0], list(words[1:]))  # type: ignore[attr-defined]
+    """One of Sparring's commands: parsed as when it is called, and not run. A sentence may leave arguments out."""
+    if words[0].startswith("--"):
+        assert words[0] in {name for option in GROUP.params for name in option.opts}
+        return
+    try:
+        GROUP.commands[words[0]].make_context(words[0], list(words[1:]))  # type: ignore[attr-defined]
+    except typer.BadParameter as error:
+        if type(error).__name__ != "MissingParameter":  # which typer does not export
+            raise
 
 
 @functools.cache
@@ -81,13 +91,14 @@ def help_of_dvc(*words: str) -> str:
 def check_dvc(words: list[str]) -> None:
     keys = YAML(typ="safe").load(ROOT / "profiles/digits.yaml")
     for place, word in enumerate(words):
-        if word in ("-S", "--set-param"):
+        if word in ("-S", "--set-param") and words[place + 1] != "KEY=VALUE":
             value = keys
             for key in words[place + 1].partition("=")[0].split("."):
                 value = value[key]
     nested = words[0] in ("exp", "queue", "remote", "plots", "params", "artifacts")
     shown = help_of_dvc(*words[: 2 if nested else 1])
     for word in words:
+        assert not word.endswith("dvc.yaml") or "NAME" in word or (ROOT / word).is_file(), f"there is no {word}"
         option = word.partition("=")[0]
         assert not option.startswith("--") or option in shown, f"dvc has no {option} here"
 
@@ -113,9 +124,12 @@ def test_commands_are_such_as_can_be_called(tmp_path: Path, monkeypatch: pytest.
         try:
             if program == "sparring" or words[:3] == ["python", "-m", "sparring"]:
                 own = words[1:] if program == "sparring" else words[3:]
-                check_own(own)
-                if own[0] == "profile":
+                if own:
+                    check_own(own)
+                if own[:1] == ["profile"] and len(own) > 1:
                     profiles.apply(own[1], [own[place + 1] for place, word in enumerate(own) if word == "--set"])
+            elif program == "--set":
+                profiles.apply("digits", [setting for setting in words[1::2] if setting != "KEY=VALUE"])
             elif program == "dvc":
                 check_dvc([word for word in words[1:] if word != "--wait-for-lock"])
             elif program == "make":
