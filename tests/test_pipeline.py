@@ -35,10 +35,10 @@ def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
     assert (reports / "figures" / "gallery.png").read_bytes().startswith(b"\x89PNG")
     assert (reports / "index.html").stat().st_size < 3_000_000
     metrics = json.loads((reports / "metrics.json").read_text())
-    assert set(metrics["mixture"]) == {"baseline", "adv", "ours"}
+    assert set(metrics["mixture"]) == set(STRUCTURES)
     assert set(metrics["detector"]["ours"]) == {"accuracy", "auroc"}
     summary = json.loads((reports / "summary.json").read_text())
-    assert set(summary["per_attack"]["adv"]) == {"clean", *ATTACKS}
+    assert set(summary["per_attack"]["ours"]) == {"clean", *ATTACKS}
     assert summary["data"] == {"source": "digits", "classes": 10, "train": 120, "test": 40, "heldout": 40}
     rows = pd.read_parquet(clone / "data/predictions/ours.parquet")
     assert len(rows) == 2 * 40 * (1 + len(ATTACKS))
@@ -46,7 +46,7 @@ def test_a_fresh_clone_ends_in_tables_figures_and_metrics(clone: Path) -> None:
     assert rows["detector_score"].between(0, 1).all()
     attacked = pd.read_parquet(clone / "data/whitebox/ours.parquet")
     assert len(attacked) == 10 * 9 + 5 * 4 and attacked["detector_score"].between(0, 1).all()
-    assert set(metrics["whitebox"]) == {"baseline", "adv", "ours"}
+    assert set(metrics["whitebox"]) == set(STRUCTURES)
 
 
 def test_nothing_runs_twice(clone: Path) -> None:
@@ -73,7 +73,7 @@ UNSEEN = "unseen_attacks.pgd={method: torchattacks.PGD, eps: 0.03, steps: 2}"
     ("setting", "stages"),
     [
         ("attacks.bim.steps=3", {"attack@bim", *(f"train@{name}" for name in STRUCTURES), *EVALUATIONS}),
-        ("sampler.adv_ratio=0.25", {"train@adv", "train@ours"}),
+        ("sampler.adv_ratio=0.25", {"train@ours"}),
         ("detector.beta=0.5", {"train@ours", "evaluate@ours", "whitebox@ours", "detect@ours"}),
         ("seeds=[0, 1]", {f"train@{name}" for name in STRUCTURES}),
         ("mixture.adv_ratio=0.25", set()),
@@ -98,7 +98,7 @@ def test_an_attack_argument_and_an_unseen_attack_run_what_follows(copy: Path) ->
     output = run(copy, "dvc", "repro")
     assert ran(output) == {"attack@bim", "attack_unseen@pgd", *DOWNSTREAM}
     # This is no terminal, so each stage prints a closing line and no bar.
-    lines = [line for line in output.splitlines() if line.startswith("evaluate@adv:")]
+    lines = [line for line in output.splitlines() if line.startswith("evaluate@ours:")]
     assert len(lines) == 1 and "images/s" in lines[0]
     assert "━" not in output
     assert {path.name for path in (copy / "data/unseen/pgd").iterdir()} == {"test.parquet", "heldout.parquet"}
