@@ -37,6 +37,7 @@ help:  ## list these commands
 repro: $(INSTALLED)  ## run the pipeline: only what has changed
 	@.venv/bin/python -m sparring check
 	.venv/bin/dvc repro
+	@echo 'the report: reports/index.html'
 
 table3: $(INSTALLED)  ## train and evaluate the rows of Table 3; JOBS=4: four at once
 	$(call side_pipeline,studies/table3/dvc.yaml)

@@ -178,6 +178,13 @@ def test_bad_input_is_one_line_and_leaves_the_file_alone(arguments: list[str], e
     assert sorted(path.name for path in Path().iterdir()) == ["params.yaml", "profiles"]
 
 
+def test_check_warns_of_images_that_are_not_there(run: Run) -> None:
+    run("profile", "digits", "--set", "data.source=folder", "--set", "data.path=nowhere")
+    code, out, err = run("check")
+    assert code == 0 and out.startswith("params.yaml is valid")
+    assert err.startswith("warning: params.yaml: data.path is nowhere; there is no ") and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("before", [None, "", "data: [1"])
 def test_a_file_that_holds_no_parameters_is_replaced(before: str | None, run: Run) -> None:
     Path("params.yaml").unlink()

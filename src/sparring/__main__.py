@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from sparring import params, profiles
+from sparring.data.sources import existing_path
 from sparring.layout import HERE, Layout, replacing
 from sparring.params.errors import InputError, validated
 from sparring.params.names import CLEAN, PARAMS_FILE
+from sparring.params.sections import READ_FROM_PATH
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -79,6 +81,11 @@ def check(
             f"{PARAMS_FILE}: {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing, perhaps as the "
             "file is of an older version; `python -m sparring check --fill` adds what is missing"
         ) from error
+    if values.data.source in READ_FROM_PATH:
+        try:
+            existing_path(values.data)
+        except InputError as error:  # no fault where the run cache has the images
+            print(f"warning: {error}", file=sys.stderr)
     print(
         f"{PARAMS_FILE} is valid: data {values.data.source}; attacks {', '.join(values.attacks)}; "
         f"structures {', '.join(values.structures)}"

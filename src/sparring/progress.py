@@ -75,6 +75,7 @@ def timed(
         }
         with replacing(layout.timings / f"{stage.replace('@', '-')}.json") as path:
             path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
-        print(f"{stage}: {summary} in {seconds:.1f} s ({rate:,.0f} images/s)", flush=True)
+        speed = f" in {seconds:.1f} s ({rate:,.0f} images/s)" if images else ""
+        print(f"{stage}: {summary}{speed}", flush=True)
 
     yield done

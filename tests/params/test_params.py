@@ -59,6 +59,11 @@ def test_params_here_are_valid() -> None:
             "sampler.range is 0.1; adv_ratio 0.05 ± range must stay within 0 to 1, so at most 0.05",
         ),
         (changed(sampler__redraw="sample"), "sampler.redraw is \"sample\"; it should be 'epoch' or 'batch'"),
+        (
+            changed(training__schedule="constnt"),
+            "training.schedule is \"constnt\"; it should be 'constant', 'step', 'cosine' or 'one_cycle'; "
+            "did you mean constant?",
+        ),
         (changed(training__epochs=0), "training.epochs is 0; it should be greater than or equal to 1"),
         (changed(training__epochs=2.5), "training.epochs is 2.5; it should be a valid integer"),
         (changed(training__epochs=None), "training.epochs is null; it should be a valid integer"),
@@ -92,7 +97,7 @@ def test_params_here_are_valid() -> None:
         (
             changed(data__source="cifar"),
             "data.source is \"cifar\"; it should be 'digits', 'cifar10', 'parquet', 'folder', "
-            "'gtsrb', 'belgium', 'orl', 'yale', 'cifar100', 'mnist' or 'fashion_mnist'",
+            "'gtsrb', 'belgium', 'orl', 'yale', 'cifar100', 'mnist' or 'fashion_mnist'; did you mean cifar10?",
         ),
         (
             changed(data__source="folder"),
@@ -192,7 +197,7 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (changed(attacks__pgm={"eps": 0.1}), 'attacks.pgm.method is "pgm"; there is no such attack; use gaussian, '),
+        (changed(attacks__pgm={"eps": 0.1}), 'attacks.pgm.method is "pgm"; there is no such attack; did you mean pgd?'),
         (changed(attacks__pgd={"method": ["x"]}), 'attacks.pgd.method is ["x"]; there is no such attack; use '),
         (changed(attacks__fgsm=None), "attacks.fgsm is null; it needs the attack's arguments, as in {eps: 0.03}"),
         (changed(attacks__fgsm__eps="big"), 'attacks.fgsm.eps is "big"; it should be a valid number'),
@@ -285,7 +290,7 @@ def test_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None:
         (changed(attacks__random={"method": "fgsm", "eps": 0.1}), "attacks.random cannot be a name here"),
         (changed(attacks={}, sampler__weights={}, fixed__weights={}), "attacks is empty; name at least one"),
         (changed(unseen_attacks={"fgsm": {"eps": 0.1}}), "unseen_attacks.fgsm is also in attacks; "),
-        (changed(sampler__weights__pgd=1), "sampler.weights.pgd is not in attacks; use gaussian, fgsm, "),
+        (changed(sampler__weights__pgd=1), "sampler.weights.pgd is not in attacks; remove it from "),
         (changed(fixed__weights=dict.fromkeys(GOOD["attacks"], 0)), "fixed.weights are all 0; give at least one"),
     ],
 )

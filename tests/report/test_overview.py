@@ -1,7 +1,10 @@
 """The opening of the report: what it says of the figures, and of the article's claims."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +14,7 @@ from structures import words
 
 from sparring.params import Params
 from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS
-from sparring.report import render
+from sparring.report import overview, render
 
 
 def test_each_question_is_answered_in_a_sentence(finished: Params, undrawn: None) -> None:
@@ -22,7 +25,9 @@ def test_each_question_is_answered_in_a_sentence(finished: Params, undrawn: None
             rows.assign(prediction=(rows["label"] + (name in wrong)) % 4).to_parquet(path)
         render.render(finished)
         lines = Path("reports/report.md").read_text().splitlines()
-        (line,) = (line for line in lines if line.startswith("- **How robust against who aims at the net?**"))
+        (line,) = (
+            line for line in lines if line.startswith("- **How robust against an attacker who aims at the net?**")
+        )
         return line
 
     line = answer([])
@@ -47,7 +52,7 @@ def test_each_question_is_answered_in_a_sentence(finished: Params, undrawn: None
         assert f"{name} {share:.3f}" in line
     assert "**What did it cost?** The stored attacks, made once, 2 s; all stages 2 s, on a machine." in page
     assert (
-        "- **Does the paper hold?** Of its 3 differences between structures on the mixture, in this one training "
+        "- **Does the paper hold?** Of its differences between structures on the mixture (3), in this one training "
         in page
     )
 
@@ -57,16 +62,33 @@ def test_controls_stand_beside_the_papers_structures(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     opponents = {"adv": "sampler", "classical": "fixed", "fast": "online_fgsm", "madry": "online_pgd"}
+    opponents |= {"clean": "none"}
     structures = {name: words(word) for name, word in opponents.items()}
     render.render(make_project(structures=structures))
     table = pd.read_csv("reports/tables/table2.csv")
     assert set(table["structure"]) == {BASELINE, *opponents} and table["accuracy"].notna().all()
     assert set(pd.read_csv("reports/tables/table4.csv")["structure"]) == {BASELINE, *opponents}
     page = Path("reports/report.md").read_text()
-    assert "trained on them (fast, madry: on attacks made on the fly instead) for" in page
+    assert "trained on them (fast, madry: on attacks made on the fly instead; clean: on clean images alone) for" in page
     for other in ("classical", "fast", "madry"):
         assert page.count(f"- adv minus {other}: ") == 2 and f"{other} minus adv" not in page
     assert "- online_pgd: eps 0.025, step 0.00625, steps 7, noise 1.0\n" in page
+
+
+@pytest.mark.parametrize(
+    ("data", "classes", "begins"),
+    [
+        ({"source": "folder", "path": "pictures/my_images"}, ["cat", "frog"], "my_images (cat, frog), a ResNet of "),
+        ({"source": "parquet", "path": "cifar"}, list("abcdefghij"), "cifar, a ResNet of "),
+        ({"source": "digits", "path": None}, ["0", "1"], "digits, a ResNet of "),
+    ],
+)
+def test_the_title_names_the_data(
+    data: dict[str, Any], classes: list[str], begins: str, tiny: Callable[..., Params]
+) -> None:
+    images = SimpleNamespace(metadata={"source": data["source"]})
+    results: Any = SimpleNamespace(clean={"train": images}, classes=classes, params=tiny(data=data))
+    assert overview.title(results).startswith(begins)
 
 
 def replace_predictions(structure: str, right: bool) -> None:

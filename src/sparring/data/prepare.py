@@ -41,7 +41,7 @@ def prepare(params: Params, layout: Layout = HERE) -> None:
         for remark in source.remarks + remarks:
             print(f"warning: {one_line(remark)}", file=sys.stderr)
         _write_all(params, layout.clean, source, rows, image)
-        print(f"prepare: the outputs of a classifier are {outputs(source.classes)}")
+        print(f"prepare: a classifier's outputs are {outputs(source.classes)}")
         sizes = ", ".join(f"{len(rows[name]):,} {name}" for name in SPLITS)
         done(len(image), f"{sizes} images of {len(source.classes)} classes")
 
@@ -60,8 +60,8 @@ def open_source(data: Data) -> Source:
     missing = [name for name, count in zip(source.classes, trained, strict=True) if not count]
     if missing:
         raise InputError(
-            f"{source.name} has no training image of {splits.class_list(missing)}; add some, or number the classes "
-            f"from 0 without gaps"
+            f"{source.name} has no training image of {splits.class_list(missing)}; add some, or "
+            f"{'remove the folder' if data.source == 'folder' else 'number the classes from 0 without gaps'}"
         )
     return source
 

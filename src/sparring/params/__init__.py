@@ -127,7 +127,7 @@ class Params(Section):
             weights = getattr(self, section).weights
             for name in weights:
                 if name not in self.attacks:
-                    raise ValueError(f"{section}.weights.{name} is not in attacks; use {', '.join(self.attacks)}")
+                    raise ValueError(f"{section}.weights.{name} is not in attacks; remove it from {section}.weights")
             if not any(weights.get(name, 1) for name in self.attacks):
                 raise ValueError(f"{section}.weights are all 0; give at least one attack a weight above 0")
         self._check_evolving()

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -67,6 +68,9 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         message = "it should be a section: keys with values"
     elif kind in ("too_short", "too_long"):
         message = f"it needs {problem['ctx'].get('min_length', problem['ctx'].get('max_length'))} entries"
+    elif kind == "literal_error":
+        close = difflib.get_close_matches(str(value), re.findall("'([^']+)'", message), 1)
+        message += f"; did you mean {close[0]}?" if close else ""
     return f"{key} is {quoted(value)}; {message.replace('Input should', 'it should')}"
 
 

@@ -24,7 +24,12 @@ STRENGTHS = (1, 2, 3, 4, 5)
 
 
 def outputs(classes: list[str]) -> str:
-    """List the classes of a classifier's outputs, as `0 cat, 1 dog`; of more than twelve, ten and the last."""
+    """List the classes of a classifier's outputs, as `0 cat, 1 dog`; of more than twelve, ten and the last.
+
+    Classes that are called like their numbers are `0 to 9`.
+    """
+    if classes == [str(number) for number in range(len(classes))]:
+        return f"0 to {len(classes) - 1}"
     parts = [f"{number} {name}" for number, name in enumerate(classes)]
     return ", ".join(parts if len(parts) <= 12 else [*parts[:10], "…", parts[-1]])
 

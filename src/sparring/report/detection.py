@@ -186,5 +186,5 @@ def _attacker_table(scores: Scores) -> Table:
         "classifier's accuracy and keeps, of all wrongly classified images on the way, the one with the lowest "
         "score. "
     )
-    caption = "Structures with a detector against who aims at them."
+    caption = "Structures with a detector against an attacker who aims at them."
     return Table("detector_joint", caption, tidy, wide, [note + INTERVALS])

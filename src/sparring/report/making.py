@@ -65,6 +65,7 @@ def _settings_and_times(results: Results, timings: Sequence[dict[str, Any]]) -> 
     params = results.params
     parts: list[str | Table] = ["Parameters (`params.yaml`):"]
     settings = {
+        "data": params.data,
         "seed": params.seed,
         "seeds": params.seeds,
         "network": params.network,

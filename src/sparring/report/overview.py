@@ -1,7 +1,7 @@
-"""The first screen of the report: how accurate, how robust against stored attacks, how robust against who aims, at what
-cost, in a sentence for each, and one picture."""
+"""The first screen of the report, in a sentence for each question and one picture: how accurate, how robust against
+stored attacks, how robust against an attacker who aims at the net, at what cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sparring.params.names import BASELINE, CLEAN, EVALUATED_SPLITS, MIXTURE
+from sparring.params.structures import Structure
 from sparring.report import escape, read
 from sparring.report.differences import capitalised, chance_note, differences_note, scope, signed_row, trainings_of
 from sparring.report.figure import LONGEST, bars, canvas, error_bars
@@ -18,12 +19,17 @@ from sparring.report.results import Results
 from sparring.report.table import ACCURACY, INTERVALS, SPLIT_TITLES, Table, number, plain, records, with_interval
 
 Answers = dict[str, pd.DataFrame]  # question → by structure: accuracy with its interval, images, side and trainings
+NAMED_CLASSES = 5  # that the title names at most
 ACCURATE, GALLERY, AIMED = "clean images", "stored attacks (mixture)", "attacks aimed at it (worst case)"
 
 
 def title(results: Results) -> str:
     """Name the data, the net, and the two questions of the report."""
-    source = results.clean["train"].metadata["source"]
+    source, path = results.clean["train"].metadata["source"], results.params.data.path
+    if source in ("folder", "parquet") and path:  # the user's own: their folder says what they are
+        source = Path(path).name or source
+        if len(results.classes) <= NAMED_CLASSES:
+            source += f" ({', '.join(results.classes)})"
     return escape.printable(f"{source}, {results.params.network.words}: how accurate, and how robust")
 
 
@@ -79,16 +85,21 @@ def _subject(results: Results) -> str:
     params, clean = results.params, results.clean
     unseen = f", and {len(params.unseen_attacks)} that nobody trained on" if params.unseen_attacks else ""
     attacks, structures = ([escape.markdown(name) for name in names] for names in (params.attacks, params.trained))
-    others = [escape.markdown(name) for name, entry in params.trained.items() if entry.online]
-    online = f" ({', '.join(others)}: on attacks made on the fly instead)" if others else ""
-    for also, word in ((False, "on"), (True, "also on")):
-        entries = params.trained.items()
-        names = [escape.markdown(name) for name, entry in entries if entry.evolves and entry.stored == also]
-        online += f" ({', '.join(names)}: {word} perturbations that follow the net)" if names else ""
+    others: dict[str, Callable[[Structure], bool]] = {
+        "on attacks made on the fly instead": lambda entry: entry.online,
+        "on clean images alone": lambda entry: entry.opponents == "none",
+        "on perturbations that follow the net": lambda entry: entry.evolves and not entry.stored,
+        "also on perturbations that follow the net": lambda entry: entry.evolves and entry.stored,
+    }
+    exceptions = []
+    for opponents, applies in others.items():
+        names = [escape.markdown(name) for name, entry in params.trained.items() if applies(entry)]
+        exceptions += [f"{', '.join(names)}: {opponents}"] if names else []
+    but = f" ({'; '.join(exceptions)})" if exceptions else ""
     return (
         f"{len(results.classes)} classes; {len(clean['train']):,} training, {len(clean['test']):,} test and "
         f"{len(clean['heldout']):,} held-out images. Attacks, stored once, against the pretrained net (`{BASELINE}`): "
-        f"{', '.join(attacks)}{unseen}. Structures, trained on them{online} for {params.training.epochs} epochs: "
+        f"{', '.join(attacks)}{unseen}. Structures, trained on them{but} for {params.training.epochs} epochs: "
         f"{', '.join(structures) or 'none'}."
     )
 
@@ -98,7 +109,10 @@ def _verdicts(answers: Answers) -> list[str]:
     questions = {
         ACCURATE: ("How accurate?", "clean test images"),
         GALLERY: ("How robust against the stored attacks?", "test images, a part of them under such an attack"),
-        AIMED: ("How robust against who aims at the net?", "test images in the worst of all attacks on each net"),
+        AIMED: (
+            "How robust against an attacker who aims at the net?",
+            "test images in the worst of all attacks on each net",
+        ),
     }
     lines = []
     for question, rows in answers.items():
@@ -142,7 +156,7 @@ def _paper(claims: pd.DataFrame) -> list[str]:
     counts = rows["verdict"].value_counts(sort=False)
     shares = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     return [
-        f"**Does the paper hold?** Of its {len(rows)} differences between structures on the mixture, "
+        f"**Does the paper hold?** Of its differences between structures on the mixture ({len(rows)}), "
         f"{scope(trainings_of(rows))}{shares}."
     ]
 
