@@ -89,7 +89,7 @@ def write_store(path: Path, images: store.Images, classes: list[str], **more: An
     store.write(path, [images], {"shape": shape, "classes": classes, "split": "test"} | more)
 
 
-def shorten(monkeypatch: pytest.MonkeyPatch, **numbers: int) -> None:
+def shorten(monkeypatch: pytest.MonkeyPatch, **numbers: int | tuple[int, ...]) -> None:
     """Give the audit's attacks other numbers, by their names in capitals, as those of AutoAttack take a minute."""
     for name, number in numbers.items():
         for module in (attacks, plan, facts):

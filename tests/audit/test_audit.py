@@ -29,7 +29,7 @@ QUICK = ("--images", "24", "--minutes", "5")
 def _few_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the attacks for all tests but those marked `whole`: AutoAttack's own numbers take a minute an audit."""
     if "whole" not in request.fixturenames:
-        shorten(monkeypatch, STEPS=10, QUERIES=60, FEW_QUERIES=30, TARGETS=4)
+        shorten(monkeypatch, STEPS=10, QUERIES=60, FEW_QUERIES=30, TARGETS=4, LEVELS=(4, 8, 12, 16, 32, 128))
 
 
 @pytest.fixture(autouse=True)
