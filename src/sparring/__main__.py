@@ -175,7 +175,7 @@ def audit(
             "run and gives a torch.nn.Module."
         ),
     ],
-    data: Annotated[str, typer.Option(metavar="PATH", help="A folder a class, a .parquet file, cifar10:FOLDER.")],
+    data: Annotated[str, typer.Option(metavar="PATH", help="A folder per class, a .parquet file, cifar10:FOLDER.")],
     network: NETWORK = None,
     mean: MEAN = None,
     std: STD = None,

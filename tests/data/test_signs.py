@@ -153,7 +153,7 @@ def test_a_wrong_path() -> None:
     fails("params.yaml: data.path is .*GTSRB, which has no folder of training images; it needs GTSRB/Final_Tr", **DATA)
     Path("file").write_text("")
     fails(
-        "data.path is .*file, a file; source belgium needs Training, with a folder a class",
+        "data.path is .*file, a file; source belgium needs Training, with a folder per class",
         **BELGIUM | {"path": "file"},
     )
     fails("data.path is nowhere; there is no .*nowhere", source="gtsrb", path="nowhere")
@@ -302,7 +302,7 @@ def test_archives_with_folders_around_them(capsys: pytest.CaptureFixture[str]) -
 def test_testing_without_class_folders_and_nothing_for_training() -> None:
     class_folder(Path("signs/Testing"), 0, {500: 3})
     Path("signs/Training").mkdir()
-    fails("signs, which has no folder Training with a folder a class; it needs Training", **BELGIUM)
+    fails("signs, which has no folder Training with a folder per class; it needs Training", **BELGIUM)
 
 
 def test_png_images_are_read_too() -> None:

@@ -100,7 +100,7 @@ def _kind_and_path(text: str) -> tuple[str, str | None]:
         return "cifar100", text
     if path.is_file():
         if path.suffix != ".parquet":
-            raise InputError(f"--data is {text}; name a .parquet file, or a folder with one folder a class")
+            raise InputError(f"--data is {text}; name a .parquet file, or a folder with one folder per class")
         return ("store" if store.is_store(path) else "parquet"), text
     files = next(path.rglob("*.parquet"), None)
     return ("folder" if files is None else "parquet"), text

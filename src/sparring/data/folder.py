@@ -53,7 +53,7 @@ def read(data: Data) -> Source:
     """
     top = existing_path(data)
     if not top.is_dir():
-        raise InputError(f"{PARAMS_FILE}: data.path is {top}, a file; source folder needs one folder a class below it")
+        raise InputError(f"{PARAMS_FILE}: data.path is {top}, a file; source folder needs a folder per class below it")
     left_out: LeftOut = defaultdict(list)
     real = {os.path.realpath(path) for path, _, _ in os.walk(top)}
     whole = _scan(top, real, left_out, top)
@@ -122,7 +122,7 @@ def _check_not_empty(whole: _Folder, left_out: LeftOut) -> None:
     inside = "images, but no class folders" if whole.images else "no images"
     beside = f" ({describe(left_out)})" if left_out else ""
     raise InputError(
-        f"{PARAMS_FILE}: data.path is {whole.path}, which has {inside}{beside}; it needs one folder a class, in it "
+        f"{PARAMS_FILE}: data.path is {whole.path}, which has {inside}{beside}; it needs one folder per class, in it "
         f"images"
     )
 
@@ -198,7 +198,7 @@ def _check_has_classes(split: _Folder, classes: set[str], train: _Folder) -> Non
         return
     if classes:
         raise InputError(
-            f"{holder.path} has {len(holder.images):,} images, but no folder a class, as {train.path} has; sort them "
+            f"{holder.path} has {len(holder.images):,} images, but no folder per class, as {train.path} has; sort them "
             f"into folders named like their classes, or move {split.path} elsewhere"
         )
     raise InputError(f"{holder.images[0]} lies in no class; put it in a folder named like its class")

@@ -40,7 +40,7 @@ def gtsrb(data: Data) -> Source:
     Groups are tracks: photographs of one sign by a car that drives towards it, numbered anew in each class.
     Raises InputError for folders or CSV files that are missing or broken, and a test image of an untrained class.
     """
-    tree = Tree.of(data, "GTSRB/Final_Training/Images, or Training as torchvision has it, with a folder a class")
+    tree = Tree.of(data, "GTSRB/Final_Training/Images, or Training as torchvision has it, with a folder per class")
     folders = [*tree.ending("final_training", "images"), *tree.ending("training")]
     train = _in_class_folders(tree, tree.only(_with_classes(tree, folders), "folder of training images"))
     test: list[_Sign] = []
@@ -56,8 +56,8 @@ def belgium(data: Data) -> Source:
     Groups are poles: all photographs of the signs of one pole, which may be of several classes.
     Raises InputError for folders or CSV files that are missing or broken, and a test image of an untrained class.
     """
-    tree = Tree.of(data, "Training, with a folder a class, and beside it Testing")
-    training = tree.only(_with_classes(tree, tree.ending("training")), "folder Training with a folder a class")
+    tree = Tree.of(data, "Training, with a folder per class, and beside it Testing")
+    training = tree.only(_with_classes(tree, tree.ending("training")), "folder Training with a folder per class")
     train, test = _in_class_folders(tree, training), []
     testing = _with_classes(tree, tree.ending("testing"))
     if testing:

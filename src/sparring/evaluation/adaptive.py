@@ -30,7 +30,7 @@ def image_rows(images: store.Images, split: str, seed: int, kind: str, attack: s
     return rows.assign(split=split, seed=seed, kind=kind, attack=attack)
 
 
-# The detector, and who aims at it
+# The detector, and an attacker who aims at it
 
 
 def detector_score(pretrained: Classifier, detector: TransformerDetector, images: Tensor) -> Tensor:
