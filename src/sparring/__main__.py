@@ -216,7 +216,8 @@ def audit(
     )
     facts = audits.audit(options)
     if fail_under is not None and facts.worst["accuracy"] < fail_under:
-        print(f"robust accuracy {facts.worst['accuracy']:.3f} is below --fail-under {fail_under:g}", file=sys.stderr)
+        accuracy = f"{facts.at_most}{facts.worst['accuracy']:.3f}"
+        print(f"robust accuracy {accuracy} is below --fail-under {fail_under:g}", file=sys.stderr)
         raise typer.Exit(3)
 
 

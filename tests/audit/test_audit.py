@@ -218,6 +218,54 @@ def test_what_had_no_time_is_named_and_made_up_for(project: Path, monkeypatch: p
     assert longer["worst_case"]["accuracy"] <= short["worst_case"]["accuracy"]
 
 
+class Stop:
+    """Ends the time of an audit when so many batches are attacked, for as long as `batches` says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, batches: float) -> None:
+        self.batches, self.calls, attacked = batches, [], generation.attacked
+
+        def counted(*arguments, **named):
+            self.calls.append((arguments[2], len(arguments[5])))
+            return attacked(*arguments, **named)
+
+        monkeypatch.setattr(generation, "attacked", counted)
+        monkeypatch.setattr(plan.Clock, "left", property(lambda _: 1e6 if len(self.calls) < self.batches else -1.0))
+
+
+EIGHTS = (NET, "--data", DATA, "--images", "24", "--eps", "12/255", "--batch-size", "8")
+
+
+def test_images_that_no_attack_met_are_told_apart_from_robust_ones(project: Path, monkeypatch, capsys) -> None:
+    Stop(monkeypatch, 2)
+    results = audited(*EIGHTS, "--fail-under", "1", code=3)
+    (fgsm,), worst = results["attacks"], results["worst_case"]
+    assert (fgsm["met"], fgsm["of"]) == (16, round(24 * results["clean"]["accuracy"]))
+    assert worst["unattacked"] == fgsm["of"] - 16 and results["left_out"]["worst case: FGSM"].startswith(
+        f"met 16 of {fgsm['of']} images; the others would take"
+    )
+    assert results["left_out"]["worst case: PGD, 20 steps"].startswith("not begun; its")
+    headline, autoattack = results["verdict"][0], results["verdict"][-1]
+    assert headline.startswith(f"**Robust accuracy at most {worst['accuracy']:.3f}")
+    assert f"{worst['unattacked']} of the {fgsm['of']} images that are right when clean met no attack" in headline
+    assert f": FGSM met 16 of {fgsm['of']} images, and the time left out PGD, 20 steps; " in autoattack
+    assert results["checks"] == [] and results["masked"] is None
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith(f"audit: robust accuracy at most {worst['accuracy']:.3f}")
+    assert f"robust accuracy at most {worst['accuracy']:.3f} is below --fail-under 1" in err
+
+
+def test_an_attack_with_time_later_meets_the_rest_alone(project: Path, monkeypatch) -> None:
+    stop = Stop(monkeypatch, 2)
+    monkeypatch.setattr(run, "run_parts", lambda *_: setattr(stop, "batches", 1e6))
+    results = audited(*EIGHTS)
+    right = round(24 * results["clean"]["accuracy"])
+    fgsm = next(row for row in results["attacks"] if row["key"] == plan.SINGLE)
+    assert (fgsm["met"], fgsm["of"]) == (right, right)
+    assert sum(count for key, count in stop.calls if key == plan.SINGLE) == right
+    assert results["worst_case"]["unattacked"] == 0 and results["verdict"][0].startswith("**Robust accuracy 0.")
+    assert not [what for what in results["left_out"] if "worst case" in what]
+
+
 @pytest.mark.slow
 def test_more_images_go_on_from_those_before(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (NET, "--data", DATA, "--eps", "12/255", "--batch-size", "8")

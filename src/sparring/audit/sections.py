@@ -298,7 +298,7 @@ def _conditions(facts: Facts, page_data: PageData) -> list[str | Table | Figure]
     parts: list[str | Table | Figure] = []
     if facts.left_out:
         lines = [f"- {escape.markdown(what)}: {why}." for what, why in facts.left_out.items()]
-        parts.append("Left out:\n\n" + "\n".join(lines))
+        parts.append("Left out, or not finished:\n\n" + "\n".join(lines))
     else:
         parts.append("Nothing was left out.")
     frame = pd.DataFrame({"": list(page_data.facts), "value": [str(value) for value in page_data.facts.values()]})
