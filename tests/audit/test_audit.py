@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchattacks
 from audited import DATA, NET, audited, grey, shorten, write_models, write_store
+from safetensors.torch import save_file
 
 import sparring
 from sparring import __main__ as command_line
@@ -19,8 +20,9 @@ from sparring import store
 from sparring.attacks import generation
 from sparring.audit import images as audited_images
 from sparring.audit import plan, run, sections
-from sparring.models import classifier
+from sparring.models import classifier, networks
 from sparring.params.errors import InputError
+from sparring.params.sections import Network
 
 QUICK = ("--images", "24", "--minutes", "5")
 
@@ -143,7 +145,7 @@ def test_what_is_written(project: Path, drawn: None, capsys: pytest.CaptureFixtu
     results = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
     assert {"clean", "worst_case", "attacks", "curve", "checks", "corruptions", "left_out", "verdict"} <= set(results)
     assert {"accuracy", "ci_low", "ci_high", "images", "norm", "eps"} <= set(results["worst_case"])
-    assert results["hardware"] and results["worst_case"]["images"] == 24
+    assert "1 thread of" in results["hardware"] and results["worst_case"]["images"] == 24
     met = [row["met"] for row in results["attacks"]]
     left = [row["accuracy"] for row in results["attacks"]]
     # Each meets what those before it left, the cheapest first.
@@ -372,6 +374,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "share": ((NET, "--data", DATA, "--fail-under", "nan"), "audit: fail_under is NaN; it is a share, so 0 to 1"),
     "batch": ((NET, "--data", DATA, "--batch-size", "some"), "--batch-size is some; use auto"),
     "size": ((NET, "--data", DATA, "--image-size", "32"), "is for images of 16 pixels"),
+    "three": (
+        ("three.safetensors", "--network", "{name: resnet, blocks: [1, 1, 1, 1], width: 4}", "--data", DATA),
+        "tells 3 classes apart; the images in --data have 10; use images of the classes that it learnt",
+    ),
     "nan": (("python:audited_models:nan", "--data", DATA), "gives NaN for an image"),
     "noisy": (("python:audited_models:noisy", "--data", DATA), "other logits when it is asked again"),
     "seven": (("python:audited_models:seven", "--data", DATA), "tells 7 classes apart, .* has 10"),
@@ -397,6 +403,9 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(models: None, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, says = BAD[name]
+    if name == "three":
+        net = networks.create(Network(name="resnet", blocks=[1, 1, 1, 1], width=4), 3, 16)
+        save_file(net.state_dict(), "three.safetensors")
     before = Path("params.yaml").read_text()
     with pytest.raises(SystemExit) as stop:
         command_line.main(["audit", *arguments])

@@ -158,7 +158,9 @@ def _prepare_work(options: Options, clock: Clock) -> tuple[Work, list[str], str]
     pixels, labels = classifier.to_images(probe.image, device), on_device(probe.label, device)
     clean = predict.classified(subject.model, all_images, batch_size, device)
     clean["correct"] = clean["prediction"] == clean["label"]
-    models.check_better_than_guessing(options.model, clean)
+    problem = foreign.no_better_than_guessing(source.path, clean, "take more --images, or ")
+    if problem is not None:
+        raise InputError(problem)
     rates = plan.measure_rates(subject.aim, pixels, labels, subject.has_gradients)
     attacks = plan.worst_case_attacks(options.norm, options.eps, count, subject.has_gradients)
     fits = plan.images_that_fit(len(all_images), clock.seconds - clock.used, rates, attacks)
