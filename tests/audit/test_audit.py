@@ -93,6 +93,11 @@ def test_the_worst_case_of_a_linear_model_is_its_closed_form(linear: tuple[np.nd
         results = audited("python:audited_models:linear", "--data", "images.parquet", "--eps", f"{levels}/255")
         assert results["clean"]["accuracy"] == 1
         assert results["worst_case"]["accuracy"] == pytest.approx(stands, abs=1e-6)
+        # A model of two classes: APGD-T's loss needs four.
+        assert "This is **not AutoAttack**, of which APGD-T needs 4 classes or more." in results["verdict"]
+        assert "APGD-T is not among them: its loss compares 4 classes, and the model has 2." in (
+            Path("audit/audit.md").read_text()
+        )
 
 
 def test_the_least_change_of_a_linear_model_is_its_closed_form(
@@ -145,7 +150,7 @@ def test_what_is_written(project: Path, drawn: None, capsys: pytest.CaptureFixtu
     results = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
     assert {"clean", "worst_case", "attacks", "curve", "checks", "corruptions", "left_out", "verdict"} <= set(results)
     assert {"accuracy", "ci_low", "ci_high", "images", "norm", "eps"} <= set(results["worst_case"])
-    assert "1 thread of" in results["hardware"] and results["worst_case"]["images"] == 24
+    assert "1 threads" not in results["hardware"] and results["worst_case"]["images"] == 24
     met = [row["met"] for row in results["attacks"]]
     left = [row["accuracy"] for row in results["attacks"]]
     # Each meets what those before it left, the cheapest first.
@@ -252,6 +257,7 @@ def test_images_that_no_attack_met_are_told_apart_from_robust_ones(project: Path
     assert f": FGSM met 16 of {fgsm['of']} images, and the time left out PGD, 20 steps; " in autoattack
     assert results["checks"] == [] and results["masked"] is None
     out, err = capsys.readouterr()
+    assert re.search(r"^FGSM: \d+ of 16 images fell; accuracy left 0\.\d{3}; \d+\.\d s$", out, re.MULTILINE)
     assert out.splitlines()[-1].startswith(f"audit: robust accuracy at most {worst['accuracy']:.3f}")
     assert f"robust accuracy at most {worst['accuracy']:.3f} is below --fail-under 1" in err
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from sparring.audit.facts import Facts
 from sparring.audit.plan import SHORT_SQUARE
+from sparring.params.attacks import FEWEST_CLASSES
 from sparring.params.names import SQUARE
 from sparring.params.values import fraction
 from sparring.report.table import number, with_interval
@@ -126,7 +127,9 @@ def _autoattack(facts: Facts) -> str:
         if left_out:
             reasons.append(f"the time left out {'; '.join(left_out)}")
         return f"This is **not AutoAttack**: {', and '.join(reasons)}. More `--minutes` go on from here."
-    return "This is **not AutoAttack**, whose four parts are not all defined for this model."
+    if facts.has_gradients:
+        return f"This is **not AutoAttack**, of which APGD-T needs {FEWEST_CLASSES} classes or more."
+    return "This is **not AutoAttack**, of which only Square needs no gradient."
 
 
 @cache
