@@ -143,9 +143,9 @@ def evaluate_model(
     rows = rows.assign(correct=rows["label"] == rows["prediction"])
     accuracy = statistics.accuracies(rows, ["split", "attack"])
     print(table.grid(table.own_model(values, accuracy)))
-    problem = foreign.no_better_than_guessing(path, rows[rows["attack"] == CLEAN])
-    if problem is not None:
-        print(f"warning: {problem}", file=sys.stderr)
+    clean = rows[rows["attack"] == CLEAN]
+    if (guessed := statistics.as_if_guessed(clean)) is not None:
+        print(f"warning: {foreign.guessing_sentence(path, clean, guessed)}", file=sys.stderr)
     if to is not None:
         with replacing(to) as temporary:
             figures = accuracy[["accuracy", "ci_low", "ci_high", "images"]].reset_index().to_dict("records")

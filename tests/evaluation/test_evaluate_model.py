@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import sparring
 from sparring import __main__ as command_line
-from sparring import store
+from sparring import statistics, store
 from sparring.evaluation import foreign, predict, programs
 from sparring.layout import HERE
 from sparring.models import classifier, model_files, networks
@@ -196,9 +196,10 @@ def test_what_gives_no_number_for_normalised_images_does_not_want_them(project: 
 def test_few_images_cannot_tell_a_model_from_guessing(right: int, says: str) -> None:
     label = np.arange(12) % 3
     clean = pd.DataFrame({"label": label, "correct": np.arange(12) < right})
-    sentence = str(foreign.no_better_than_guessing(Path("mine.pt2"), clean, "take more --images, or "))
+    guessed = statistics.as_if_guessed(clean)
+    assert guessed is not None
+    sentence = foreign.guessing_sentence(Path("mine.pt2"), clean, guessed, "take more --images, or ")
     assert says in sentence and ("take more --images, or check" in sentence) == (right == 6)
-    assert foreign.no_better_than_guessing(Path("mine.pt2"), clean.assign(correct=True)) is None
 
 
 def test_classes_in_an_order_that_the_file_does_not_say_are_told_of(

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from sparring import statistics, store
+from sparring import store
 from sparring.attacks import engine
 from sparring.device import channels_last, rng
 from sparring.evaluation import predict, programs
@@ -164,14 +164,13 @@ def forgotten_scaling(
     )
 
 
-def no_better_than_guessing(path: Path, clean: pd.DataFrame, more_images: str = "") -> str | None:
-    """Return a sentence where a model is not shown to be more accurate on clean images than guessing, else None.
+def guessing_sentence(path: Path, clean: pd.DataFrame, guessed: float, more_images: str = "") -> str:
+    """Return the sentence on a model that is not shown to be more accurate on clean images than guessing.
 
-    clean: its predictions, with `correct`.  more_images: what to do about too few images, with "or" at the end.
+    clean: its predictions, with `correct`.  guessed: from `statistics.as_if_guessed`.
+    more_images: what to do about too few images, with "or" at the end.
     """
-    guessed, accuracy = statistics.as_if_guessed(clean), clean["correct"].mean()
-    if guessed is None:
-        return None
+    accuracy = clean["correct"].mean()
     comparison, mend = f"no more than guessing does ({guessed:.3f})", ""
     if accuracy > guessed:
         comparison, mend = f"which so few images cannot tell from guessing ({guessed:.3f})", more_images
