@@ -152,11 +152,7 @@ def evaluate_model(
     print(table.grid(table.own_model(values, accuracy)))
     clean = rows[rows["attack"] == CLEAN]
     if (guessed := statistics.as_if_guessed(clean)) is not None:
-        print(
-            f"warning: {path} gets {clean['correct'].mean():.3f} of the clean images right, no more than guessing does "
-            f"({guessed:.3f}); check its normalisation (--mean, --std), the order of its classes and its image size",
-            file=sys.stderr,
-        )
+        print(f"warning: {foreign.guessing_sentence(path, clean, guessed)}", file=sys.stderr)
     if to is not None:
         with replacing(to) as temporary:
             figures = accuracy[["accuracy", "ci_low", "ci_high", "images"]].reset_index().to_dict("records")
@@ -223,7 +219,8 @@ def audit(
     )
     facts = audits.audit(options)
     if fail_under is not None and facts.worst["accuracy"] < fail_under:
-        print(f"robust accuracy {facts.worst['accuracy']:.3f} is below --fail-under {fail_under:g}", file=sys.stderr)
+        accuracy = f"{facts.at_most}{facts.worst['accuracy']:.3f}"
+        print(f"robust accuracy {accuracy} is below --fail-under {fail_under:g}", file=sys.stderr)
         raise typer.Exit(3)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchattacks
 from audited import DATA, NET, audited, grey, shorten, write_models, write_store
+from safetensors.torch import save_file
 
 import sparring
 from sparring import __main__ as command_line
@@ -19,8 +20,9 @@ from sparring import store
 from sparring.attacks import generation
 from sparring.audit import images as audited_images
 from sparring.audit import plan, run, sections
-from sparring.models import classifier
+from sparring.models import classifier, networks
 from sparring.params.errors import InputError
+from sparring.params.sections import Network
 
 QUICK = ("--images", "24", "--minutes", "5")
 
@@ -91,6 +93,11 @@ def test_the_worst_case_of_a_linear_model_is_its_closed_form(linear: tuple[np.nd
         results = audited("python:audited_models:linear", "--data", "images.parquet", "--eps", f"{levels}/255")
         assert results["clean"]["accuracy"] == 1
         assert results["worst_case"]["accuracy"] == pytest.approx(stands, abs=1e-6)
+        # A model of two classes: APGD-T's loss needs four.
+        assert "This is **not AutoAttack**, of which APGD-T needs 4 classes or more." in results["verdict"]
+        assert "APGD-T is not among them: its loss compares 4 classes, and the model has 2." in (
+            Path("audit/audit.md").read_text()
+        )
 
 
 def test_the_least_change_of_a_linear_model_is_its_closed_form(
@@ -143,7 +150,7 @@ def test_what_is_written(project: Path, drawn: None, capsys: pytest.CaptureFixtu
     results = audited(NET, "--data", DATA, *QUICK, "--eps", "12/255")
     assert {"clean", "worst_case", "attacks", "curve", "checks", "corruptions", "left_out", "verdict"} <= set(results)
     assert {"accuracy", "ci_low", "ci_high", "images", "norm", "eps"} <= set(results["worst_case"])
-    assert results["hardware"] and results["worst_case"]["images"] == 24
+    assert "1 threads" not in results["hardware"] and results["worst_case"]["images"] == 24
     met = [row["met"] for row in results["attacks"]]
     left = [row["accuracy"] for row in results["attacks"]]
     # Each meets what those before it left, the cheapest first.
@@ -216,6 +223,55 @@ def test_what_had_no_time_is_named_and_made_up_for(project: Path, monkeypatch: p
     longer = audited(NET, "--data", DATA, "--images", "40", "--minutes", "10", "--eps", "8/255")
     assert not longer["left_out"] and longer["worst_case"]["autoattack"]
     assert longer["worst_case"]["accuracy"] <= short["worst_case"]["accuracy"]
+
+
+class Stop:
+    """Ends the time of an audit when so many batches are attacked, for as long as `batches` says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, batches: float) -> None:
+        self.batches, self.calls, attacked = batches, [], generation.attacked
+
+        def counted(*arguments, **named):
+            self.calls.append((arguments[2], len(arguments[5])))
+            return attacked(*arguments, **named)
+
+        monkeypatch.setattr(generation, "attacked", counted)
+        monkeypatch.setattr(plan.Clock, "left", property(lambda _: 1e6 if len(self.calls) < self.batches else -1.0))
+
+
+EIGHTS = (NET, "--data", DATA, "--images", "24", "--eps", "12/255", "--batch-size", "8")
+
+
+def test_images_that_no_attack_met_are_told_apart_from_robust_ones(project: Path, monkeypatch, capsys) -> None:
+    Stop(monkeypatch, 2)
+    results = audited(*EIGHTS, "--fail-under", "1", code=3)
+    (fgsm,), worst = results["attacks"], results["worst_case"]
+    assert (fgsm["met"], fgsm["of"]) == (16, round(24 * results["clean"]["accuracy"]))
+    assert worst["unattacked"] == fgsm["of"] - 16 and results["left_out"]["worst case: FGSM"].startswith(
+        f"met 16 of {fgsm['of']} images; the others would take"
+    )
+    assert results["left_out"]["worst case: PGD, 20 steps"].startswith("not begun; its")
+    headline, autoattack = results["verdict"][0], results["verdict"][-1]
+    assert headline.startswith(f"**Robust accuracy at most {worst['accuracy']:.3f}")
+    assert f"{worst['unattacked']} of the {fgsm['of']} images that are right when clean met no attack" in headline
+    assert f": FGSM met 16 of {fgsm['of']} images, and the time left out PGD, 20 steps; " in autoattack
+    assert results["checks"] == [] and results["masked"] is None
+    out, err = capsys.readouterr()
+    assert re.search(r"^FGSM: \d+ of 16 images fell; accuracy left 0\.\d{3}; \d+\.\d s$", out, re.MULTILINE)
+    assert out.splitlines()[-1].startswith(f"audit: robust accuracy at most {worst['accuracy']:.3f}")
+    assert f"robust accuracy at most {worst['accuracy']:.3f} is below --fail-under 1" in err
+
+
+def test_an_attack_with_time_later_meets_the_rest_alone(project: Path, monkeypatch) -> None:
+    stop = Stop(monkeypatch, 2)
+    monkeypatch.setattr(run, "run_parts", lambda *_: setattr(stop, "batches", 1e6))
+    results = audited(*EIGHTS)
+    right = round(24 * results["clean"]["accuracy"])
+    fgsm = next(row for row in results["attacks"] if row["key"] == plan.SINGLE)
+    assert (fgsm["met"], fgsm["of"]) == (right, right)
+    assert sum(count for key, count in stop.calls if key == plan.SINGLE) == right
+    assert results["worst_case"]["unattacked"] == 0 and results["verdict"][0].startswith("**Robust accuracy 0.")
+    assert not [what for what in results["left_out"] if "worst case" in what]
 
 
 @pytest.mark.slow
@@ -324,6 +380,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "share": ((NET, "--data", DATA, "--fail-under", "nan"), "audit: fail_under is NaN; it is a share, so 0 to 1"),
     "batch": ((NET, "--data", DATA, "--batch-size", "some"), "--batch-size is some; use auto"),
     "size": ((NET, "--data", DATA, "--image-size", "32"), "is for images of 16 pixels"),
+    "three": (
+        ("three.safetensors", "--network", "{name: resnet, blocks: [1, 1, 1, 1], width: 4}", "--data", DATA),
+        "tells 3 classes apart; the images in --data have 10; use images of the classes that it learnt",
+    ),
     "nan": (("python:audited_models:nan", "--data", DATA), "gives NaN for an image"),
     "noisy": (("python:audited_models:noisy", "--data", DATA), "other logits when it is asked again"),
     "seven": (("python:audited_models:seven", "--data", DATA), "tells 7 classes apart, .* has 10"),
@@ -349,6 +409,9 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(models: None, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, says = BAD[name]
+    if name == "three":
+        net = networks.create(Network(name="resnet", blocks=[1, 1, 1, 1], width=4), 3, 16)
+        save_file(net.state_dict(), "three.safetensors")
     before = Path("params.yaml").read_text()
     with pytest.raises(SystemExit) as stop:
         command_line.main(["audit", *arguments])

@@ -1,18 +1,15 @@
 """Models from elsewhere: what is no fixed function of numbers is refused, and conventions of others are understood."""
 
-import os
+import re
 import shlex
-import subprocess
-import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from measured_models import Linear, exported, measured, refused
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,7 +17,7 @@ from typer.testing import CliRunner
 
 import sparring
 from sparring import __main__ as command_line
-from sparring import store
+from sparring import statistics, store
 from sparring.evaluation import foreign, predict, programs
 from sparring.layout import HERE
 from sparring.models import classifier, model_files, networks
@@ -120,56 +117,23 @@ def test_names_with_a_prefix_and_batch_norm_without_counters(project: Path, pref
     refused(r"fc\.bias is absent, not 10;", "mine.safetensors", "--network", RESNET)
 
 
-def awkward(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The same tensors as safetensors refuses to write them: one memory for several, strides, parameters, no tensor."""
-    memory = torch.cat([tensor.flatten() for tensor in tensors.values() if tensor.is_floating_point()])
-    checkpoint: dict[str, Any] = OrderedDict(epoch=3)
-    start = 0
-    for name, tensor in tensors.items():
-        checkpoint[name] = tensor
-        if tensor.is_floating_point():
-            checkpoint[name] = memory[start : start + tensor.numel()].view(tensor.shape)
-            start += tensor.numel()
-    checkpoint["fc.weight"] = nn.Parameter(tensors["fc.weight"].T.contiguous().T)
-    assert not checkpoint["fc.weight"].is_contiguous()
-    return checkpoint
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda tensors: tensors,
-        lambda tensors: {"net": tensors, "acc": 0.9, "epoch": 3},
-        lambda tensors: {
-            "epoch": 3,
-            "arch": "resnet",
-            "state_dict": {f"module.{key}": tensors[key] for key in tensors},
-        },
-        lambda tensors: {"args": {"lr": torch.tensor(0.1)}, "model": tensors, "optimizer": momentum(tensors)},
-        lambda tensors: {"state": {"model": tensors, "best": None}},
-    ],
-)
-def test_the_printed_command_converts_a_checkpoint(
-    project: Path, wrap: Callable[[dict[str, Any]], dict[str, Any]], capfd: pytest.CaptureFixture[str]
+def test_a_pickle_is_converted_as_the_documentation_shows(
+    project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = measured(str(HERE.pretrained))
-    tensors = {key: value for key, value in awkward(load_file(HERE.pretrained)).items() if isinstance(value, Tensor)}
-    torch.save(wrap({"epoch": 3} | tensors if wrap(tensors) is tensors else tensors), "it's mine.pth")
-    capfd.readouterr()
+    text = Path(__file__).parents[2].joinpath("docs/audit.md").read_text()
+    net = torchvision.models.squeezenet1_1(num_classes=10)
+    torch.save(net.state_dict(), "mine.pth")
     with pytest.raises(SystemExit):
-        command_line.main(["evaluate-model", "it's mine.pth"])
+        command_line.main(["evaluate-model", "mine.pth"])
     says = capfd.readouterr().err
-    command = says[says.index("python -c") :]
-    assert says.count("\n") == 1 and "weights_only=True" in command
-    where = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run(["sh", "-c", command], env=where, check=True)
-    pd.testing.assert_frame_equal(measured("it's mine.safetensors", "--network", RESNET), wanted)
-
-
-def momentum(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What an optimizer keeps of all these tensors."""
-    state = {number: {"momentum_buffer": tensor.clone()} for number, tensor in enumerate(tensors.values())}
-    return {"state": state, "param_groups": [{"lr": 0.1, "params": list(state)}]}
+    call = says[says.index("safetensors.torch.save_file") :].strip()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if call in block)
+    assert says.count("\n") == 1 and len(says) < 260
+    monkeypatch.setattr(torchvision.models, "resnet18", torchvision.models.squeezenet1_1)  # which is smaller
+    exec(block, {})
+    converted, _ = foreign.read(Path("mine.safetensors"), Network(name="squeezenet1_1"), 10, 64, CPU)
+    assert all(torch.equal(tensor, converted.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
 # Normalised images
@@ -201,12 +165,41 @@ def test_a_model_for_normalised_images_is_told_of_and_mended(
     warning = capsys.readouterr().err
     right = (accuracy["accuracy"] * accuracy["images"]).sum() / accuracy["images"].sum()
     assert warning == (
-        f"warning: mine.pt2 gets {right:.3f} of the clean images right, no more than guessing does (0.106); check its "
+        f"warning: mine.pt2 gets {right:.3f} of 160 clean images right, no more than guessing does (0.106); check its "
         "normalisation (--mean, --std), the order of its classes and its image size\n"
     )
     mended = measured(model, "--mean", mean, "--std", std)
     assert capsys.readouterr().err == ""
     pd.testing.assert_frame_equal(mended, wanted, atol=0.026)  # rounding may move a held-out image of 40
+
+
+def test_a_usual_normalisation_that_was_forgotten_is_told_with_its_options(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = exported(Normalised([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval())
+    accuracy = measured(model).xs("clean", level="attack")["accuracy"]
+    says = capsys.readouterr().err
+    options = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    assert f"warning: mine.pt2 gets {accuracy['test']:.3f} of 120 images in [0, 1] right, and" in says
+    assert f"as for ImageNet; add {' '.join(options)}, or --mean 0 --std 1 to leave them so" in says
+    for heeded in (options, ["--mean", "0", "--std", "1"]):
+        measured(model, *heeded)
+        assert "normalised as for" not in capsys.readouterr().err
+
+
+def test_what_gives_no_number_for_normalised_images_does_not_want_them(project: Path) -> None:
+    root = exported(Linear(before=lambda images: images.sqrt()))
+    assert measured(root)["accuracy"].between(0, 1).all()
+
+
+@pytest.mark.parametrize(("right", "says"), [(1, "no more than guessing does (0.333)"), (6, "few images cannot")])
+def test_few_images_cannot_tell_a_model_from_guessing(right: int, says: str) -> None:
+    label = np.arange(12) % 3
+    clean = pd.DataFrame({"label": label, "correct": np.arange(12) < right})
+    guessed = statistics.as_if_guessed(clean)
+    assert guessed is not None
+    sentence = foreign.guessing_sentence(Path("mine.pt2"), clean, guessed, "take more --images, or ")
+    assert says in sentence and ("take more --images, or check" in sentence) == (right == 6)
 
 
 def test_classes_in_an_order_that_the_file_does_not_say_are_told_of(

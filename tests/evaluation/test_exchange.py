@@ -121,7 +121,7 @@ def resnet(classes: int = 10, width: int = 4) -> torch.nn.Module:
         (
             lambda: saved("a.safetensors", resnet(), image_size=32),
             RESNET,
-            "images of 32 pixels; the stored ones have 16",
+            "images of 32 pixels, not of 16",
         ),
         (
             lambda: saved("a.safetensors", resnet(width=8)),

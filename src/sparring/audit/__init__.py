@@ -14,6 +14,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from sparring import statistics
 from sparring.attacks import engine
 from sparring.audit import facts as numbers
 from sparring.audit import images, page, plan, run, sections
@@ -158,7 +159,8 @@ def _prepare_work(options: Options, clock: Clock) -> tuple[Work, list[str], str]
     pixels, labels = classifier.to_images(probe.image, device), on_device(probe.label, device)
     clean = predict.classified(subject.model, all_images, batch_size, device)
     clean["correct"] = clean["prediction"] == clean["label"]
-    models.check_better_than_guessing(options.model, clean)
+    if (guessed := statistics.as_if_guessed(clean)) is not None:
+        raise InputError(foreign.guessing_sentence(source.path, clean, guessed, "take more --images, or "))
     rates = plan.measure_rates(subject.aim, pixels, labels, subject.has_gradients)
     attacks = plan.worst_case_attacks(options.norm, options.eps, count, subject.has_gradients)
     fits = plan.images_that_fit(len(all_images), clock.seconds - clock.used, rates, attacks)

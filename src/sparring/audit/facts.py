@@ -25,12 +25,13 @@ class Facts:
     images: one row per image: index, label, correct (clean), standing (right when clean, and no attack broke it within
     the ball), confidence (clean), attack (the title of the first that broke it), attacked_confidence, attacked_correct,
     least (the least change in the audit's norm that broke it; 0 where it is wrong when clean, inf where none did),
-    least_l2 (the same in L2), on_curve (whether the curve has it), measured (whether its least change was looked for).
+    least_l2 (the same in L2), met (whether an attack of the worst case or of the checks met it), on_curve (whether the
+    curve has it), measured (whether its least change was looked for).
     attacks: one row per attack of the worst case, in its order.  curve: eps, accuracy, ci_low, ci_high, images.
     lengths: the same by L2 length, which is `eps`.  checks: as `report.checks.verdicts`, without structures.
     corruptions: corruption, strength, accuracy, ci_low, ci_high, images.  classes: their names.
-    waiting: the titles of the worst case's attacks that had no time.  autoattack: whether all of AutoAttack ran.
-    left_out: what was not done → why.  has_gradients: whether the model has any.
+    waiting: the titles of the worst case's attacks that had no time, or not for all images.  autoattack: whether all of
+    AutoAttack ran.  left_out: what was not done, or not whole → why.  has_gradients: whether the model has any.
     """
 
     images: pd.DataFrame
@@ -56,6 +57,16 @@ class Facts:
     def worst(self) -> dict[str, Any]:
         """Return the accuracy under the worst of all attacks within the ball, as `share`."""
         return share(self.images["standing"])
+
+    @property
+    def unattacked(self) -> int:
+        """Return the number of images that are right when clean and that no attack has met within the time."""
+        return int((self.images["standing"] & ~self.images["met"]).sum())
+
+    @property
+    def at_most(self) -> str:
+        """Return the words that stand before the accuracy `worst`: none where every image met an attack."""
+        return "at most " if self.unattacked else ""
 
     @property
     def median_least(self) -> float:
@@ -110,7 +121,8 @@ def share(right: pd.Series) -> dict[str, Any]:
 def gather(work: Work, classes: Sequence[str], waiting: Sequence[PlannedAttack], corruptions: pd.DataFrame) -> Facts:
     """Compute the facts of a finished audit.
 
-    waiting: attacks of the worst case that had no time.  corruptions: from `run.predict_corrupted`.
+    waiting: attacks of the worst case that had no time, or not for all images.
+    corruptions: from `run.predict_corrupted`.
     """
     empty = pd.DataFrame(columns=["index", "attack", "title", "part", "correct", "inside", "l2", "linf", "confidence"])
     rows = pd.concat(work.frames, ignore_index=True) if work.frames else empty
@@ -152,6 +164,7 @@ def _images(work: Work, rows: pd.DataFrame) -> pd.DataFrame:
         by_index[f"attacked_{name}"] = attacked_values.where(attacked_values.notna(), default)
     by_index["attacked_confidence"] = by_index["attacked_confidence"].astype(float)
     by_index["attacked_correct"] = by_index["attacked_correct"].astype(bool)
+    by_index["met"] = by_index.index.isin(rows.loc[rows["part"].isin([WORST, CHECKS]), "index"])
     for name, part in (("on_curve", CURVE), ("measured", LEAST)):
         attacked_index = rows.loc[rows["part"] == part, "index"]
         positions = np.flatnonzero(by_index.index.isin(attacked_index))

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
-from sparring import statistics, store
+from sparring import store
 from sparring.attacks import engine, losses
 from sparring.device import channels_last, on_device
-from sparring.evaluation import foreign, predict, programs
+from sparring.evaluation import foreign, programs
 from sparring.models import classifier, model_files
 from sparring.models.adapted import Adapted
 from sparring.models.classifier import Classifier
@@ -23,16 +22,6 @@ from sparring.params.sections import Network
 
 PYTHON = "python:"
 PROBE = 8  # images on which it is seen whether there are gradients
-TRIED = 200  # images on which usual normalisations are tried
-GAIN = 0.1  # of accuracy: where a usual normalisation gains so much, it was forgotten
-# The normalisations that published models usually need.
-USUAL_SCALINGS: dict[str, foreign.Scaling] = {
-    "ImageNet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    "CIFAR-10": ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]),
-    "CIFAR-100": ([0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
-    "MNIST": ([0.1307], [0.3081]),
-    "the range from -1 to 1": ([0.5], [0.5]),
-}
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,7 @@ def load(source: ModelSource, classes: int, size: int, device: torch.device) -> 
         net.requires_grad_(False)  # attacks want the gradient by the images alone
     else:
         class_count = len(source.classes) if source.classes else classes
-        net, _ = foreign.read(source.path, source.network, class_count, size, device)
+        net, _ = foreign.read(source.path, source.network, class_count, size, device, "the images in --data")
         if isinstance(net, Classifier):
             return net, class_count
     blank = torch.zeros(2, 3, size, size, device=device)
@@ -153,46 +142,14 @@ def subject(
         remedy = "audit it with images of its own classes"
         model.order = model_files.class_order(source.path, source.classes, names, remedy)
     if not source.from_sparring and scaling is None:
-        _check_normalised(source, net, len(names), images[:TRIED], batch_size, device)
+        problem = foreign.forgotten_scaling(net, source.path, len(names), images, batch_size, device)
+        if problem is not None:
+            raise InputError(problem)
     aim: engine.Aim = model
     if isinstance(net, Classifier):
         adapted = Adapted(net, scaling, model.order) if scaling or model.order else net
         aim = engine.Fast(channels_last(adapted, device), device, torch.float32)
     return Subject(model, aim, has_gradients(aim, images[:PROBE], device), _digest(source, net))
-
-
-def _check_normalised(
-    source: ModelSource, net: nn.Module, classes: int, images: store.Images, batch_size: int, device: torch.device
-) -> None:
-    """Raise InputError where one of USUAL_SCALINGS makes the model far more accurate than images in [0, 1] do."""
-
-    def accuracy(scaling: foreign.Scaling | None) -> float:
-        model = foreign.Model(net, source.path, classes, scaling, device)
-        rows = predict.classified(model, images, batch_size, device)
-        return float((rows["prediction"] == rows["label"]).mean())
-
-    plain = accuracy(None)
-    by_name = {name: accuracy(scaling) for name, scaling in USUAL_SCALINGS.items()}
-    best = max(by_name, key=lambda name: by_name[name])
-    if by_name[best] >= plain + GAIN:
-        mean, std = (",".join(f"{number:g}" for number in numbers) for numbers in USUAL_SCALINGS[best])
-        raise InputError(
-            f"{source.text} gets {plain:.3f} of {len(images)} images in [0, 1] right, and {by_name[best]:.3f} where "
-            f"they are normalised as for {best}; add --mean {mean} --std {std}, or --mean 0 --std 1 to leave them so"
-        )
-
-
-def check_better_than_guessing(text: str, clean: pd.DataFrame) -> None:
-    """Raise InputError where a model is no more accurate on clean images than guessing.
-
-    text: the model's name.  clean: its predictions, with `correct`.
-    """
-    if (guessed := statistics.as_if_guessed(clean)) is not None:
-        raise InputError(
-            f"{text} gets {clean['correct'].mean():.3f} of {len(clean):,} clean images right, no more than guessing "
-            f"does ({guessed:.3f}); check its normalisation (--mean, --std), the order of its classes and its image "
-            "size"
-        )
 
 
 def has_gradients(aim: engine.Aim, images: store.Images, device: torch.device) -> bool:

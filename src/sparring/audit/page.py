@@ -30,7 +30,8 @@ def json_tree(facts: Facts, verdict: Verdict, page_data: PageData) -> dict[str, 
     images = facts.images
     return {
         "clean": facts.clean,
-        "worst_case": facts.worst | {"norm": facts.norm, "eps": facts.eps, "autoattack": facts.autoattack},
+        "worst_case": facts.worst
+        | {"norm": facts.norm, "eps": facts.eps, "autoattack": facts.autoattack, "unattacked": facts.unattacked},
         "attacks": facts.attacks.to_dict("records"),
         "curve": {
             "points": facts.curve.to_dict("records"),
@@ -55,6 +56,6 @@ def one_line(facts: Facts, out: Path) -> str:
     worst = facts.worst
     accuracy = with_interval(worst["accuracy"], worst["ci_low"], worst["ci_high"])
     return (
-        f"audit: robust accuracy {accuracy} within {words.threat_model(facts)}, "
+        f"audit: robust accuracy {facts.at_most}{accuracy} within {words.threat_model(facts)}, "
         f"clean {number(facts.clean['accuracy'])}, {worst['images']:,} images: {out / 'index.html'}"
     )

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,7 +63,7 @@ class Work:
     images: (N, S, S, 3).  clean: one row of predictions per image, with `correct`.  folder: keeps finished batches.
     frames: rows of predictions under attacks, with `attack`, its `title`, `part`, `correct`, and `inside`: whether the
     change lies within the ball.  attack_rows: one row per attack of the worst case.
-    left_out: what was not done → why.  pictures: broken images, by index.
+    left_out: what was not done, or not whole → why.  pictures: broken images, by index.
     right (N,): whether an image is right when clean.  standing (N,): whether it is, and no attack so far has broken it
     within the ball.
     """
@@ -78,7 +79,7 @@ class Work:
     folder: Path
     device: torch.device
     frames: list[pd.DataFrame] = field(default_factory=list)
-    attack_rows: list[dict[str, object]] = field(default_factory=list)
+    attack_rows: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     pictures: dict[int, Picture] = field(default_factory=dict)
 
@@ -97,6 +98,7 @@ class Work:
         seconds_per_image, count = self.rates.seconds(planned), int(only.sum())
         fits = seconds_per_image * count <= self.clock.left
         spent = f"{self.clock.used / 60:.1f} of {self.clock.seconds / 60:g} minutes are over"
+        met = int(self.has_met(planned, part).sum())
         with progress.bar(f"{part}: {planned.title} ({spent})", count) as advance:
             rows, attacked = aimed.attack_images(
                 self.settings,
@@ -121,15 +123,13 @@ class Work:
         self._record_fallen(rows, attacked, fallen, planned.title)
         if part == WORST:
             self._record_attack(planned, rows, count, int(fallen.sum()), attacked)
-        if len(rows) < count:
-            minutes = seconds_per_image * (count - len(rows)) / 60
-            self.left_out[f"{part}: {planned.title}"] = (
-                f"{count - len(rows):,} of {count:,} images were not attacked: they would take up to "
-                f"{minutes:.1f} minutes, which were not left"
-            )
-        else:
-            self.left_out.pop(f"{part}: {planned.title}", None)
+        self._record_time(f"{part}: {planned.title}", met + len(rows), met + count, seconds_per_image)
         return rows
+
+    def has_met(self, planned: PlannedAttack, part: str) -> np.ndarray:
+        """Return (N,) whether this attack, as one of this part, has met each image."""
+        frames = [rows.loc[(rows["attack"] == planned.key) & (rows["part"] == part), "index"] for rows in self.frames]
+        return np.isin(self.images.index, np.concatenate(frames) if frames else [])
 
     def predict(self, images: store.Images) -> pd.DataFrame:
         """Return the model's predictions, one row per image."""
@@ -143,17 +143,30 @@ class Work:
             picture = Picture(title, np.array(attacked.image[place]), int(rows["prediction"].iloc[place]))
             self.pictures.setdefault(int(rows["index"].iloc[place]), picture)
 
+    def _record_time(self, name: str, met: int, count: int, seconds_per_image: float) -> None:
+        """Note in `left_out` where an attack met fewer than `count` images."""
+        if met == count:
+            self.left_out.pop(name, None)
+            return
+        needed = f"would take up to {seconds_per_image * (count - met) / 60:.1f} minutes, which were not left"
+        begun = f"met {met:,} of {count:,} images; the others {needed}"
+        self.left_out[name] = begun if met else f"not begun; its {count:,} images {needed}"
+
     def _record_attack(
         self, planned: PlannedAttack, rows: pd.DataFrame, count: int, fallen: int, attacked: store.Images
     ) -> None:
+        """Note what an attack of the worst case did to `count` images. What it did in a second run is added."""
+        facts = next((row for row in self.attack_rows if row["key"] == planned.key), None)
+        if facts is not None:
+            facts["of"] = facts["met"] + count
         if rows.empty:
             return
-        accuracy = float(self.standing.mean())
-        self.attack_rows = [row for row in self.attack_rows if row["key"] != planned.key]
-        facts = {"key": planned.key, "attack": planned.title, "met": len(rows), "of": count, "fooled": fallen}
-        seconds = float(attacked.columns["seconds"].sum())
-        self.attack_rows.append(facts | {"accuracy": accuracy, "seconds": seconds})
-        summary = f"{fallen:,} of {len(rows):,} images fell, {accuracy:.3f} of all are left, {seconds:.0f} s"
+        facts = facts or {"key": planned.key, "attack": planned.title, "met": 0, "of": count, "fooled": 0, "seconds": 0}
+        seconds, accuracy = float(attacked.columns["seconds"].sum()), float(self.standing.mean())
+        facts |= {"met": facts["met"] + len(rows), "fooled": facts["fooled"] + fallen, "accuracy": accuracy}
+        facts["seconds"] += seconds
+        self.attack_rows = [row for row in self.attack_rows if row is not facts] + [facts]
+        summary = f"{fallen:,} of {len(rows):,} images fell; accuracy left {accuracy:.3f}; {seconds:.1f} s"
         print(f"{planned.title}: {summary}", flush=True)
 
 
@@ -165,15 +178,15 @@ def is_inside_ball(rows: pd.DataFrame, norm: str, eps: float) -> pd.Series:
 
 
 def run_worst_case(work: Work, attacks: Sequence[PlannedAttack]) -> list[PlannedAttack]:
-    """Run the attacks of the worst case, each on the images that none has broken. Returns those that lacked time.
+    """Run the attacks of the worst case, each on the images that none has broken and that it has not met yet.
 
-    An attack that reached only some of its images is among these.
+    Returns those that lacked time. An attack that reached only some of its images is among these.
     """
     waiting = []
     for planned in attacks:
         if not work.standing.any():
             break
-        standing = work.standing.copy()
+        standing = work.standing & ~work.has_met(planned, WORST)
         if len(work.attack(planned, standing, WORST)) < standing.sum():
             waiting.append(planned)
     return waiting

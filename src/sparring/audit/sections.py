@@ -13,6 +13,7 @@ from sparring.audit import verdict as words
 from sparring.audit.facts import Facts, mean_under_corruptions
 from sparring.audit.run import Picture
 from sparring.audit.verdict import Verdict
+from sparring.params.attacks import FEWEST_CLASSES
 from sparring.params.names import CLEAN
 from sparring.report import escape, page
 from sparring.report.figure import COLOURS, canvas
@@ -99,6 +100,11 @@ def _worst_case(folder: Path, facts: Facts) -> list[str | Table | Figure]:
         "Each attack meets the images that all before it left standing, so each row counts what it adds. An image also "
         "falls where an attack of another part of the audit breaks it within the ball; these have no row of their own."
     ]
+    if facts.has_gradients and len(facts.classes) < FEWEST_CLASSES:
+        notes.append(
+            f"APGD-T is not among them: its loss compares {FEWEST_CLASSES} classes, and the model has "
+            f"{len(facts.classes)}. So the accuracy is not called AutoAttack's, whatever else ran."
+        )
     caption = f"The attacks within {words.threat_model(facts)}, in the order in which they ran."
     return [
         Table("attacks", caption, attacks, {"": wide}, notes),
@@ -298,7 +304,7 @@ def _conditions(facts: Facts, page_data: PageData) -> list[str | Table | Figure]
     parts: list[str | Table | Figure] = []
     if facts.left_out:
         lines = [f"- {escape.markdown(what)}: {why}." for what, why in facts.left_out.items()]
-        parts.append("Left out:\n\n" + "\n".join(lines))
+        parts.append("Left out, or not finished:\n\n" + "\n".join(lines))
     else:
         parts.append("Nothing was left out.")
     frame = pd.DataFrame({"": list(page_data.facts), "value": [str(value) for value in page_data.facts.values()]})

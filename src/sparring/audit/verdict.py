@@ -8,6 +8,7 @@ import pandas as pd
 
 from sparring.audit.facts import Facts
 from sparring.audit.plan import SHORT_SQUARE
+from sparring.params.attacks import FEWEST_CLASSES
 from sparring.params.names import SQUARE
 from sparring.params.values import fraction
 from sparring.report.table import number, with_interval
@@ -24,10 +25,13 @@ SURPRISE = 0.02  # the share of the images left by gradient attacks that Square 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The sentences of a verdict, in Markdown, the most important first; and whether gradients may be masked."""
+    """The sentences of a verdict, in Markdown, the most important first.
+
+    masked: whether gradients may be masked; None where no check was made.
+    """
 
     sentences: list[str]
-    masked: bool
+    masked: bool | None
 
 
 def threat_model(facts: Facts) -> str:
@@ -45,17 +49,23 @@ def verdict(facts: Facts, data: str) -> Verdict:
     signs = masking_signs(facts)
     sentences = [_headline(facts), _breakers(facts), _gradients(facts, signs), _autoattack(facts)]
     published = published_comparison(facts, data)
-    return Verdict([sentence for sentence in [*sentences, published] if sentence], bool(signs))
+    masked = bool(signs) if signs or _decided_checks(facts) else None
+    return Verdict([sentence for sentence in [*sentences, published] if sentence], masked)
 
 
 def _headline(facts: Facts) -> str:
     worst, clean = (
         with_interval(share["accuracy"], share["ci_low"], share["ci_high"]) for share in (facts.worst, facts.clean)
     )
+    right = int(facts.images["correct"].sum())
+    unattacked = (
+        f"**{facts.unattacked:,} of the {right:,} images that are right when clean met no attack**, as the time ran "
+        "out, and count as robust. "
+    )
     return (
-        f"**Robust accuracy {worst}** within {threat_model(facts)}, against {clean} of the same "
-        f"{len(facts.images):,} images clean. In brackets: 95 % intervals over images. It is an upper bound: a "
-        "stronger attacker may find more."
+        f"**Robust accuracy {facts.at_most}{worst}** within {threat_model(facts)}, against {clean} of the same "
+        f"{len(facts.images):,} images clean. {unattacked if facts.unattacked else ''}In brackets: 95 % intervals over "
+        "images. It is an upper bound: a stronger attacker may find more."
     )
 
 
@@ -93,11 +103,16 @@ def _gradients(facts: Facts, signs: list[str]) -> str:
         )
     if signs:
         return f"**Gradients may be masked**, so the true figure may be far lower: {'; '.join(signs)}."
-    decided = int(facts.checks["passed"].notna().sum())
+    decided = _decided_checks(facts)
     if not decided:
         return "Whether gradients are masked was not checked, as the time did not allow it."
     images_text = f" on {int(facts.checks['images'].max())} images"
     return f"Nothing suggests masked gradients: all {decided} sanity checks passed{images_text}."
+
+
+def _decided_checks(facts: Facts) -> int:
+    """Return the number of sanity checks that passed or failed."""
+    return int(facts.checks["passed"].notna().sum())
 
 
 def _autoattack(facts: Facts) -> str:
@@ -106,9 +121,15 @@ def _autoattack(facts: Facts) -> str:
     if facts.autoattack:
         return "All four parts of AutoAttack's standard version ran whole, each on what the attacks before had left."
     if facts.waiting:
-        titles = "; ".join(facts.waiting)
-        return f"This is **not AutoAttack**: the time left out {titles}. More `--minutes` go on from here."
-    return "This is **not AutoAttack**, whose four parts are not all defined for this model."
+        begun = facts.attacks[facts.attacks["attack"].isin(facts.waiting)].to_dict("records")
+        reasons = [f"{row['attack']} met {row['met']:,} of {row['of']:,} images" for row in begun]
+        left_out = [title for title in facts.waiting if title not in {row["attack"] for row in begun}]
+        if left_out:
+            reasons.append(f"the time left out {'; '.join(left_out)}")
+        return f"This is **not AutoAttack**: {', and '.join(reasons)}. More `--minutes` go on from here."
+    if facts.has_gradients:
+        return f"This is **not AutoAttack**, of which APGD-T needs {FEWEST_CLASSES} classes or more."
+    return "This is **not AutoAttack**, of which only Square needs no gradient."
 
 
 @cache

@@ -5,6 +5,7 @@ Nothing is unpickled, and no file that is read can run code of its own.
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -77,11 +78,16 @@ def evaluate(
     foreign.check_fixed_function(model, path, clean["test"].image, device)
     remedy = "use a model of these classes, or, where the two mean the same, a file that does not name them"
     model.order = model_files.class_order(path, names, facts["classes"], remedy)
+    batch_size = params.store.batch_size
+    if names is None and scaling is None:
+        problem = foreign.forgotten_scaling(net, path, len(facts["classes"]), clean["test"], batch_size, device)
+        if problem is not None:
+            print(f"warning: {problem}", file=sys.stderr)
     parts = []
     count = sum(map(len, clean.values())) * (1 + len(params.all_attacks))
     with progress.bar(f"evaluate {path.name}", count) as advance:
         for split, attack, images in predict.versions(params, layout, clean, None):
-            rows = predict.classified(model, images, params.store.batch_size, device)
+            rows = predict.classified(model, images, batch_size, device)
             parts.append(rows.assign(split=split, attack=attack, seed=0))
             advance(len(rows))
     return pd.concat(parts, ignore_index=True)

@@ -1,16 +1,17 @@
 """Model files from elsewhere, read for evaluation. Nothing is unpickled, and no file can run code of its own."""
 
 import math
-import shlex
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from sparring import store
 from sparring.attacks import engine
 from sparring.device import channels_last, rng
-from sparring.evaluation import programs
+from sparring.evaluation import predict, programs
 from sparring.models import classifier, model_files, networks
 from sparring.params.errors import InputError, reason
 from sparring.params.sections import Network
@@ -19,17 +20,19 @@ PROGRAM = ".pt2"
 TENSORS = ".safetensors"
 # What DataParallel, DistributedDataParallel and torch.compile put before the name of every tensor.
 PREFIXES = ("module.", "_orig_mod.")
-# Converts a checkpoint: writes the dictionary with most tensors in it, with each tensor in memory of its own.
-CONVERT = (
-    "import sys, torch, safetensors.torch as s; "
-    "a = [torch.load(sys.argv[1], map_location='cpu', weights_only=True)]; "
-    "[a.extend(v for v in d.values() if isinstance(v, dict)) for d in a]; "
-    "d = max(a, key=lambda d: sum(map(torch.is_tensor, d.values()))); "
-    "s.save_file({k: v.detach().clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"
-)
 PROBE = 8  # stored images that a model is tried on, and as many of noise
+TRIED = 200  # images on which usual normalisations are tried
+GAIN = 0.1  # of accuracy: where a usual normalisation gains so much, it was forgotten
 
 Scaling = tuple[list[float], list[float]]  # mean and standard deviation, of each channel or of all
+# The normalisations that published models usually need.
+USUAL_SCALINGS: dict[str, Scaling] = {
+    "ImageNet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "CIFAR-10": ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]),
+    "CIFAR-100": ([0.5071, 0.4865, 0.4409], [0.2673, 0.2564, 0.2762]),
+    "MNIST": ([0.1307], [0.3081]),
+    "the range from -1 to 1": ([0.5], [0.5]),
+}
 
 
 def scaling(mean: str | None, std: str | None) -> Scaling | None:
@@ -91,9 +94,7 @@ class Model(nn.Module):
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
             raise InputError(f"{self.path} does not give one row of logits for each image")
         if self.classes not in (None, logits.shape[1]):
-            raise InputError(
-                f"{self.path} tells {logits.shape[1]} classes apart; the stored images have {self.classes}"
-            )
+            raise _other_classes(self.path, logits.shape[1], "the stored images", int(str(self.classes)))
         logits = logits.float()
         if not logits.isfinite().all():
             raise InputError(
@@ -133,6 +134,52 @@ def check_fixed_function(model: Model, path: Path, stored: np.ndarray, device: t
             )
 
 
+def forgotten_scaling(
+    net: nn.Module, path: Path, classes: int, images: store.Images, batch_size: int, device: torch.device
+) -> str | None:
+    """Return a sentence where one of USUAL_SCALINGS makes a net far more accurate than images in [0, 1] do, else None.
+
+    images: clean ones, of which TRIED are tried, evenly from all.
+    """
+    images = images[:: max(1, len(images) // TRIED)][:TRIED]
+
+    def accuracy(scaling: Scaling | None) -> float:
+        try:
+            rows = predict.classified(Model(net, path, classes, scaling, device), images, batch_size, device)
+        except InputError:
+            if scaling is None:
+                raise
+            return 0.0  # a model that gives no number for such images does not want them
+        return float((rows["prediction"] == rows["label"]).mean())
+
+    plain = accuracy(None)
+    by_name = {name: accuracy(scaling) for name, scaling in USUAL_SCALINGS.items()}
+    best = max(by_name, key=lambda name: by_name[name])
+    if not by_name[best] >= plain + GAIN:
+        return None
+    mean, std = (",".join(f"{number:g}" for number in numbers) for numbers in USUAL_SCALINGS[best])
+    return (
+        f"{path} gets {plain:.3f} of {len(images)} images in [0, 1] right, and {by_name[best]:.3f} where they are "
+        f"normalised as for {best}; add --mean {mean} --std {std}, or --mean 0 --std 1 to leave them so"
+    )
+
+
+def guessing_sentence(path: Path, clean: pd.DataFrame, guessed: float, more_images: str = "") -> str:
+    """Return the sentence on a model that is not shown to be more accurate on clean images than guessing.
+
+    clean: its predictions, with `correct`.  guessed: from `statistics.as_if_guessed`.
+    more_images: what to do about too few images, with "or" at the end.
+    """
+    accuracy = clean["correct"].mean()
+    comparison, mend = f"no more than guessing does ({guessed:.3f})", ""
+    if accuracy > guessed:
+        comparison, mend = f"which so few images cannot tell from guessing ({guessed:.3f})", more_images
+    return (
+        f"{path} gets {accuracy:.3f} of {len(clean):,} clean images right, {comparison}; {mend}check its normalisation "
+        "(--mean, --std), the order of its classes and its image size"
+    )
+
+
 def _coarsest_eps(net: nn.Module) -> float:
     """Return the machine epsilon of the coarsest floating-point format that a net or program computes in."""
     values = [*net.state_dict().values()]
@@ -142,11 +189,23 @@ def _coarsest_eps(net: nn.Module) -> float:
     return max(torch.finfo(dtype).eps for dtype in dtypes | {torch.float32})
 
 
+def _other_classes(path: Path, count: int, images: str, classes: int) -> InputError:
+    return InputError(
+        f"{path} tells {count} classes apart; {images} have {classes}; use images of the classes that it learnt"
+    )
+
+
 def read(
-    path: Path, network: Network | None, classes: int, size: int, device: torch.device
+    path: Path,
+    network: Network | None,
+    classes: int,
+    size: int,
+    device: torch.device,
+    images: str = "the stored images",
 ) -> tuple[nn.Module, object]:
     """Load a file's model, on the device and in eval mode, and the names of its classes as the file has them, or None.
 
+    classes, size: those of the images.  images: what these are, for an error.
     Raises InputError where the file cannot be read, or its model is not for so many classes or images of this size.
     """
     if not path.is_file():
@@ -156,10 +215,10 @@ def read(
             raise InputError(f"{path} is a program, which has its architecture in it; leave out --network")
         return programs.read(path, device), programs.facts(path).get("classes")
     if path.suffix != TENSORS:
-        arguments = f"{shlex.quote(str(path))} {shlex.quote(str(path.with_suffix(TENSORS)))}"
         raise InputError(
             f"{path} is neither {TENSORS} nor {PROGRAM}; a pickle can run any code when it is read, so convert it "
-            f'where you trust it: python -c "{CONVERT}" {arguments}'
+            "where you trust it, as docs/audit.md shows: safetensors.torch.save_file(net.state_dict(), "
+            f'"{path.stem}{TENSORS}")'
         )
     facts = read_facts(path)
     if network is None:
@@ -168,11 +227,11 @@ def read(
         network = network_of(facts, path)
     trained, names = (facts or {}).get("image_size"), (facts or {}).get("classes")
     if isinstance(names, list) and len(names) != classes:
-        raise InputError(f"{path} tells {len(names)} classes apart; the stored images have {classes}")
+        raise _other_classes(path, len(names), images, classes)
     if isinstance(trained, int) and trained != size:
-        raise InputError(f"{path} is for images of {trained} pixels; the stored ones have {size}")
+        raise InputError(f"{path} is for images of {trained} pixels, not of {size}")
     net = networks.create(network, classes, size)
-    load_tensors(net, path, classes, size)
+    load_tensors(net, path, classes, size, images)
     return channels_last(net.eval(), device), names
 
 
@@ -195,7 +254,7 @@ def network_of(facts: dict[str, object], path: Path) -> Network:
         raise InputError(f"{path} does not say its architecture; name it, as in --network vgg11_bn") from error
 
 
-def load_tensors(net: nn.Module, path: Path, classes: int, size: int) -> None:
+def load_tensors(net: nn.Module, path: Path, classes: int, size: int, images: str = "the stored images") -> None:
     """Load the file's tensors into the net, which has so many classes. Raises InputError where they do not fit."""
     tensors = _without_prefixes(model_files.read(path))
     # How many batches BatchNorm has averaged over, which older files leave out and evaluation does not read.
@@ -208,7 +267,7 @@ def load_tensors(net: nn.Module, path: Path, classes: int, size: int) -> None:
     shapes = wrong.values()
     last_layer = [(actual, wanted) for actual, wanted in shapes if actual and wanted and actual[1:] == wanted[1:]]
     if len(last_layer) == len(wrong) and all(wanted[0] == classes for _, wanted in last_layer):
-        raise InputError(f"{path} tells {last_layer[0][0][0]} classes apart; the stored images have {classes}")
+        raise _other_classes(path, last_layer[0][0][0], images, classes)
     name, (actual, wanted) = next(iter(wrong.items()))
     raise InputError(
         f"{path} holds another architecture (of images of {size} pixels and {classes} classes): {name} is "

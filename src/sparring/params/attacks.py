@@ -97,6 +97,7 @@ BUILT_IN: dict[str, type[Section]] = {
 TORCHATTACKS = "torchattacks."
 APGD, APGD_T, FAB_T = "apgd_ce", "apgd_t", "fab_t"  # These and Square are the parts of AutoAttack.
 STEPS, TARGETS, QUERIES = 100, 9, 5000  # of AutoAttack: steps, target classes, and queries of Square
+FEWEST_CLASSES = 4  # that APGD-T's loss compares, the targeted difference of logits ratio
 # These attacks look for the least change that fools the model, and so stop right behind its decision boundary.
 MINIMAL_NORM = {"deepfool", "cw", "ddn"} | {
     TORCHATTACKS + name for name in ("DeepFool", "CW", "SparseFool", "EADL1", "EADEN", "JSMA", "FAB")
@@ -249,7 +250,7 @@ def autoattack_parts(norm: str, eps: float, classes: int) -> dict[str, Attack]:
         FAB_T: torchattacks_entry("FAB", norm, **steps, multi_targeted=True, n_classes=targets + 1),
         SQUARE: torchattacks_entry("Square", norm, eps=eps, n_queries=QUERIES, resc_schedule=False),
     }
-    return {name: part for name, part in parts.items() if classes >= 4 or name != APGD_T}
+    return {name: part for name, part in parts.items() if classes >= FEWEST_CLASSES or name != APGD_T}
 
 
 def _is_number(value: Any) -> bool:
