@@ -263,7 +263,7 @@ def test_from_the_stage_to_the_report(project: Path, tiny: Callable[..., Params]
 def test_a_structure_without_a_detector_and_bad_input_by_the_script(project: Path) -> None:
     done = stage("detect", "adv")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("detect@adv: it has no detector in ")
+    assert done.stdout.startswith("detect@adv: it has no detector\n")
     rows = pd.read_parquet(HERE.detection("adv"))
     assert len(rows) == 0 and list(rows.columns) == detect.SCHEMA.names
     failed = stage("detect", "ours")
