@@ -84,7 +84,7 @@ def check(
     if values.data.source in READ_FROM_PATH:
         try:
             existing_path(values.data)
-        except InputError as error:  # no fault where the run cache has the images
+        except InputError as error:  # DVC's cache may have what was made of them
             print(f"warning: {error}", file=sys.stderr)
     print(
         f"{PARAMS_FILE} is valid: data {values.data.source}; attacks {', '.join(values.attacks)}; "

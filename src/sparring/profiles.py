@@ -9,7 +9,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from sparring import params
@@ -175,9 +174,9 @@ def _apply_setting(values: CommentedMap, setting: str) -> None:
     if not equals or not all(parts):
         raise InputError(f"--set {setting} is not key=value; write it like --set sampler.adv_ratio=0.25")
     try:
-        value = YAML(typ="safe").load(text)
-    except (YAMLError, UnicodeError) as error:
-        raise InputError(f"--set {key}: {' '.join(text.split())} is not a YAML value; quote text") from error
+        value = params.yaml_value(text)
+    except ValueError as error:
+        raise InputError(f"--set {key}: {error}; quote text") from error
     section = values
     for depth, part in enumerate(parts):
         above = ".".join(parts[:depth])

@@ -97,7 +97,8 @@ def in_halves(device: torch.device) -> bool:
 def rows_to_keep(active: Tensor, step: int) -> Tensor | None:
     """Return the rows (n,) of a batch with which an attack goes on at a step, or None where it goes on with all.
 
-    active: (N,), which images are not finished.  step: from 0; a GPU is asked at every fifth one (CHECK_INTERVAL).
+    active: (N,), which images are not finished.
+    step: from 0. A GPU is asked at every CHECK_INTERVAL-th; at the steps between, the attack goes on with all.
     By halves (`in_halves`), finished images stay in the batch, so the attack must leave them as they are.
     """
     if not in_halves(active.device):

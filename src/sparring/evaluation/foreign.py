@@ -74,7 +74,8 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self.boxed_net = [net]  # in a list, so that it is no submodule: a program refuses to be set to eval mode
-        self.path, self.classes = path, classes
+        self.path = path
+        self.classes: int | None = classes
         self.scaling = [torch.tensor(numbers, device=device).view(-1, 1, 1) for numbers in scaling or ()]
         self.order: list[int] | None = None
 
@@ -93,8 +94,8 @@ class Model(nn.Module):
             ) from error
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
             raise InputError(f"{self.path} does not give one row of logits for each image")
-        if self.classes not in (None, logits.shape[1]):
-            raise _other_classes(self.path, logits.shape[1], "the stored images", int(str(self.classes)))
+        if self.classes is not None and self.classes != logits.shape[1]:
+            raise _other_classes(self.path, logits.shape[1], "the stored images", self.classes)
         logits = logits.float()
         if not logits.isfinite().all():
             raise InputError(
@@ -155,7 +156,7 @@ def forgotten_scaling(
     plain = accuracy(None)
     by_name = {name: accuracy(scaling) for name, scaling in USUAL_SCALINGS.items()}
     best = max(by_name, key=lambda name: by_name[name])
-    if not by_name[best] >= plain + GAIN:
+    if by_name[best] < plain + GAIN:
         return None
     mean, std = (",".join(f"{number:g}" for number in numbers) for numbers in USUAL_SCALINGS[best])
     return (

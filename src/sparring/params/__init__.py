@@ -244,10 +244,18 @@ def network(text: str, name: str) -> Network:
     Raises InputError, which begins with `name`, where the text describes no network.
     """
     try:
-        value = YAML(typ="safe").load(text)
-    except (YAMLError, UnicodeError) as error:
-        raise InputError(f"{name}: {' '.join(text.split())} is not a YAML value") from error
+        value = yaml_value(text)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
     return validated(Network, value if isinstance(value, dict) else {"name": value}, name)
+
+
+def yaml_value(text: str) -> Any:
+    """Parse a value of the command line as YAML. Raises ValueError, which quotes the text, where it is none."""
+    try:
+        return YAML(typ="safe").load(text)
+    except (YAMLError, UnicodeError) as error:
+        raise ValueError(f"{' '.join(text.split())} is not a YAML value") from error
 
 
 def read(path: str | Path) -> Any:

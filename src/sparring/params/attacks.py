@@ -184,8 +184,8 @@ def attack_entry(name: str, entry: Any) -> Attack:
         return _storable(_of_torchattacks(method, arguments))
     if not isinstance(method, str) or method not in BUILT_IN:
         close = difflib.get_close_matches(str(method), BUILT_IN, 1)
-        mend = f"did you mean {close[0]}?" if close else f"use {', '.join(BUILT_IN)} or torchattacks.<Class>"
-        raise ValueError(f"method is {quoted(method)}; there is no such attack; {mend}")
+        mend = did_you_mean(close) if close else f"; use {', '.join(BUILT_IN)} or torchattacks.<Class>"
+        raise ValueError(f"method is {quoted(method)}; there is no such attack{mend}")
     return _storable(Attack(method=method, arguments=BUILT_IN[method].model_validate(arguments).model_dump()))
 
 

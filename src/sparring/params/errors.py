@@ -70,7 +70,7 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         message = f"it needs {problem['ctx'].get('min_length', problem['ctx'].get('max_length'))} entries"
     elif kind == "literal_error":
         close = difflib.get_close_matches(str(value), re.findall("'([^']+)'", message), 1)
-        message += f"; did you mean {close[0]}?" if close else ""
+        message += did_you_mean(close) if close else ""
     return f"{key} is {quoted(value)}; {message.replace('Input should', 'it should')}"
 
 
