@@ -26,6 +26,7 @@ from sparring.models.resnet import ResNet
 from sparring.params import Params
 from sparring.params.attacks import Attack
 from sparring.params.names import BASELINE
+from sparring.report import render
 from sparring.training.pretrain import pretrain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -154,6 +155,22 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the report's figures be empty files, for tests of its numbers."""
     finished_run.leave_undrawn(monkeypatch, finished_run.FIGURES)
+
+
+@pytest.fixture(scope="session")
+def _rendered_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rendered")
+    with inside(folder), pytest.MonkeyPatch.context() as patched:
+        finished_run.leave_undrawn(patched, finished_run.FIGURES)
+        render.render(finished_run.make_project())
+    return folder
+
+
+@pytest.fixture
+def rendered(_rendered_run: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Enter a finished run of made-up results with a report without figures; return its parameters. Read only."""
+    monkeypatch.chdir(_rendered_run)
+    return params.load()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from small_nets import fails
 
 from sparring import evolving
 from sparring.layout import HERE
+from sparring.params import attacks
 from sparring.params import evolving as parameters
 from sparring.report import evolving as report
 
@@ -50,6 +51,8 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     YAML().dump(tiny_values(), folder / "studies/evolving/params.yaml")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
+        for name in ("STEPS", "TARGETS", "QUERIES"):  # AutoAttack's own numbers take most of a minute
+            patched.setattr(attacks, name, 4)
         study = parameters.load_study()
         evolving.make_source(study)
         for name in FINISHED:

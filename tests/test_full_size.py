@@ -213,6 +213,7 @@ def command(folder: Path, minutes: float, *settings: str) -> list[str]:
     return [sys.executable, str(BENCHMARKS / "full_size.py"), *map(str, options)]
 
 
+@pytest.mark.slow
 def test_a_run_at_toy_size_killed_and_gone_on_with_ends_in_a_report(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -17,8 +17,7 @@ from sparring.params.names import BASELINE, CLEAN
 from sparring.report import render
 
 
-def test_numbers_agree_with_the_predictions(finished: Params, undrawn: None) -> None:
-    render.render(finished)
+def test_numbers_agree_with_the_predictions(rendered: Params) -> None:
     summary = json.loads(Path("reports/summary.json").read_text())
     assert summary["data"] == {"source": "made-up images", "classes": 4, "train": 60, "test": 90, "heldout": 60}
     text = Path("reports/report.md").read_text()
@@ -26,11 +25,11 @@ def test_numbers_agree_with_the_predictions(finished: Params, undrawn: None) -> 
     rows = pd.read_parquet("data/predictions/adv.parquet")
     right = rows["label"] == rows["prediction"]
     for split, tree in (("test", summary), ("heldout", summary["heldout"])):
-        for attack in (CLEAN, *finished.attacks, *finished.unseen_attacks):
+        for attack in (CLEAN, *rendered.attacks, *rendered.unseen_attacks):
             of_attack = right[(rows["split"] == split) & (rows["attack"] == attack)]
             assert tree["per_attack"]["adv"][attack] == pytest.approx(of_attack.mean(), abs=1e-6)
         clean = store.read(Path(f"data/clean/{split}.parquet"))
-        draw = statistics.draw_mixture(clean.index, clean.label, list(finished.attacks), 0.5, finished.seed, split)
+        draw = statistics.draw_mixture(clean.index, clean.label, list(rendered.attacks), 0.5, rendered.seed, split)
         attack_of = dict(zip(draw["index"], draw["attack"], strict=True))
         in_mixture = (rows["split"] == split) & (rows["attack"] == rows["index"].map(attack_of))
         assert in_mixture.sum() == len(clean)
@@ -48,8 +47,7 @@ def test_numbers_agree_with_the_predictions(finished: Params, undrawn: None) -> 
     assert attacks["pgd"]["images"] == 90
 
 
-def test_success_counts_only_images_that_were_right_before(finished: Params, undrawn: None) -> None:
-    render.render(finished)
+def test_success_counts_only_images_that_were_right_before(rendered: Params) -> None:
     facts = json.loads(Path("reports/summary.json").read_text())["attacks"]["cw"]
     rows = pd.read_parquet("data/predictions/baseline.parquet")
     rows = rows[(rows["split"] == "test") & (rows["attack"] == CLEAN)].set_index("index")
@@ -61,8 +59,7 @@ def test_success_counts_only_images_that_were_right_before(finished: Params, und
         assert facts[name] == pytest.approx((before & ~after).sum() / before.sum(), abs=1e-6)
 
 
-def test_tables_tell_what_the_figures_are(finished: Params, undrawn: None) -> None:
-    render.render(finished)
+def test_tables_tell_what_the_figures_are(rendered: Params) -> None:
     table1 = Path("reports/tables/table1.md").read_text()
     assert table1.count("6/255") >= 2  # fgsm 0.025 and bim 0.026 are the same radius once stored
     assert "pgd (unseen)" in table1
@@ -106,14 +103,13 @@ def test_several_seeds_are_pooled(finished: Params, undrawn: None) -> None:
     assert summary["mixture"]["adv"]["sd"] == pytest.approx(tidy.loc[("test", "adv"), "sd"], abs=1e-5)
 
 
-def test_mcnemar_stands_beside_tables_2_and_4(finished: Params, undrawn: None) -> None:
-    render.render(finished)
+def test_mcnemar_stands_beside_tables_2_and_4(rendered: Params) -> None:
     first, second = (pd.read_parquet(f"data/predictions/{name}.parquet") for name in ("ours", "adv"))
     pairs = first.merge(second, on=["split", "attack", "index"])
     pairs = pairs[(pairs["split"] == "test") & (pairs["attack"] == "cw")]
     ours, adv = (pairs[f"label_{side}"] == pairs[f"prediction_{side}"] for side in "xy")
     table = pd.read_csv("reports/tables/table4_mcnemar.csv").set_index(["split", "attack", "structure", "other"])
-    assert len(table) == 2 * (1 + len(finished.attacks) + 1) * 3
+    assert len(table) == 2 * (1 + len(rendered.attacks) + 1) * 3
     row = table.loc[("test", "cw", "ours", "adv")]
     more, less = int((ours & ~adv).sum()), int((adv & ~ours).sum())
     assert [row["more"], row["less"], row["images"]] == [more, less, 90]
@@ -125,8 +121,7 @@ def test_mcnemar_stands_beside_tables_2_and_4(finished: Params, undrawn: None) -
     assert set(summary["differences"]) == {"adv minus baseline", "ours minus baseline", "ours minus adv"}
 
 
-def test_mcnemar_compares_what_withstood_every_attack_image_by_image(finished: Params, undrawn: None) -> None:
-    render.render(finished)
+def test_mcnemar_compares_what_withstood_every_attack_image_by_image(rendered: Params) -> None:
     withstood = {}
     for structure in ("ours", "adv"):
         rows = pd.read_parquet(f"data/whitebox/{structure}.parquet")
@@ -141,15 +136,14 @@ def test_mcnemar_compares_what_withstood_every_attack_image_by_image(finished: P
     assert f"({more} : {less})" in text and "Held-out" not in text
 
 
-def test_corruptions_are_counted_by_strength_and_image(finished: Params, undrawn: None) -> None:
-    render.render(finished)
+def test_corruptions_are_counted_by_strength_and_image(rendered: Params) -> None:
     table = pd.read_csv("reports/tables/corruptions.csv").set_index(["structure", "corruption", "strength"])
-    assert len(table) == len(finished.structures) * 31 and (table["images"] == 60).all()
+    assert len(table) == len(rendered.structures) * 31 and (table["images"] == 60).all()
     accuracies = table.loc["adv", ["accuracy", "ci_low", "ci_high"]]
     assert accuracies.loc[("noise", 1)].tolist() == pytest.approx([1, *statistics.wilson(60, 60)], rel=1e-5)
     assert accuracies.loc[("noise", 5)].tolist() == pytest.approx([59 / 60, *statistics.wilson(59, 60)], rel=1e-5)
     lines = Path("reports/tables/corruptions.md").read_text().splitlines()
-    (mean,) = (line for line in lines if line.startswith("| noise") and line.count("|") == len(finished.structures) + 2)
+    (mean,) = (line for line in lines if line.startswith("| noise") and line.count("|") == len(rendered.structures) + 2)
     assert f"{1 - 4 / 5 / 60:.3f}" in mean
 
 
