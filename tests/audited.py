@@ -1,15 +1,18 @@
 """Helpers of the tests of audits: a function that runs one, and models and images to audit."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
 
 from sparring import __main__ as command_line
 from sparring import store
-from sparring.audit import facts, plan
+from sparring.audit import facts, plan, sections
 from sparring.params import attacks
 
 DATA = "data/clean/test.parquet"
@@ -95,3 +98,20 @@ def shorten(monkeypatch: pytest.MonkeyPatch, **numbers: int | tuple[int, ...]) -
         for module in (attacks, plan, facts):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, number)
+
+
+@contextmanager
+def not_drawn(folder: Path, name: str, *_: object, **__: object) -> Iterator[MagicMock]:
+    figure = MagicMock()
+    figure.subplots.side_effect = lambda rows=0, columns=0, **_: (
+        np.array([Mock() for _ in range(columns)]) if columns else Mock()
+    )
+    yield figure
+    for path in (folder / "vector" / f"{name}.svg", folder / "figures" / f"{name}.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"<svg></svg>")
+
+
+def leave_undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the figures be empty, as drawing takes half of the time of so small an audit."""
+    monkeypatch.setattr(sections, "canvas", not_drawn)

@@ -2,16 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
 import torch
 import torchattacks
-from audited import DATA, NET, audited, grey, shorten, write_models, write_store
+from audited import DATA, NET, audited, grey, leave_undrawn, shorten, write_models, write_store
 from safetensors.torch import save_file
 
 import sparring
@@ -19,7 +16,7 @@ from sparring import __main__ as command_line
 from sparring import store
 from sparring.attacks import generation
 from sparring.audit import images as audited_images
-from sparring.audit import plan, run, sections
+from sparring.audit import plan, run
 from sparring.models import classifier, networks
 from sparring.params.errors import InputError
 from sparring.params.sections import Network
@@ -38,19 +35,7 @@ def _few_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing but in tests marked `drawn`: drawing takes half of the time of so small an audit."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(sections, "canvas", not_drawn)
-
-
-@contextmanager
-def not_drawn(folder: Path, name: str, *_: object, **__: object) -> Iterator[MagicMock]:
-    figure = MagicMock()
-    figure.subplots.side_effect = lambda rows=0, columns=0, **_: (
-        np.array([Mock() for _ in range(columns)]) if columns else Mock()
-    )
-    yield figure
-    for path in (folder / "vector" / f"{name}.svg", folder / "figures" / f"{name}.png"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"<svg></svg>")
+        leave_undrawn(monkeypatch)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from audited import audited, shorten, write_models, write_store
+from audited import audited, leave_undrawn, shorten, write_models, write_store
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from measured_models import exported
@@ -25,6 +25,11 @@ from sparring.params.errors import InputError
 from sparring.params.values import fraction
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_undrawn(monkeypatch)
 
 
 # Images

@@ -95,7 +95,9 @@ def test_files_of_an_earlier_layout_do_not_survive(finished: Params, undrawn: No
     assert Path("reports/vector/curves.svg").exists() and Path("reports/tex/table2.tex").exists()
 
 
-def test_without_detector_or_timings_or_heldout_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_detector_or_timings_or_heldout_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"heldout": 0}
     params = make_project(
@@ -111,7 +113,7 @@ def test_without_detector_or_timings_or_heldout_images(tmp_path: Path, monkeypat
     assert not Path("reports/vector/detector_roc.svg").exists()
 
 
-def test_no_structures_and_no_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_structures_and_no_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
     monkeypatch.chdir(tmp_path)
     data = YAML(typ="safe").load(ROOT / "profiles" / "digits.yaml")["data"] | {"test": 0}
     render.render(make_project(data=data, structures={}))
