@@ -101,7 +101,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch, **numbers: int | tuple[int, ...]) -
 
 
 @contextmanager
-def not_drawn(folder: Path, name: str, *_: object, **__: object) -> Iterator[MagicMock]:
+def _not_drawn(folder: Path, name: str, *_: object, **__: object) -> Iterator[MagicMock]:
     figure = MagicMock()
     figure.subplots.side_effect = lambda rows=0, columns=0, **_: (
         np.array([Mock() for _ in range(columns)]) if columns else Mock()
@@ -114,4 +114,4 @@ def not_drawn(folder: Path, name: str, *_: object, **__: object) -> Iterator[Mag
 
 def leave_undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the figures be empty, as drawing takes half of the time of so small an audit."""
-    monkeypatch.setattr(sections, "canvas", not_drawn)
+    monkeypatch.setattr(sections, "canvas", _not_drawn)

@@ -168,7 +168,10 @@ def _rendered_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rendered(_rendered_run: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """Enter a finished run of made-up results with a report without figures; return its parameters. Read only."""
+    """Enter a finished run of made-up results and return its parameters. Read only: one for all tests.
+
+    Its report is there, with empty files in place of figures.
+    """
     monkeypatch.chdir(_rendered_run)
     return params.load()
 

@@ -73,6 +73,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, capf
     wanted = train(settings, "ours")
     assert not list(PARTIAL.iterdir())
     with stage("ours") as process:
+        time.sleep(np.random.default_rng(1).uniform(0, 0.7))
         process.kill()
     assert list(PARTIAL.iterdir()) or process.returncode == 0
     capfd.readouterr()

@@ -129,11 +129,12 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(project: Path, tiny
     script = Path(__file__).resolve().parents[2] / "stages" / "attack.py"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process: more threads round differently
     stage = subprocess.Popen([sys.executable, script, "deepfool"], stdout=subprocess.PIPE, env=environment)
-    # Killed once some shards are done.
+    # Killed once some shards are done, at a random moment after that.
     deadline = time.monotonic() + 120
     while stage.poll() is None and not list(Path(PARTIAL).rglob("train-*.parquet")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    time.sleep(np.random.default_rng(0).uniform(0, 1))
     stage.kill()
     stage.wait()
     assert list(PARTIAL.rglob("*.parquet")) or stage.returncode == 0

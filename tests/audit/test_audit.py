@@ -33,7 +33,7 @@ def _few_steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(autouse=True)
 def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw nothing but in tests marked `drawn`: drawing takes half of the time of so small an audit."""
+    """Draw figures in tests marked `drawn` only."""
     if "drawn" not in request.fixturenames:
         leave_undrawn(monkeypatch)
 
